@@ -1,0 +1,164 @@
+"""The command line of every command that takes a recipe.
+
+`--config=NAME` is a recipe of `configs/` by name, `--config=PATH.py` one of your own; any field is
+overridden by its dotted name, e.g. `--config.optimizer.learning_rate=2e-4` or
+`--config.phases[1].num_steps=5000`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bertjax.config import Config, ConfigError, Phase, closest, validate
+
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting recipe and stop.")
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """Defines `--config`; call it once, in the module of the command."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        recipe_path(default) if default else None,
+        f"Recipe: one of {', '.join(recipe_names())}, or the path of a .py file with get_config(). "
+        "Override any field by its dotted name, e.g. --config.data.global_batch_size=64.",
+        lock_config=False,
+    )
+
+
+def run(main: Callable[[Config], int | None], config_flag: flags.FlagHolder) -> typing.NoReturn:
+    """Parses the command line, checks the recipe and exits with what `main(config)` returns.
+
+    A `ConfigError` becomes one line on stderr and exit code 2, before any work.
+    """
+    try:
+        sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:])]
+        app.run(lambda argv: _main(argv, main, config_flag), flags_parser=_parse_flags)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    raise AssertionError("app.run returned")
+
+
+def _main(argv: Sequence[str], main: Callable, config_flag: flags.FlagHolder) -> int | None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}: fields are set as --config.a.b=value")
+    config = config_flag.value
+    if config is None:
+        raise ConfigError(
+            f"--config is missing: choose from {', '.join(recipe_names())}, or a path"
+        )
+    config.phases = tuple(Phase(**p) if isinstance(p, dict) else p for p in config.phases)
+    validate(config)
+    if _PRINT_CONFIG.value:
+        print(config.to_json())
+        return 0
+    # Lines with the time; of the libraries' own only warnings.
+    logging.basicConfig(
+        format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr, force=True
+    )
+    logging.getLogger("bertjax").setLevel(logging.INFO)
+    return main(config)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        known = [name for name in flags.FLAGS if not name.startswith("config.")]
+        unknown = getattr(error, "flagname", "")
+        advice = f"; {closest(unknown, known)}" if unknown and unknown not in known else ""
+        raise ConfigError(f"{str(error).split(' Did you mean')[0].rstrip('.')}{advice}") from error
+    except IndexError as error:
+        raise ConfigError("--config.phases[i]: the recipe has fewer phases than that") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with bertjax."""
+    return sorted(p.stem for p in _recipe_folder().glob("*.py") if p.stem != "__init__")
+
+
+def recipe_path(name: str) -> str:
+    """Returns the file of a recipe, given by name or by path.
+
+    Raises:
+      ConfigError: there is no such recipe.
+    """
+    path = Path(name) if name.endswith(".py") else _recipe_folder() / f"{name}.py"
+    if not path.is_file():
+        raise ConfigError(
+            f"--config={name}: "
+            + (
+                f"no such file (looked in {Path.cwd()})"
+                if name.endswith(".py")
+                else f"no recipe of that name; {closest(name, recipe_names())}"
+            )
+        )
+    return str(path)
+
+
+def load_recipe(name: str) -> Config:
+    """Loads a recipe by name or path; for notebooks, tests and other programs."""
+    path = recipe_path(name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a Config")
+    return config
+
+
+def _recipe_folder() -> Path:
+    """Where bertjax.configs is installed, or configs/ beside an uninstalled checkout."""
+    spec = importlib.util.find_spec("bertjax.configs")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).parent.parent / "configs"
+
+
+def _with_recipe_paths(argv: Sequence[str]) -> list[str]:
+    """Puts recipe names into the paths that config_flags wants, and checks the field names."""
+    result = []
+    expect_name = False
+    for argument in argv:
+        name, _, value = argument.lstrip("-").partition("=")
+        if expect_name:
+            argument = recipe_path(argument)
+        elif argument.startswith("-") and name == "config" and value:
+            argument = f"--config={recipe_path(value)}"
+        elif argument.startswith("-") and name.removeprefix("no").startswith("config."):
+            _check_field(name.removeprefix("no"))
+        expect_name = argument in ("--config", "-config")
+        result.append(argument)
+    return result
+
+
+def _check_field(dotted: str) -> None:
+    """Raises with the closest name if a dotted field does not exist."""
+    node: Any = Config
+    where = "config"
+    for part in dotted.split(".")[1:]:
+        match = re.fullmatch(r"(\w+)(\[\d+\])?", part)
+        hints = typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+        if match is None or match[1] not in hints:
+            raise ConfigError(f"--{where}.{part}: no such field; {closest(part, hints)}")
+        node = Phase if match[2] else hints[match[1]]
+        where = f"{where}.{part}"
+    if dataclasses.is_dataclass(node):
+        names = [field.name for field in dataclasses.fields(node)]
+        raise ConfigError(f"--{where} is a group of fields: set one of {', '.join(names)}")

@@ -1,0 +1,384 @@
+"""The configuration of a run: typed dataclasses, checked before any work starts.
+
+A recipe (a file in `configs/`) fills a `Config`; the command line overrides fields by dotted name
+(`--config.optimizer.learning_rate=2e-4`, see `bertjax.cli`); `Config.to_json` travels with every
+checkpoint. Rows are sequences: one row is one sentence pair of at most `max_length` tokens.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says what was found, expected and what to do."""
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The encoder and its pre-training heads (Devlin et al. 2019, section 3)."""
+
+    vocab_size: int = 30_522  # entries of the word table; must equal the store's vocabulary
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12  # must divide hidden_size
+    intermediate_size: int = 3_072  # inner width of the feed-forward sublayer
+    max_positions: int = 512  # longest sequence, in tokens
+    num_token_types: int = 2  # sentence A and sentence B
+    dropout_rate: float = 0.1  # embeddings and both sublayer outputs
+    attention_dropout_rate: float = 0.1  # attention probabilities
+    gelu: str = "tanh"  # "tanh": the reference's code at HEAD; "erf": Hugging Face's weights
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02  # standard deviation, truncated at two of it
+    next_sentence: bool = True  # False: no NSP head, no NSP loss, rows of running sentences
+    dtype: str = "auto"  # of the computation: "float32", "bfloat16"; "auto": float32 on CPU only
+    scan_layers: bool = False  # one compiled layer in a loop: faster to compile
+    remat: str = "none"  # recompute in the backward pass: "none", "attention" or "layer"
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where rows come from and what they look like."""
+
+    store: str = ""  # folder written by bertjax.prepare; "" = the embedded corpus
+    eval_store: str = ""  # "" = the held-out documents of `store`
+    global_batch_size: int = 256  # rows a step, over all devices and microbatches
+    max_length: int = 128  # tokens a row, special tokens included
+    max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
+    # rounded up to a multiple of 4 (20 at length 128, 80 at 512)
+    mask_rate: float = 0.15  # share of the tokens that are predicted
+    masking: str = "token"  # "token", "whole_word" or "span" (Joshi et al. 2020)
+    short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
+    num_threads: int = 0  # tf.data workers; 0 = one a core, at most 16
+    prefetch_batches: int = 4
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The optimiser and its schedule."""
+
+    name: str = "bert_adamw"  # "bert_adamw" (no bias correction), "adamw" or "lamb"
+    learning_rate: float = 1e-4  # at the peak
+    warmup_steps: int = 10_000  # linear from 0
+    schedule: str = "linear"  # "linear", "polynomial", "cosine" or "constant" after the warm-up
+    decay_steps: int = 0  # step at which the end rate is reached; 0 = the sum of the phases
+    end_learning_rate: float = 0.0
+    power: float = 1.0  # of the polynomial
+    weight_decay: float = 0.01  # not on biases and LayerNorm
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    max_grad_norm: float = 1.0  # clip by the global norm; 0 = do not clip
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    """Devices along each axis; one of them may be -1, which fills."""
+
+    data: int = -1  # rows are split, parameters replicated
+    fsdp: int = 1  # rows and parameters are split
+    tensor: int = 1  # heads, feed-forward and vocabulary are split
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """When to save, and how many checkpoints to keep."""
+
+    every_steps: int = 1_000
+    every_minutes: float = 10.0  # whichever comes first; 0 = by steps only
+    keep: int = 3  # newest ones kept; 0 = all
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """Evaluation on the held-out rows."""
+
+    every_steps: int = 1_000  # and always at the end; 0 = at the end only
+    max_rows: int = 4_096  # the same rows every time; 0 = all held-out rows
+
+
+@dataclasses.dataclass
+class LogConfig:
+    """The terminal, metrics.jsonl and TensorBoard."""
+
+    every_steps: int = 100
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass
+class Phase:
+    """A stretch of the run; zero means "as in `data`"."""
+
+    num_steps: int = 0
+    max_length: int = 0
+    global_batch_size: int = 0
+    max_predictions: int = 0
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything that decides a run. The same config and store give the same run."""
+
+    seed: int = 0
+    num_steps: int = 0  # stops the whole run early; 0 = the sum of the phases
+    init_from: str = ""  # a workdir or a checkpoint to take the parameters from
+    num_microbatches: int = 0  # parts of a batch, one after the other; 0 = chosen to fit the memory
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    phases: tuple[Phase, ...] = ()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def resolved_phases(self) -> tuple[Phase, ...]:
+        """Returns the phases with every zero filled in; without phases, one of `num_steps`."""
+        phases = self.phases or (Phase(num_steps=self.num_steps),)
+        return tuple(
+            Phase(
+                num_steps=phase.num_steps,
+                max_length=(length := phase.max_length or self.data.max_length),
+                global_batch_size=phase.global_batch_size or self.data.global_batch_size,
+                max_predictions=phase.max_predictions
+                or self.data.max_predictions
+                or _max_predictions(self.data.mask_rate, length),
+            )
+            for phase in phases
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases: what the schedule spans."""
+        return sum(phase.num_steps for phase in self.resolved_phases())
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends: `total_steps`, or `num_steps` where that is set."""
+        return self.num_steps or self.total_steps
+
+    def to_json(self) -> str:
+        """Returns the configuration as JSON text, fields in their written order."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> typing.Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ConfigError: a field is unknown or has the wrong type.
+        """
+        config = _from_dict(cls, json.loads(text), "config")
+        check_types(config)
+        return config
+
+
+def _max_predictions(mask_rate: float, max_length: int) -> int:
+    return 4 * math.ceil(math.ceil(mask_rate * max_length) / 4)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns advice for a name that does not exist: the closest one, else all of them."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {match[0]!r}?" if match else f"choose from {', '.join(known)}"
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"{where}.{name} does not exist; {closest(name, hints)}")
+    arguments = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _from_dict(typing.cast(type, hints[name]), value, f"{where}.{name}")
+        elif name == "phases":
+            value = tuple(_from_dict(Phase, v, f"{where}.phases[{i}]") for i, v in enumerate(value))
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def check_types(node: Any, where: str = "config") -> None:
+    """Checks that every field holds a value of its annotated type; an int may stand for a float.
+
+    Raises:
+      ConfigError: naming the field, the value found and the type expected.
+    """
+    for name, hint in typing.get_type_hints(type(node)).items():
+        value = getattr(node, name)
+        if dataclasses.is_dataclass(hint):
+            _expect(isinstance(value, typing.cast(type, hint)), f"{where}.{name}", value, hint)
+            check_types(value, f"{where}.{name}")
+        elif name == "phases":
+            _expect(isinstance(value, tuple), f"{where}.phases", value, tuple)
+            for i, phase in enumerate(value):
+                _expect(isinstance(phase, Phase), f"{where}.phases[{i}]", phase, Phase)
+                check_types(phase, f"{where}.phases[{i}]")
+        elif hint is float:
+            if isinstance(value, int) and not isinstance(value, bool):
+                setattr(node, name, float(value))  # so that 1 and 1.0 are one configuration
+            else:
+                _expect(isinstance(value, float), f"{where}.{name}", value, hint)
+        else:
+            _expect(type(value) is hint, f"{where}.{name}", value, hint)
+
+
+def _expect(holds: bool, where: str, value: Any, expected: Any) -> None:
+    if not holds:
+        name = getattr(expected, "__name__", str(expected))
+        raise ConfigError(f"{where} = {value!r} is of type {type(value).__name__}; expected {name}")
+
+
+def validate(config: Config) -> None:
+    """Checks everything that can be known without devices and without the store.
+
+    Raises:
+      ConfigError: naming the fields, what was found, what was expected and what to do.
+    """
+    check_types(config)
+    model, data, optimizer = config.model, config.data, config.optimizer
+    choices = (
+        ("model.gelu", model.gelu, ("tanh", "erf")),
+        ("model.dtype", model.dtype, ("auto", "float32", "bfloat16")),
+        ("model.remat", model.remat, ("none", "attention", "layer")),
+        ("data.masking", data.masking, ("token", "whole_word", "span")),
+        ("optimizer.name", optimizer.name, ("bert_adamw", "adamw", "lamb")),
+        (
+            "optimizer.schedule",
+            optimizer.schedule,
+            ("linear", "polynomial", "cosine", "constant"),
+        ),
+    )
+    for name, value, known in choices:
+        _require(value in known, f"config.{name} = {value!r} is not known; {closest(value, known)}")
+    for section, positive in (
+        ("model", "vocab_size hidden_size num_layers num_heads intermediate_size max_positions"),
+        ("model", "num_token_types layer_norm_eps initializer_range"),
+        ("data", "global_batch_size max_length prefetch_batches"),
+        ("optimizer", "learning_rate eps power"),
+        ("checkpoint", "every_steps"),
+        ("log", "every_steps"),
+    ):
+        for name in positive.split():
+            value = getattr(getattr(config, section), name)
+            _require(value > 0, f"config.{section}.{name} = {value} must be greater than 0")
+    for section, not_negative in (
+        ("data", "max_predictions num_threads"),
+        ("optimizer", "warmup_steps decay_steps end_learning_rate weight_decay max_grad_norm"),
+        ("checkpoint", "every_minutes keep"),
+        ("eval", "every_steps max_rows"),
+    ):
+        for name in not_negative.split():
+            value = getattr(getattr(config, section), name)
+            _require(value >= 0, f"config.{section}.{name} = {value} must not be negative")
+    _require(0 <= config.seed < 2**32, f"config.seed = {config.seed} is not in [0, 2**32)")
+    for name, rate in (
+        ("model.dropout_rate", model.dropout_rate),
+        ("model.attention_dropout_rate", model.attention_dropout_rate),
+        ("data.short_row_rate", data.short_row_rate),
+        ("optimizer.b1", optimizer.b1),
+        ("optimizer.b2", optimizer.b2),
+    ):
+        _require(0 <= rate < 1, f"config.{name} = {rate} is not in [0, 1)")
+    _require(
+        0 < data.mask_rate < 1, f"config.data.mask_rate = {data.mask_rate} is not between 0 and 1"
+    )
+    _require(
+        model.hidden_size % model.num_heads == 0,
+        f"config.model.hidden_size = {model.hidden_size} is not divisible by "
+        f"config.model.num_heads = {model.num_heads}",
+    )
+    _require(
+        not model.next_sentence or model.num_token_types >= 2,
+        f"config.model.num_token_types = {model.num_token_types}: sentence pairs need 2; raise it "
+        "or set config.model.next_sentence=false",
+    )
+    _validate_phases(config)
+    axes = dataclasses.asdict(config.mesh)
+    for name, size in axes.items():
+        _require(
+            size == -1 or size > 0,
+            f"config.mesh.{name} = {size}: expected a number of devices, or -1 to fill",
+        )
+    _require(
+        list(axes.values()).count(-1) <= 1,
+        f"config.mesh = {axes}: only one axis can be -1 (filled with the remaining devices)",
+    )
+
+
+def _validate_phases(config: Config) -> None:
+    _require(
+        bool(config.phases) or config.num_steps > 0,
+        "the run has no length: set config.num_steps, or config.phases",
+    )
+    _require(config.num_steps >= 0, f"config.num_steps = {config.num_steps} must not be negative")
+    _require(config.num_microbatches >= 0, "config.num_microbatches must not be negative")
+    for i, phase in enumerate(config.resolved_phases()):
+        name = f"config.phases[{i}]" if config.phases else "config.data"
+        _require(phase.num_steps > 0, f"{name}.num_steps = {phase.num_steps} must be positive")
+        _require(
+            phase.max_length <= config.model.max_positions,
+            f"{name}.max_length = {phase.max_length} is beyond config.model.max_positions = "
+            f"{config.model.max_positions}; shorten the rows or raise the positions",
+        )
+        _require(phase.max_length >= 8, f"{name}.max_length = {phase.max_length} is below 8 tokens")
+        _require(
+            phase.max_predictions < phase.max_length,
+            f"{name}.max_predictions = {phase.max_predictions} is not below its max_length = "
+            f"{phase.max_length}",
+        )
+        _require(
+            phase.global_batch_size > 0,
+            f"{name}.global_batch_size = {phase.global_batch_size} must be positive",
+        )
+        parts = config.num_microbatches or 1
+        _require(
+            phase.global_batch_size % parts == 0,
+            f"{name}.global_batch_size = {phase.global_batch_size} is not divisible by "
+            f"config.num_microbatches = {config.num_microbatches}",
+        )
+    total = config.total_steps
+    _require(
+        config.num_steps <= total,
+        f"config.num_steps = {config.num_steps} is more than the {total} steps of config.phases; "
+        "num_steps only stops a run early: raise "
+        f"config.phases[{len(config.phases) - 1}].num_steps",
+    )
+    horizon = config.optimizer.decay_steps or total
+    _require(
+        config.optimizer.warmup_steps <= horizon,
+        f"config.optimizer.warmup_steps = {config.optimizer.warmup_steps} is beyond the schedule's "
+        f"{horizon} steps",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns {dotted field name: (old value, new value)} of the fields that differ."""
+    left, right = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+    return {
+        name: (left.get(name), right.get(name))
+        for name in left | right
+        if left.get(name) != right.get(name)
+    }
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        items = [(f"{prefix}.{k}" if prefix else k, v) for k, v in node.items()]
+    elif isinstance(node, (tuple, list)):
+        items = [(f"{prefix}[{i}]", v) for i, v in enumerate(node)]
+    else:
+        return {prefix: node}
+    return {k: v for name, value in items for k, v in _flatten(value, name).items()}

@@ -1,0 +1,1 @@
+"""Recipes, one a file: `python -m bertjax.train --config=NAME`."""

@@ -1,0 +1,190 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bertjax import cli
+from bertjax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    Phase,
+    differences,
+    validate,
+)
+
+
+def train(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "bertjax.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", cli.recipe_names())
+def test_recipes_are_valid_and_survive_json(name):
+    config = cli.load_recipe(name)
+    validate(config)
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_base_is_the_papers():
+    config = cli.load_recipe("base")
+    first, second = config.resolved_phases()
+    assert (first.num_steps, first.max_length, first.max_predictions) == (900_000, 128, 20)
+    assert (second.num_steps, second.max_length, second.max_predictions) == (100_000, 512, 80)
+    assert first.global_batch_size == second.global_batch_size == 256
+    assert config.total_steps == config.last_step == 1_000_000
+
+
+def test_num_steps_stops_early_but_leaves_the_schedule():
+    config = cli.load_recipe("base")
+    config.num_steps = 30
+    validate(config)
+    assert (config.last_step, config.total_steps) == (30, 1_000_000)
+
+
+def test_a_run_without_phases_takes_num_steps():
+    config = Config(num_steps=5, data=DataConfig(global_batch_size=8, max_length=64))
+    config.optimizer.warmup_steps = 0
+    validate(config)
+    assert config.resolved_phases() == (Phase(5, 64, 8, 12),)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", -1, "config.seed = -1 is not in"),
+        ("seed", 1.5, "config.seed = 1.5 is of type float; expected int"),
+        ("seed", True, "is of type bool; expected int"),
+        ("num_steps", 10**9, "num_steps only stops a run early"),
+        ("num_microbatches", 3, "is not divisible by config.num_microbatches = 3"),
+        ("model.num_heads", 5, "config.model.hidden_size = 128 is not divisible by"),
+        ("model.gelu", "tahn", "did you mean 'tanh'"),
+        ("model.vocab_size", 0, "config.model.vocab_size = 0 must be greater than 0"),
+        ("model.num_token_types", 1, "sentence pairs need 2"),
+        ("model.dropout_rate", 1.0, "config.model.dropout_rate = 1.0 is not in [0, 1)"),
+        ("data.max_length", 129, "is beyond config.model.max_positions = 128"),
+        ("data.max_length", 4, "is below 8 tokens"),
+        ("data.max_predictions", 128, "is not below its max_length"),
+        ("data.masking", "words", "data.masking = 'words' is not known"),
+        ("data.mask_rate", 0.0, "config.data.mask_rate = 0.0 is not between 0 and 1"),
+        ("data.store", 3, "config.data.store = 3 is of type int; expected str"),
+        ("optimizer.name", "adam", "did you mean 'adamw'"),
+        ("optimizer.warmup_steps", 10**6, "is beyond the schedule's"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate = 0.0 must be"),
+        ("checkpoint.every_steps", 0, "config.checkpoint.every_steps = 0 must be"),
+        ("checkpoint.keep", -1, "config.checkpoint.keep = -1 must not be negative"),
+        ("mesh.fsdp", 0, "config.mesh.fsdp = 0: expected a number of devices, or -1"),
+        ("mesh.fsdp", -1, "only one axis can be -1"),
+        ("phases", (Phase(num_steps=0),), "config.phases[0].num_steps = 0 must be positive"),
+        ("phases", ({"num_steps": 3},), "config.phases[0] = {'num_steps': 3} is of type dict"),
+        ("phases", (), "the run has no length"),
+    ],
+)
+def test_what_cannot_work_is_refused(field, value, message):
+    config = cli.load_recipe("tiny")
+    *parents, name = field.split(".")
+    section = config
+    for parent in parents:
+        section = getattr(section, parent)
+    setattr(section, name, value)
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert message in str(error.value)
+
+
+def test_an_int_may_stand_for_a_float():
+    config = cli.load_recipe("tiny")
+    config.optimizer.power = 1
+    validate(config)
+    assert config == cli.load_recipe("tiny")
+
+
+def test_json_with_an_unknown_field_names_the_closest():
+    values = dataclasses.asdict(cli.load_recipe("tiny"))
+    values["optimizer"]["learning_rat"] = 1.0
+    with pytest.raises(ConfigError, match=r"config.optimizer.learning_rat .*mean 'learning_rate'"):
+        Config.from_json(json.dumps(values))
+
+
+def test_differences_are_dotted():
+    old, new = cli.load_recipe("base"), cli.load_recipe("base")
+    new.phases[1].num_steps = 7
+    new.optimizer.learning_rate = 1.0
+    assert differences(old, new) == {
+        "phases[1].num_steps": (100_000, 7),
+        "optimizer.learning_rate": (1e-4, 1.0),
+    }
+
+
+def test_recipes_are_found_from_any_folder(tmp_path):
+    result = train(
+        "--config=base",
+        "--config.optimizer.learning_rate=2e-4",
+        "--config.phases[1].num_steps=5",
+        "--noconfig.log.tensorboard",
+        "--print_config",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    config = Config.from_json(result.stdout)
+    assert config.optimizer.learning_rate == 2e-4
+    assert config.phases[1].num_steps == 5
+    assert not config.log.tensorboard
+    assert config.num_steps == 0
+
+
+def test_phases_can_be_given_whole(tmp_path):
+    phases = "({'num_steps': 9, 'max_length': 64}, {'num_steps': 2})"
+    result = train(
+        "--config=tiny",
+        f"--config.phases={phases}",
+        "--config.optimizer.warmup_steps=1",
+        "--print_config",
+    )
+    assert result.returncode == 0, result.stderr
+    assert Config.from_json(result.stdout).phases == (
+        Phase(num_steps=9, max_length=64),
+        Phase(num_steps=2),
+    )
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from bertjax.cli import load_recipe\n\n\ndef get_config():\n"
+        "    config = load_recipe('tiny')\n    config.seed = 7\n    return config\n"
+    )
+    result = train("--config=mine.py", "--print_config", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Config.from_json(result.stdout).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=tinny"], "--config=tinny: no recipe of that name; did you mean 'tiny'?"),
+        (["--config=no/such.py"], "no such file"),
+        ([], "--config is missing: choose from base, large, small, tiny"),
+        (["--config=tiny"], "--workdir=DIR is missing"),
+        (["--config=tiny", "--config.optimiser.name=lamb"], "did you mean 'optimizer'?"),
+        (["--config=tiny", "--config.optimizer.nam=lamb"], "did you mean 'name'?"),
+        (["--config=tiny", "--config.optimizer=lamb"], "--config.optimizer is a group of fields"),
+        (["--config=tiny", "--config.seed=abc"], "--config.seed=abc: invalid literal for int()"),
+        (["--config=tiny", "--config.phases[3].num_steps=1"], "fewer phases than that"),
+        (["--config=tiny", "--workdirr=x"], "did you mean 'workdir'?"),
+        (["--config=tiny", "extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_no_work(arguments, message, tmp_path):
+    result = train(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
