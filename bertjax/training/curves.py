@@ -1,0 +1,132 @@
+"""curves.png: how a run went, from metrics.jsonl and evals.jsonl."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.training.sealing import write_durably
+from bertjax.training.tracker import EVALS, METRICS, SUMMARY, read_lines
+
+CURVES = "curves.png"
+
+_TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # told apart by the colour-blind
+_SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
+
+
+def plot_curves(workdir: Path) -> Path:
+    """Draws MLM loss and accuracy, next-sentence accuracy and learning rate over the steps.
+
+    Training values are drawn pale, with their running mean on top; held-out values have markers.
+    The dashed lines are what frequencies alone would score: the unigram entropy for the MLM loss,
+    the more frequent label for next sentence. A dotted line is where a new phase begins. The title
+    has what summary.json says, where there is one: parameters, steps, hardware and time.
+
+    Args:
+      workdir: folder of the run; it may be still going.
+
+    Returns:
+      The path of the picture, WORKDIR/curves.png.
+    """
+    from matplotlib.figure import Figure  # slow to import; a Figure of our own has no global state
+
+    steps, evals = read_lines(workdir / METRICS), read_lines(workdir / EVALS)
+    path = workdir / SUMMARY
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = {**summary, **(evals[-1] if evals else {})}
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure.suptitle(_title(workdir.resolve().name, summary), fontsize=12)
+    (loss, accuracy), (next_sentence, rate) = figure.subplots(2, 2, sharex=True)
+    _draw(loss, steps, evals, "mlm_loss", "unigrams", known.get("heldout_unigram_entropy"))
+    loss.set(title="MLM loss", ylabel="nats per masked token")
+    _draw(accuracy, steps, evals, "mlm_accuracy")
+    accuracy.set(title="MLM accuracy", ylabel="share of masked tokens")
+    _draw(
+        next_sentence, steps, evals, "nsp_accuracy", "majority", known.get("heldout_nsp_majority")
+    )
+    next_sentence.set(title="Next-sentence accuracy", ylabel="share of pairs", xlabel="step")
+    rate.plot(*_series(steps, "learning_rate"), color=_TRAIN)
+    rate.set(title="Learning rate", ylabel="learning rate", xlabel="step")
+    rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2e}")
+    for axes in figure.axes:
+        axes.set_title(axes.get_title(), fontsize=11, fontweight="bold")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for begin, phase in _phase_starts(steps):
+            axes.axvline(begin, color="gray", linestyle=":", linewidth=1)
+            if axes is rate:
+                top = axes.get_xaxis_transform()
+                axes.text(begin, 1, f" phase {phase}", transform=top, va="top", fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    write_durably(workdir / CURVES, picture.getvalue())
+    return workdir / CURVES
+
+
+def _draw(
+    axes: Any,
+    steps: Sequence[dict[str, Any]],
+    evals: Sequence[dict[str, Any]],
+    name: str,
+    baseline_label: str = "",
+    baseline: float | None = None,
+) -> None:
+    x, y = _series(steps, name)
+    if len(x) == 0:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
+        return
+    axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=0.8)
+    axes.plot(*_running_mean(x, y), color=_TRAIN, label="training")
+    x, y = _series(evals, f"heldout_{name}")
+    if len(x):
+        marker = "o" if len(x) <= 50 else ""
+        axes.plot(x, y, color=_HELDOUT, marker=marker, markersize=3.5, label="held out")
+    if baseline is not None:
+        label = f"{baseline_label} ({baseline:.3g})"
+        axes.axhline(baseline, color=_BASELINE, linestyle="--", linewidth=1.2, label=label)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _series(records: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values [n] of the records that have a value."""
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of consecutive points, each placed in the middle of its window."""
+    width = max(1, round(_SMOOTHED_SHARE * len(x)))
+    window = np.full(width, 1 / width)
+    return np.convolve(x, window, "valid"), np.convolve(y, window, "valid")
+
+
+def _phase_starts(steps: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(first logged step, phase) of each phase but the first."""
+    return [
+        (after["step"], after["phase"])
+        for before, after in itertools.pairwise(steps)
+        if before["phase"] != after["phase"]
+    ]
+
+
+def _title(run: str, summary: dict[str, Any]) -> str:
+    parts = [run]
+    if "parameters" in summary:
+        parts.append(f"{summary['parameters']:,} parameters")
+    if "steps" in summary:
+        parts.append(f"{summary['steps']:,} steps")
+    if "hardware" in summary:
+        parts.append(str(summary["hardware"]))
+    if "seconds" in summary:
+        parts.append(str(datetime.timedelta(seconds=round(summary["seconds"]))))
+    return "  ·  ".join(parts)

@@ -1,0 +1,312 @@
+"""Each optimiser against its formula in float64, each schedule against its closed form."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bertjax.config import ConfigError, OptimizerConfig
+from bertjax.training.optimizer import decay_mask, make_optimizer, make_schedule
+
+# Path, shape and whether it is decayed: said here by hand, not taken from the table under test.
+PARAMETERS = {
+    "embeddings/word/embedding": ((11, 6), True),
+    "embeddings/position/embedding": ((5, 6), True),
+    "embeddings/token_type/embedding": ((2, 6), True),
+    "embeddings/layer_norm/scale": ((6,), False),
+    "embeddings/layer_norm/bias": ((6,), False),
+    "encoder/layer_0/attention/query/kernel": ((6, 6), True),
+    "encoder/layer_0/attention/query/bias": ((6,), False),
+    "encoder/layer_0/attention_layer_norm/scale": ((6,), False),
+    "encoder/layer_0/attention_layer_norm/bias": ((6,), False),
+    "encoder/layer_0/mlp/intermediate/kernel": ((6, 8), True),
+    "encoder/layer_1/mlp/output/kernel": ((8, 6), True),
+    "encoder/layer_1/mlp_layer_norm/scale": ((6,), False),
+    "pooler/kernel": ((6, 6), True),
+    "mlm_head/layer_norm/bias": ((6,), False),
+    "mlm_head/output/bias": ((11,), False),
+    "nsp_head/kernel": ((6, 2), True),
+    "nsp_head/bias": ((2,), False),
+}
+
+
+def nested(flat):
+    tree = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def random_parameters(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        path: rng.normal(0, 0.5, shape).astype(np.float32)
+        for path, (shape, _) in PARAMETERS.items()
+    }
+
+
+def norm(tensors):
+    """Of all tensors together, in float64."""
+    return math.sqrt(sum((value.astype(np.float64) ** 2).sum() for value in tensors.values()))
+
+
+# Steps 0, 3, 4, 7 and 9 are above the clipping norm of 1, the others below it.
+GRADIENT_NORMS = (5.0, 0.3, 0.9, 1.5, 40.0, 0.02, 0.7, 2.0, 0.999, 1.001)
+
+
+def gradients(step):
+    values = random_parameters(100 + step)
+    scale = np.float32(GRADIENT_NORMS[step] / norm(values))
+    return {path: scale * value for path, value in values.items()}
+
+
+def formula(config, total_steps, params, steps):
+    """Parameters, m and v after `steps` updates, in float64, straight from the papers."""
+    w = {path: value.astype(np.float64) for path, value in params.items()}
+    m = {path: np.zeros_like(value) for path, value in w.items()}
+    v = {path: np.zeros_like(value) for path, value in w.items()}
+    norms = []
+    for step in range(steps):
+        g = {path: value.astype(np.float64) for path, value in gradients(step).items()}
+        norms.append(norm(g))
+        clip = min(1.0, config.max_grad_norm / norms[-1]) if config.max_grad_norm else 1.0
+        rate = config.learning_rate * (
+            step / config.warmup_steps if step < config.warmup_steps else 1 - step / total_steps
+        )
+        t = step + 1
+        for path, (_, decayed) in PARAMETERS.items():
+            m[path] = config.b1 * m[path] + (1 - config.b1) * clip * g[path]
+            v[path] = config.b2 * v[path] + (1 - config.b2) * (clip * g[path]) ** 2
+            if config.name == "bert_adamw":
+                update = m[path] / (np.sqrt(v[path]) + config.eps)
+            else:
+                m_hat = m[path] / (1 - config.b1**t)
+                v_hat = v[path] / (1 - config.b2**t)
+                update = m_hat / (np.sqrt(v_hat) + config.eps)
+            if decayed:
+                update = update + config.weight_decay * w[path]
+                if config.name == "lamb":
+                    w_norm, update_norm = np.sqrt((w[path] ** 2).sum()), np.sqrt((update**2).sum())
+                    update = update * (w_norm / update_norm if w_norm and update_norm else 1.0)
+            w[path] = w[path] - rate * update
+    return w, m, v, norms
+
+
+@pytest.mark.parametrize("name", ["bert_adamw", "adamw", "lamb"])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_ten_steps_equal_the_formula(name, max_grad_norm):
+    config = OptimizerConfig(
+        name=name,
+        learning_rate=0.02,
+        warmup_steps=4,
+        weight_decay=0.1,
+        max_grad_norm=max_grad_norm,
+        eps=1e-4,  # large enough to be seen
+    )
+    optimizer = make_optimizer(config, total_steps=20)
+    start = random_parameters(0)
+    params = nested({path: jnp.asarray(value) for path, value in start.items()})
+    opt_state = optimizer.init(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(opt_state)} == {np.dtype(np.float32)}
+    assert sorted(opt_state) == ["mu", "nu"]
+    update = jax.jit(optimizer.update)
+    for step in range(10):
+        before = flat(params)
+        params, opt_state, info = update(nested(gradients(step)), opt_state, params, step)
+        w, m, v, norms = formula(config, 20, start, step + 1)
+        np.testing.assert_allclose(info["grad_norm"], norms[-1], rtol=1e-6)
+        after, mu, nu = flat(params), flat(opt_state["mu"]), flat(opt_state["nu"])
+        for path in PARAMETERS:
+            np.testing.assert_allclose(mu[path], m[path], rtol=1e-5, atol=1e-8, err_msg=path)
+            np.testing.assert_allclose(nu[path], v[path], rtol=1e-5, atol=1e-12, err_msg=path)
+            np.testing.assert_allclose(after[path], w[path], rtol=1e-6, atol=1e-6, err_msg=path)
+        assert info["learning_rate"].dtype == np.float32
+        moved = [not np.array_equal(before[path], after[path]) for path in PARAMETERS]
+        assert all(moved) if step else not any(moved)  # the rate of step 0 is 0
+
+
+def one_update(params, grads, **settings):
+    config = OptimizerConfig(warmup_steps=0, schedule="constant", **settings)
+    optimizer = make_optimizer(config, total_steps=1)
+    params = nested(params)
+    update = jax.jit(optimizer.update)
+    new, opt_state, info = update(nested(grads), optimizer.init(params), params, 0)
+    return flat(new), opt_state, info
+
+
+def test_bert_adamw_is_not_optax_adamw_and_adamw_is():
+    params, grads = random_parameters(0), gradients(2)
+    optax_adamw = optax.adamw(0.01, eps=1e-6, weight_decay=0.01, mask=decay_mask)
+    update = jax.jit(optax_adamw.update)
+    updates, _ = update(nested(grads), optax_adamw.init(nested(params)), nested(params))
+    peer = flat(optax.apply_updates(nested(params), updates))
+    corrected, _, _ = one_update(params, grads, name="adamw", learning_rate=0.01)
+    original, _, _ = one_update(params, grads, name="bert_adamw", learning_rate=0.01)
+    for path, value in params.items():
+        np.testing.assert_allclose(corrected[path], peer[path], rtol=1e-6, atol=1e-7)
+        # m / sqrt(v) of a first step is 0.1 / sqrt(0.001) = 3.16 without the correction, else 1.
+        if not PARAMETERS[path][1]:
+            big = np.abs(grads[path]) > 1e-2
+            ratio = ((original[path] - value) / (peer[path] - value))[big]
+            np.testing.assert_allclose(ratio, 0.1 / math.sqrt(0.001), rtol=3e-3)
+
+
+def test_lamb_takes_one_trust_ratio_a_tensor():
+    params, grads = random_parameters(0), gradients(1)
+    # The same tensor in two layers, ten times as large in the second.
+    first, second = "encoder/layer_0/mlp/intermediate/kernel", "encoder/layer_1/mlp/output/kernel"
+    grads[second] = grads[first].T
+    params[second] = 10 * params[first].T
+    rate = 0.125
+    new, _, _ = one_update(params, grads, name="lamb", learning_rate=rate, weight_decay=0.0)
+    step = {path: np.linalg.norm(new[path] - value) for path, value in params.items()}
+    for path, (shape, adapted) in PARAMETERS.items():
+        # The first corrected Adam direction is the sign of the gradient: its norm is sqrt(size).
+        length = np.linalg.norm(params[path]) if adapted else math.sqrt(math.prod(shape))
+        np.testing.assert_allclose(step[path], rate * length, rtol=1e-3, err_msg=path)
+    np.testing.assert_allclose(step[second] / step[first], 10, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lamb_trust_ratio_is_one_where_a_norm_is_zero(weight_decay):
+    params, grads = random_parameters(0), gradients(1)
+    zero_weight, zero_update = "pooler/kernel", "nsp_head/kernel"
+    params[zero_weight] = np.zeros_like(params[zero_weight])
+    grads[zero_update] = np.zeros_like(grads[zero_update])
+    settings = {"learning_rate": 0.1, "weight_decay": weight_decay}
+    lamb, _, _ = one_update(params, grads, name="lamb", **settings)
+    adamw, _, _ = one_update(params, grads, name="adamw", **settings)
+    np.testing.assert_array_equal(lamb[zero_weight], adamw[zero_weight])
+    assert np.abs(lamb[zero_weight]).max() > 0.09
+    if weight_decay:  # the update is wd * w: its ratio is 1 / wd
+        np.testing.assert_allclose(lamb[zero_update], 0.9 * params[zero_update], rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(lamb[zero_update], params[zero_update])
+
+
+def test_norm_is_reported_before_clipping_and_clipping_is_by_the_global_norm():
+    params, grads = random_parameters(0), gradients(4)
+    _, clipped, info = one_update(params, grads, max_grad_norm=1.0)
+    np.testing.assert_allclose(info["grad_norm"], GRADIENT_NORMS[4], rtol=1e-6)
+    moments = flat(clipped["mu"])
+    norm = math.sqrt(
+        sum(float((value.astype(np.float64) ** 2).sum()) for value in moments.values())
+    )
+    np.testing.assert_allclose(norm, (1 - 0.9) * 1.0, rtol=1e-6)
+    _, free, _ = one_update(params, grads, max_grad_norm=0.0)
+    for path, value in flat(free["mu"]).items():
+        np.testing.assert_allclose(value, 40.0 * moments[path], rtol=1e-5)
+
+
+def test_moments_of_bfloat16_gradients_are_float32():
+    params = random_parameters(0)
+    grads = {path: value.astype(jnp.bfloat16) for path, value in gradients(0).items()}
+    new, opt_state, info = one_update(params, grads)
+    leaves = [*jax.tree.leaves(opt_state), *jax.tree.leaves(info), *new.values()]
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+
+
+LINEAR = OptimizerConfig(learning_rate=0.5, warmup_steps=100, end_learning_rate=0.125)
+
+
+def after_warmup(config, step, decay_steps):
+    peak, end, warmup = config.learning_rate, config.end_learning_rate, config.warmup_steps
+    done = min(step, decay_steps)
+    if config.schedule == "cosine":
+        angle = math.pi * (done - warmup) / (decay_steps - warmup)
+        return end + (peak - end) * (1 + math.cos(angle)) / 2
+    power = {"linear": 1, "polynomial": config.power, "constant": 0}[config.schedule]
+    return end + (peak - end) * (1 - done / decay_steps) ** power
+
+
+@pytest.mark.parametrize("schedule", ["linear", "polynomial", "cosine", "constant"])
+@pytest.mark.parametrize("decay_steps", [0, 800])
+@pytest.mark.parametrize("warmup", [100, 0, 1])
+def test_schedule_at_its_edges(schedule, decay_steps, warmup):
+    config = dataclasses.replace(
+        LINEAR, schedule=schedule, power=2.5, warmup_steps=warmup, decay_steps=decay_steps
+    )
+    rate = make_schedule(config, total_steps=1_000)
+    end = decay_steps or 1_000
+    for step in (0, 1, 50, 98, 99, 100, 101, 450, end - 1, end, end + 1, 5_000):
+        expected = after_warmup(config, step, end)
+        if step < warmup:
+            expected = config.learning_rate * step / warmup
+        for found in (rate(step), jax.jit(rate)(jnp.int32(step))):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=f"step {step}")
+    if warmup:
+        assert rate(0) == 0
+
+
+def test_reference_schedule_drops_where_the_warmup_ends():
+    """The paper's numbers: 1e-4, 10,000 of 1,000,000 steps; decay counted from step 0."""
+    rate = make_schedule(OptimizerConfig(), total_steps=1_000_000)
+    np.testing.assert_allclose(rate(1), 1e-8, rtol=1e-6)
+    np.testing.assert_allclose(rate(9_999), 0.9999e-4, rtol=1e-6)
+    np.testing.assert_allclose(rate(10_000), 0.99e-4, rtol=1e-6)
+    np.testing.assert_allclose(rate(500_000), 0.5e-4, rtol=1e-6)
+    assert rate(1_000_000) == 0
+    # Compiled, the division by these is inexact: the end must be 0 all the same.
+    for total_steps in (41, 47, 55, 1_000):
+        config = OptimizerConfig(warmup_steps=0, schedule="polynomial", power=0.5)
+        assert jax.jit(make_schedule(config, total_steps))(total_steps) == 0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "polynomial", "cosine"])
+def test_a_warmup_as_long_as_the_decay_ends_at_the_end_rate(schedule):
+    config = dataclasses.replace(LINEAR, schedule=schedule)
+    rate = make_schedule(config, total_steps=config.warmup_steps)
+    assert rate(99) == np.float32(0.5 * 0.99)
+    assert rate(101) == np.float32(0.125)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match=r"schedule = 'lineer' is not known; .*linear"):
+        make_schedule(OptimizerConfig(schedule="lineer"), 100_000)
+    with pytest.raises(ConfigError, match=r"name = 'adam' is not known; .*bert_adamw"):
+        make_optimizer(OptimizerConfig(name="adam"), 100_000)
+
+
+def test_decay_mask():
+    mask = decay_mask(nested(dict.fromkeys(PARAMETERS, 0)))
+    assert {path: bool(leaf) for path, leaf in flat(mask).items()} == {
+        path: decayed for path, (_, decayed) in PARAMETERS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "encoder/layer_0/gate",
+        "encoder/adapter/embedding",
+        "pooler/scale",
+        "kernel",
+        "mlm_head/bias_",
+    ],
+)
+def test_decay_mask_refuses_a_path_it_does_not_know(path):
+    params = {**random_parameters(0), path: np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match=f"parameter '{path}' matches no row"):
+        make_optimizer(OptimizerConfig(), 100_000).init(nested(params))
+
+
+def test_decay_mask_refuses_a_path_in_two_rows(monkeypatch):
+    monkeypatch.setattr("bertjax.training.optimizer.DECAYED", ((".*kernel", True), (".*", False)))
+    with pytest.raises(ValueError, match=r"'pooler/kernel' matches '\.\*kernel' and '\.\*'"):
+        decay_mask({"pooler": {"kernel": 0}})
