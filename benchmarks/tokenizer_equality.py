@@ -1,0 +1,139 @@
+"""Count the lines on which our WordPiece ids differ from the published rules: it must be none.
+
+    python benchmarks/tokenizer_equality.py --data=../shared/data
+
+Reads every line of corpus/*.jsonl.gz with every vocab/*-vocab.txt and compares with the test oracle
+(tests/wordpiece_oracle.py), then every code point between two letters, in both casings. Writes
+benchmarks/results/tokenizer_equality.json. Two processes; about ten minutes for 166 MB.
+"""
+
+import argparse
+import datetime
+import gzip
+import json
+import multiprocessing
+import platform
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+import wordpiece_oracle  # noqa: E402
+
+from bertjax.data.wordpiece import basic_tokenize, load_wordpiece  # noqa: E402
+
+PARTS = 8  # of a corpus, each the documents with one remainder, so that two processes share it
+
+
+def compare_corpus(task: tuple[Path, int, list[Path]]) -> dict:
+    """Compare one part of one corpus with all vocabularies (uncased, as these are)."""
+    corpus, part, vocabularies = task
+    tokenizers = {path.name: load_wordpiece(path, lower_case=True) for path in vocabularies}
+    ids_of = {
+        name: {piece: id for id, piece in enumerate(tokenizer.pieces)}
+        for name, tokenizer in tokenizers.items()
+    }
+    lines = num_bytes = 0
+    tokens, differing = dict.fromkeys(ids_of, 0), dict.fromkeys(ids_of, 0)
+    first_differing: list[list] = []
+    with gzip.open(corpus, "rt", encoding="utf-8") as file:
+        for number, document in enumerate(file):
+            if number % PARTS != part:
+                continue
+            for line in json.loads(document)["text"].split("\n"):
+                lines += 1
+                num_bytes += len(line.encode())
+                # The words do not depend on the vocabulary.
+                words = wordpiece_oracle.basic_tokenize(line, True)
+                for name, vocabulary in ids_of.items():
+                    expected = [
+                        vocabulary[piece]
+                        for word in words
+                        for piece in wordpiece_oracle.word_pieces(word, vocabulary)
+                    ]
+                    tokens[name] += len(expected)
+                    if tokenizers[name].encode(line) != expected:
+                        differing[name] += 1
+                        first_differing.append([name, number, line[:200]])
+    return {
+        "lines": lines,
+        "bytes": num_bytes,
+        "tokens": tokens,
+        "differing": differing,
+        "first_differing": first_differing[:5],
+    }
+
+
+def compare_code_points(lower_case: bool) -> dict:
+    """Compare the words of every code point, surrogates included, between two letters."""
+    differing = [
+        f"U+{code:04X}"
+        for code in range(sys.maxunicode + 1)
+        if basic_tokenize(text := f"x{chr(code)}y", lower_case)
+        != wordpiece_oracle.basic_tokenize(text, lower_case)
+    ]
+    return {
+        "lower_case": lower_case,
+        "code_points": sys.maxunicode + 1,
+        "differing": len(differing),
+        "first_differing": differing[:5],
+    }
+
+
+def add_up(corpus: Path, parts: list[dict]) -> dict:
+    """Sum the parts of one corpus."""
+    names = parts[0]["differing"]
+    return {
+        "file": corpus.name,
+        "lines": sum(part["lines"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "tokens": {name: sum(part["tokens"][name] for part in parts) for name in names},
+        "differing": {name: sum(part["differing"][name] for part in parts) for name in names},
+        "first_differing": [line for part in parts for line in part["first_differing"]][:5],
+    }
+
+
+def main() -> int:
+    """Run the comparison; the exit status is 1 if any line differs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    arguments = parser.parse_args()
+    corpora = sorted((arguments.data / "corpus").glob("*.jsonl.gz"))
+    vocabularies = sorted((arguments.data / "vocab").glob("*-vocab.txt"))
+    if not corpora or not vocabularies:
+        parser.error(f"{arguments.data}: no corpus/*.jsonl.gz or no vocab/*-vocab.txt in it")
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        code_points = pool.map(compare_code_points, [True, False])
+        tasks = [(corpus, part, vocabularies) for corpus in corpora for part in range(PARTS)]
+        parts = pool.map(compare_corpus, tasks, chunksize=1)
+    results = [
+        add_up(corpus, parts[n * PARTS : (n + 1) * PARTS]) for n, corpus in enumerate(corpora)
+    ]
+    report = {
+        "what": "lines whose WordPiece ids differ from tests/wordpiece_oracle.py",
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "unicode": unicodedata.unidata_version,
+        "seconds": round(time.perf_counter() - start),
+        "vocabularies": {
+            path.name: load_wordpiece(path, lower_case=True).hash for path in vocabularies
+        },
+        "corpora": results,
+        "code_points": code_points,
+    }
+    output = REPOSITORY / "benchmarks" / "results" / "tokenizer_equality.json"
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    differing = sum(n for entry in results for n in entry["differing"].values())
+    differing += sum(entry["differing"] for entry in code_points)
+    lines = sum(entry["lines"] for entry in results)
+    print(f"{lines} lines, {len(vocabularies)} vocabularies: {differing} differ; see {output}")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

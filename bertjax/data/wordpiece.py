@@ -1,0 +1,289 @@
+"""WordPiece as published: the ids of google-research/bert, tokenization.py, exactly.
+
+The rules in short: drop U+0000, U+FFFD, control (Cc) and format (Cf) characters; put spaces round
+CJK ideographs; split on white space; for an uncased vocabulary lower() and drop accents (NFD
+without Mn); split at punctuation; then take the longest known piece from the left, again and again.
+A word with an unknown part, or of more than 200 characters, is one [UNK].
+
+The speed comes from a cache: white-space chunks repeat, so a line is encoded by looking up
+`line.split()` in a dict from chunk to id bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bertjax.data.vocabulary import SPECIAL_PIECES, Tokenizer, TokenizerError, with_filler
+
+MAX_WORD_CHARACTERS = 200
+DEFAULT_CACHE_BYTES = 16 << 20  # English: 80 % of the speed without a limit
+
+# CJK Unified Ideographs and their extensions; kana and hangul are written with other rules.
+_CJK_RANGES = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+# Lines where str.split() alone does not give the reference's chunks: control characters that Python
+# takes for white space and the reference drops, and ideographs, each a chunk of its own.
+_NEEDS_CLEANING = re.compile(
+    "[\x0b\x0c\x1c-\x1f\x85" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _CJK_RANGES) + "]"
+)
+
+
+class _CleanTable(dict[int, "int | str | None"]):
+    """str.translate table of the first pass: drop controls, white space to a space, space CJK."""
+
+    def __missing__(self, code: int) -> int | str | None:
+        character = chr(code)
+        value: int | str | None = code
+        if character in "\t\n\r":
+            value = " "
+        elif code in (0, 0xFFFD) or unicodedata.category(character) in ("Cc", "Cf"):
+            value = None
+        elif unicodedata.category(character) == "Zs":
+            value = " "
+        elif any(first <= code <= last for first, last in _CJK_RANGES):
+            value = f" {character} "
+        self[code] = value
+        return value
+
+
+class _SplitTable(dict[int, "int | str | None"]):
+    """str.translate table of the second pass: space punctuation and, if asked, drop accents."""
+
+    def __init__(self, strip_accents: bool):
+        super().__init__()
+        self.strip_accents = strip_accents
+
+    def __missing__(self, code: int) -> int | str | None:
+        character = chr(code)
+        category = unicodedata.category(character)
+        value: int | str | None = code
+        # The reference's ASCII ranges 33-47, 58-64, 91-96 and 123-126.
+        if (33 <= code <= 126 and not character.isalnum()) or category.startswith("P"):
+            value = f" {character} "
+        elif category == "Mn" and self.strip_accents:
+            value = None
+        self[code] = value
+        return value
+
+
+_CLEAN = _CleanTable()
+_SPLIT_CASED = _SplitTable(strip_accents=False)
+_SPLIT_UNCASED = _SplitTable(strip_accents=True)
+
+
+def basic_tokenize(text: str, lower_case: bool) -> list[str]:
+    """Split text into words and punctuation marks, before any vocabulary is looked at."""
+    words: list[str] = []
+    for token in text.translate(_CLEAN).split():
+        # Word by word: what lower() makes of a sigma depends on what stands next to it.
+        if lower_case:
+            token = unicodedata.normalize("NFD", token.lower()).translate(_SPLIT_UNCASED)
+        else:
+            token = token.translate(_SPLIT_CASED)
+        words += token.split()
+    return words
+
+
+def split_chunks(text: str) -> list[str]:
+    """Split text at white space; the words of the chunks, joined, are the words of the text."""
+    if _NEEDS_CLEANING.search(text):
+        text = text.translate(_CLEAN)
+    return text.split()
+
+
+class _ChunkCache(dict[str, bytes]):
+    """White-space chunk → bytes of its ids; computed when missing, emptied when full."""
+
+    # What an entry costs beside its characters and ids: two object headers, a share of the table.
+    ENTRY_BYTES = 200
+    # A longer chunk is hardly ever seen twice.
+    MAX_CHUNK_CHARACTERS = 100
+
+    def __init__(self, pieces: Sequence[str], unk_id: int, lower_case: bool, dtype: np.dtype):
+        super().__init__()
+        self.lower_case = lower_case
+        self.max_bytes = DEFAULT_CACHE_BYTES
+        self.num_bytes = 0
+        stored = {piece: dtype.type(id).tobytes() for id, piece in enumerate(pieces)}
+        # A longer word is [UNK] even where the vocabulary has it.
+        self.initial = {p: ids for p, ids in stored.items() if len(p) <= MAX_WORD_CHARACTERS}
+        self.continuing = {p[2:]: ids for p, ids in stored.items() if p.startswith("##")}
+        self.longest = max(map(len, stored))
+        self.unknown = dtype.type(unk_id).tobytes()
+
+    def __missing__(self, chunk: str) -> bytes:
+        initial = self.initial
+        ids = b"".join(
+            [
+                initial.get(word) or self.split_word(word)
+                for word in basic_tokenize(chunk, self.lower_case)
+            ]
+        )
+        if len(chunk) <= self.MAX_CHUNK_CHARACTERS:
+            size = self.ENTRY_BYTES + len(chunk) + len(ids)
+            self.num_bytes += size
+            if self.num_bytes > self.max_bytes:
+                self.empty()
+                self.num_bytes = size
+            self[chunk] = ids
+        return ids
+
+    def empty(self) -> None:
+        self.clear()
+        self.num_bytes = 0
+
+    def split_word(self, word: str) -> bytes:
+        """Greedy longest match first."""
+        if len(word) > MAX_WORD_CHARACTERS:
+            return self.unknown
+        pieces = []
+        table = self.initial
+        start = 0
+        while start < len(word):
+            end = min(len(word), start + self.longest)
+            while (piece := table.get(word[start:end])) is None:
+                end -= 1
+                if end == start:
+                    return self.unknown
+            pieces.append(piece)
+            table = self.continuing
+            start = end
+        return b"".join(pieces)
+
+
+class WordPieceTokenizer(Tokenizer):
+    """WordPiece with a given vocabulary.
+
+    Args:
+        pieces: the vocabulary in the order of the ids; continuing pieces begin with "##".
+        lower_case: lower the text and strip its accents.
+        source: what to call the vocabulary in errors.
+
+    Raises:
+        TokenizerError: a special piece is missing, a piece comes twice or is empty.
+    """
+
+    kind = "wordpiece"
+    content_file = "vocab.txt"
+
+    def __init__(self, pieces: Sequence[str], *, lower_case: bool, source: str = "vocabulary"):
+        ids: dict[str, int] = {}
+        for id, piece in enumerate(pieces):
+            if not piece.strip(" \t\r\n"):
+                raise TokenizerError(f"{source}, line {id + 1}: empty; each line must be a piece")
+            if piece in ids:
+                raise TokenizerError(
+                    f"{source}, line {id + 1}: {piece!r} stands on line {ids[piece] + 1} too; "
+                    "each piece must come once"
+                )
+            ids[piece] = id
+        if missing := [piece for piece in SPECIAL_PIECES if piece not in ids]:
+            raise TokenizerError(
+                f"{source}: no {', '.join(missing)} among its {len(ids)} lines; a WordPiece "
+                f"vocabulary has one piece a line and must hold {', '.join(SPECIAL_PIECES)}"
+            )
+        super().__init__(
+            pieces,
+            special_ids=ids,
+            word_starts=np.array([not piece.startswith("##") for piece in pieces]),
+            lower_case=lower_case,
+            content="".join(f"{piece}\n" for piece in pieces).encode(),
+        )
+        self._cache = _ChunkCache(self.pieces, self.unk_id, lower_case, self.dtype)
+
+    def __reduce__(self):
+        """Pickle without what the cache holds, which would be slower to send than to fill."""
+        return _wordpiece_from_pickle, (self.pieces, self.lower_case, self.cache_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the cache may take, about; when full it is emptied. Never changes ids."""
+        return self._cache.max_bytes
+
+    @cache_bytes.setter
+    def cache_bytes(self, max_bytes: int) -> None:
+        self._cache.max_bytes = max_bytes
+        self._cache.empty()
+
+    def encode_to_bytes(self, text: str) -> bytes:
+        """Return the ids of `text` as bytes in `dtype`."""
+        return b"".join(map(self._cache.__getitem__, split_chunks(text)))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`."""
+        return np.frombuffer(self.encode_to_bytes(text), self.dtype).tolist()
+
+    def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer.encode_sentences`."""
+        encoded = [self.encode_to_bytes(sentence) for sentence in sentences]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
+        return np.frombuffer(b"".join(encoded), self.dtype), lengths
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Join the pieces: a space before each word, none before a "##" piece."""
+        text = " ".join(self.id_to_piece(int(id)) for id in ids)
+        return text.replace(" ##", "")
+
+
+def _wordpiece_from_pickle(
+    pieces: Sequence[str], lower_case: bool, cache_bytes: int
+) -> WordPieceTokenizer:
+    tokenizer = WordPieceTokenizer(pieces, lower_case=lower_case)
+    tokenizer.cache_bytes = cache_bytes
+    return tokenizer
+
+
+def read_vocabulary(path: str | Path) -> list[str]:
+    """Read a vocab.txt: UTF-8, one piece a line, the id is the line number counted from 0.
+
+    White space round a piece is not part of it, as in the reference.
+
+    Raises:
+        TokenizerError: the file cannot be read or is not UTF-8 text.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+    advice = (
+        "a WordPiece vocabulary is UTF-8 text; give a SentencePiece model as sentencepiece:PATH"
+    )
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise TokenizerError(f"{path}, line {line}: holds a NUL byte; {advice}")
+    try:
+        lines = data.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TokenizerError(
+            f"{path}, line {line}: not UTF-8 ({error.reason}); {advice}"
+        ) from error
+    # A piece that is itself a separator (U+2028 in some vocabularies) keeps its line.
+    return [line.strip() or line.rstrip("\r") for line in lines]
+
+
+def load_wordpiece(
+    path: str | Path, *, lower_case: bool, vocab_size: int | None = None
+) -> WordPieceTokenizer:
+    """Load a vocab.txt, filled up to `vocab_size` if that is given.
+
+    Raises:
+        TokenizerError: the file is not a WordPiece vocabulary, or larger than `vocab_size`.
+    """
+    pieces = with_filler(read_vocabulary(path), vocab_size, str(path))
+    return WordPieceTokenizer(pieces, lower_case=lower_case, source=str(path))
