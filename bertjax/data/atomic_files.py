@@ -1,0 +1,68 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+_TEMPORARY = ".tmp"
+
+
+class ArrayFile:
+    """A 1-D .npy file that grows by appending and appears under its name when closed."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self.path = path
+        self.dtype = dtype
+        self.length = 0
+        self._file = open(f"{path}{_TEMPORARY}", "wb")  # noqa: SIM115 (closed by close)
+        self._file.write(self._header())
+
+    def append(self, values: np.ndarray) -> None:
+        """Appends a 1-D array of the file's dtype."""
+        self._file.write(np.ascontiguousarray(values, self.dtype).data)
+        self.length += len(values)
+
+    def close(self) -> None:
+        """Completes the header, forces the data to disk and gives the file its name."""
+        self._file.seek(0)
+        self._file.write(self._header())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._file.name, self.path)
+
+    def discard(self) -> None:
+        """Gives the file up."""
+        with contextlib.suppress(OSError):  # what the buffer holds may not fit on a full disk
+            self._file.close()
+        Path(self._file.name).unlink(missing_ok=True)
+
+    def _header(self) -> bytes:
+        """NumPy's version 1.0 header, padded to 128 bytes whatever the length."""
+        descr = np.lib.format.dtype_to_descr(self.dtype.newbyteorder("<"))
+        text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
+        return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and forces it to disk."""
+    temporary = f"{path}{_TEMPORARY}"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,251 @@
+"""Readers of raw text: plain text, JSON lines, gzip of either, TFDS, the embedded corpus.
+
+Reading has two halves, so that one process can feed many: `read_blocks` cuts a source into blocks
+(see `bertjax.data.blocks`), `read_documents` decodes the documents of one block, in any process.
+
+Nothing is dropped silently: whatever cannot be used as it stands becomes a `Problem` with the
+file, the line and the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencex
+
+from bertjax.data.blocks import BLOCK_BYTES, Block, CorpusError, Problem, Source, read_file_blocks
+
+_WINDOW = 20_000  # characters given to the sentence splitter at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A document: non-empty paragraphs, none with a line end in it."""
+
+    source: str
+    line: int  # where it begins
+    paragraphs: list[str]
+
+
+def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
+    """Resolves a comma-separated list of globs, `tfds:NAME/CONFIG:SPLIT` and `embedded:python`.
+
+    Files come in the order of the patterns and sorted within one; a file matched twice is read
+    once.
+
+    Raises:
+        CorpusError: a pattern matches nothing, or a match is no readable file.
+    """
+    sources: dict[str, Source] = {}
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        if pattern.startswith("tfds:"):
+            size = _open_tfds(pattern, data_dir)[1].num_bytes
+            sources.setdefault(pattern, Source(pattern, size, data_dir))
+            continue
+        if pattern == "embedded:python":
+            size = sum(len(text.encode()) for text in _embedded_texts())
+            sources.setdefault(pattern, Source(pattern, size))
+            continue
+        names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not names:
+            raise CorpusError(
+                f"--input={pattern} matches no file (working directory: {Path.cwd()}); "
+                "quote the pattern if the shell changes it"
+            )
+        for name in names:
+            if not os.path.isfile(name):
+                raise CorpusError(
+                    f"{name}: is no regular file; name files, for example {name}/*.txt"
+                )
+            if not os.access(name, os.R_OK):
+                raise CorpusError(f"{name}: may not be read (permission denied)")
+            sources.setdefault(os.path.realpath(name), Source(name, os.path.getsize(name)))
+    if not sources:
+        raise CorpusError("--input names nothing to read")
+    return list(sources.values())
+
+
+def read_blocks(source: Source) -> Iterator[Block]:
+    """Cuts a source into blocks; at least one, and only the last has `sha256`."""
+    if source.name.startswith("tfds:"):
+        return _record_blocks(source, _tfds_texts(source))
+    if source.name == "embedded:python":
+        return _record_blocks(source, _embedded_texts())
+    return read_file_blocks(source)
+
+
+def read_documents(block: Block, problems: list[Problem]) -> Iterator[Document]:
+    """Decodes the documents of a block, in order; appends what is wrong to `problems`."""
+    parse = _parse_json_lines if block.json_lines else _parse_text
+    for line, text in parse(block, problems):
+        paragraphs = [stripped for part in text.split("\n") if (stripped := part.strip())]
+        if paragraphs:
+            yield Document(block.source, line, paragraphs)
+        else:
+            problems.append(Problem("empty_document", block.source, line))
+
+
+def split_sentences(language: str, text: str) -> list[str]:
+    """Splits a paragraph into sentences with `sentencex`.
+
+    The splitter's time can grow with the square of the length (many open quotation marks), so a
+    long paragraph is given to it in windows; the last sentence of a window begins the next one.
+
+    Args:
+        language: ISO 639 code; English rules where sentencex has none for it.
+        text: one paragraph.
+    """
+    if len(text) <= _WINDOW:
+        found = sentencex.segment(language, text)
+    else:
+        found = []
+        start = 0
+        while start < len(text):
+            window = text[start : start + _WINDOW]
+            pieces = sentencex.segment(language, window)
+            if start + _WINDOW < len(text):
+                if len(pieces) > 1:
+                    pieces.pop()
+                else:  # one sentence fills the window: cut it between two words if it has any
+                    space = window.rfind(" ")
+                    pieces = [window[:space] if space > 0 else window]
+            found += pieces
+            start += sum(map(len, pieces))
+    return [stripped for sentence in found if (stripped := sentence.strip())]
+
+
+# --- text
+
+
+def _decode(line: bytes, number: int, block: Block, problems: list[Problem]) -> str | None:
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{line[error.start]:02x} at {error.start}"
+        if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            detail = "the file looks like UTF-16: convert it to UTF-8"
+        problems.append(Problem("not_utf8", block.source, number, detail))
+        return None
+
+
+def _parse_text(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+    begin, paragraphs = 0, list[str]()
+    lines = block.data.split(b"\n")
+    for number, line in enumerate([*lines, b""], block.first_line):
+        text = _decode(line, number, block, problems)
+        if text is None:
+            continue
+        text = _without_nul(text, number, block, problems)
+        if text.strip():
+            if not paragraphs:
+                begin = number
+            paragraphs.append(text)
+        elif paragraphs:
+            yield begin, "\n".join(paragraphs)
+            paragraphs = []
+
+
+def _parse_json_lines(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
+        decoded = _decode(line, number, block, problems)
+        if decoded is None or not decoded.strip():
+            continue
+        try:
+            record = json.loads(decoded)
+        except (ValueError, RecursionError) as error:
+            problems.append(Problem("invalid_json", block.source, number, str(error)))
+            continue
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            found = sorted(record) if isinstance(record, dict) else type(record).__name__
+            problems.append(Problem("no_text", block.source, number, f"found {str(found)[:100]}"))
+            continue
+        if not text.isascii():
+            # JSON can escape half a surrogate pair, which no later step could encode.
+            encodable = text.encode("utf-8", "ignore").decode()
+            if encodable != text:
+                problems.append(Problem("surrogate", block.source, number))
+                text = encodable
+        yield number, _without_nul(text, number, block, problems)
+
+
+def _without_nul(text: str, number: int, block: Block, problems: list[Problem]) -> str:
+    if "\0" not in text:
+        return text
+    problems.append(Problem("nul", block.source, number, f"{text.count(chr(0))} of them"))
+    return text.replace("\0", "")
+
+
+# --- sources of records ------------------------------------------------------------------------
+
+
+def _record_blocks(source: Source, texts: Iterable[str]) -> Iterator[Block]:
+    """Blocks of JSON lines made from texts, one line a record."""
+    sha256 = hashlib.sha256()
+    first, number, size, position = 1, 0, 0, 0
+    lines: list[bytes] = []
+    for number, text in enumerate(texts, 1):
+        line = json.dumps({"text": text}).encode() + b"\n"
+        sha256.update(line)
+        lines.append(line)
+        size += len(line)
+        position += len(text.encode(errors="ignore"))
+        if size >= BLOCK_BYTES:
+            yield Block(source.name, first, True, b"".join(lines), position)
+            first, size, lines = number + 1, 0, []
+    problems = () if number else (Problem("empty_file", source.name, 1),)
+    data = b"".join(lines)
+    yield Block(source.name, first, True, data, source.num_bytes, problems, sha256.hexdigest())
+
+
+def _open_tfds(name: str, data_dir: str | None) -> tuple[Any, Any]:
+    """The builder of a TFDS data set and the information about the split that `name` asks for."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    with contextlib.suppress(RuntimeError):  # too late: the caller uses TensorFlow himself
+        tf.config.set_visible_devices([], "GPU")  # text needs none, and another run may
+    data_set, colon, split = name.removeprefix("tfds:").rpartition(":")
+    if not colon or not data_set or not split:
+        raise CorpusError(f"--input={name}: expected tfds:NAME/CONFIG:SPLIT")
+    try:
+        builder = tfds.builder(data_set, data_dir=data_dir)
+        builder.download_and_prepare()
+        information = builder.info.splits[split]
+    except Exception as error:  # TFDS raises many kinds, down to HTTP errors
+        reason = str(error).partition("\n")[0]
+        raise CorpusError(f"--input={name}: TFDS cannot open it: {reason}") from error
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict) or "text" not in features:
+        raise CorpusError(f'--input={name}: has no feature "text", only {features}')
+    return builder, information
+
+
+def _tfds_texts(source: Source) -> Iterator[str]:
+    import tensorflow_datasets as tfds
+
+    builder, _ = _open_tfds(source.name, source.data_dir)
+    split = source.name.rpartition(":")[2]
+    config = tfds.ReadConfig(interleave_cycle_length=1)  # one file after the other
+    examples = builder.as_dataset(split, shuffle_files=False, read_config=config)
+    for example in tfds.as_numpy(examples):
+        # A bad byte becomes a lone surrogate, which the parser reports.
+        yield example["text"].decode(errors="surrogateescape")
+
+
+@functools.cache  # 2 MB that take seconds to collect and are read several times
+def _embedded_texts() -> list[str]:
+    from bertjax.data.embedded import embedded_documents
+
+    return list(embedded_documents())

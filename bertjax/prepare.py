@@ -1,0 +1,104 @@
+"""Makes a token store from a corpus.
+
+    python -m bertjax.prepare --input='corpus/*.jsonl.gz' --output=STORE --tokenizer=vocab.txt
+
+Inputs are plain text (a blank line between documents, a line a paragraph), JSON lines with a
+"text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, tfds:NAME/CONFIG:SPLIT, and
+embedded:python, the documentation of this Python; several are separated by commas. The store holds
+no lengths, pairs or masks: every recipe that uses its vocabulary can read it.
+
+A run that was stopped or killed goes on with the same command. What cannot be used is reported by
+file and line, counted in STORE/manifest.json, and an error under --strict.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+from bertjax.data.blocks import CorpusError
+from bertjax.data.build_store import prepare
+from bertjax.data.prepare_options import PrepareError, PrepareOptions
+from bertjax.data.store import StoreError
+from bertjax.data.store_writer import SHARD_TOKENS
+from bertjax.data.tokenizer import TokenizerError
+
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "Globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the store.", required=True)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "wordpiece:PATH (or PATH.txt), sentencepiece:PATH (or PATH.model), or train:wordpiece or "
+    "train:sentencepiece to train one on the training documents (about 256 MiB of them).",
+    required=True,
+)
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size",
+    None,
+    "Pieces of a trained vocabulary (default 30522); a given one is filled up to it. "
+    "Missing pieces become [unusedN].",
+    lower_bound=1,
+)
+_LOWER_CASE = flags.DEFINE_boolean(
+    "lower_case",
+    None,
+    "Lower the text and drop accents. Default: yes for WordPiece, no for a trained SentencePiece; "
+    "a given SentencePiece model says it itself.",
+)
+_LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO 639.")
+_HELDOUT_SHARE = flags.DEFINE_float(
+    "heldout_share", 0.01, "Documents held out for evaluation, by a hash of their text."
+)
+_STRICT = flags.DEFINE_boolean("strict", False, "Stop at the first problem of the input.")
+_SHARD_TOKENS = flags.DEFINE_integer(
+    "shard_tokens", SHARD_TOKENS, "Tokens in a shard: what a kill can cost.", lower_bound=1
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers",
+    0,
+    "Processes that encode; 0 = one a core. The result is the same.",
+    lower_bound=0,
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs `prepare` with the flags; 0 = prepared, 1 = an error, 130 = interrupted."""
+    if len(argv) > 1:
+        print(f"error: unexpected {argv[1]!r}; is a glob not quoted?", file=sys.stderr)
+        return 1
+    try:
+        prepare(
+            PrepareOptions(
+                input=_INPUT.value,
+                output=_OUTPUT.value,
+                tokenizer=_TOKENIZER.value,
+                vocab_size=_VOCAB_SIZE.value,
+                lower_case=_LOWER_CASE.value,
+                language=_LANGUAGE.value,
+                heldout_share=_HELDOUT_SHARE.value,
+                strict=_STRICT.value,
+                shard_tokens=_SHARD_TOKENS.value,
+                data_dir=_DATA_DIR.value,
+                num_workers=_NUM_WORKERS.value,
+            )
+        )
+    except (PrepareError, CorpusError, StoreError, TokenizerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
