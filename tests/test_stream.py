@@ -1,0 +1,132 @@
+"""The tf.data pipeline: the reader's rows, on time, and a clean end."""
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from stream_store import make_reader, shared_store
+
+from bertjax.data.stream import BatchStream, StreamError
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return make_reader(max_length=64, max_predictions=10)
+
+
+def assert_rows(batch, reader, positions):
+    for name, expected in reader.rows(positions).items():
+        assert batch[name].dtype == expected.dtype
+        assert np.array_equal(batch[name], expected), name
+
+
+@pytest.mark.parametrize("position", [0, 3, 10**7])
+@pytest.mark.parametrize(("batch_size", "processes"), [(8, 1), (96, 2), (5000, 1)])
+def test_batches_are_the_readers_rows(reader, batch_size, processes, position):
+    """Small batches come from one block, large ones are a block each; several blocks pass."""
+    size = batch_size * processes
+    for process in range(processes):
+        with BatchStream(
+            reader,
+            batch_size=batch_size,
+            position=position,
+            global_batch_size=size,
+            process_index=process,
+            num_threads=2,
+        ) as stream:
+            count = 10_000 // batch_size
+            for k in range(count):
+                batch = next(stream)
+                if k % 100 in (0, 1) or k == count - 1:
+                    first = position + k * size + process * batch_size
+                    assert_rows(batch, reader, first + np.arange(batch_size))
+
+
+def test_first_batch_far_into_the_stream_is_quick(reader):
+    begin = time.perf_counter()
+    with BatchStream(reader, batch_size=256, position=10**7) as stream:
+        batch = next(stream)
+        assert time.perf_counter() - begin < 1
+    assert_rows(batch, reader, 10**7 + np.arange(256))
+
+
+def test_share_outside_the_global_batch_is_refused(reader):
+    with pytest.raises(ValueError, match="process 2 with 8 rows a batch does not fit"):
+        BatchStream(reader, batch_size=8, global_batch_size=16, process_index=2)
+
+
+def test_no_gpu_is_left_to_tensorflow(reader):
+    with BatchStream(reader, batch_size=8):
+        assert tf.config.get_visible_devices("GPU") == []
+
+
+class _FailingReader:
+    """Fails from a position on."""
+
+    def __init__(self, reader, position):
+        self.spec = reader.spec
+        self._reader = reader
+        self._position = position
+
+    def rows(self, positions):
+        if len(positions) and positions.max() >= self._position:
+            raise IndexError("token 7 of shard 3 is missing")
+        return self._reader.rows(positions)
+
+
+def test_a_failure_is_raised_at_its_batch_and_stays(reader, capfd):
+    failing = _FailingReader(reader, 3 * 4096)
+    with BatchStream(failing, batch_size=4096, num_threads=2) as stream:
+        for _ in range(3):
+            next(stream)
+        for _ in range(2):
+            with pytest.raises(
+                StreamError, match="positions 12288 to 16383 failed: IndexError: token 7 of shard 3"
+            ) as raised:
+                next(stream)
+            assert isinstance(raised.value.__cause__, IndexError)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_close_ends_the_stream_and_its_threads(reader):
+    before = threading.active_count()
+    stream = BatchStream(reader, batch_size=8, num_threads=2)
+    next(stream)
+    stream.close()
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert threading.active_count() == before
+
+
+def test_a_dropped_stream_closes_itself(reader):
+    stream = BatchStream(reader, batch_size=8, num_threads=2)
+    next(stream)
+    pipeline = weakref.ref(stream._pipeline)
+    del stream
+    gc.collect()
+    assert pipeline() is None
+
+
+def test_interpreters_end():
+    """Closed or not; without the finaliser each of them hangs in TensorFlow's threads."""
+    hows = ["close", "open"] * 20 + ["raise"] * 5
+    result = subprocess.run(
+        [sys.executable, TESTS / "stream_exits.py", shared_store().path, *hows],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=True,
+    )
+    statuses = {"close": 0, "open": 0, "raise": 3}
+    expected = [f"{how} {statuses[how]}" for how in hows]
+    assert result.stdout.splitlines() == expected, result.stderr[-2000:]
