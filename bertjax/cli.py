@@ -20,7 +20,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from bertjax.config import Config, ConfigError, Phase, closest, validate
+from bertjax.config import Config, ConfigError, Phase, closest
+from bertjax.validation import validate
 
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting recipe and stop.")
 
@@ -65,7 +66,10 @@ def _main(argv: Sequence[str], main: Callable, config_flag: flags.FlagHolder) ->
         return 0
     # Lines with the time; of the libraries' own only warnings.
     logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr, force=True
+        format="%(asctime)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        level=logging.WARNING,
+        force=True,
     )
     logging.getLogger("bertjax").setLevel(logging.INFO)
     return main(config)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-# Runs of the same program in other processes and tests take it from here: most of their time is
-# the compiler's. Set before jax is imported, and inherited by every command that a test starts.
+# Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
+# what other tests and processes have compiled. Set before jax is imported; commands inherit it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _CACHE = tempfile.TemporaryDirectory(prefix="bertjax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

@@ -12,8 +12,8 @@ from bertjax.config import (
     DataConfig,
     Phase,
     differences,
-    validate,
 )
+from bertjax.validation import validate
 
 
 def train(*arguments: str, cwd=None) -> subprocess.CompletedProcess:

@@ -18,8 +18,16 @@ from bertjax.data.stream import BatchStream, StreamError
 TESTS = Path(__file__).parent
 
 
+@pytest.fixture(scope="module", params=["tf.data", "threads"])
+def pipeline(request):
+    """Both ways to make batches: `threads` is what is used where TensorFlow is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertjax.data.stream._has_tensorflow", lambda: request.param == "tf.data")
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def reader():
+def reader(pipeline):
     return make_reader(max_length=64, max_predictions=10)
 
 
@@ -130,3 +138,18 @@ def test_interpreters_end():
     statuses = {"close": 0, "open": 0, "raise": 3}
     expected = [f"{how} {statuses[how]}" for how in hows]
     assert result.stdout.splitlines() == expected, result.stderr[-2000:]
+
+
+def test_without_tensorflow_threads_are_used_and_named():
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'tensorflow' else find(name, *a);"
+        "from stream_store import make_reader; from bertjax.data.stream import BatchStream;"
+        "print(next(BatchStream(make_reader(), batch_size=2))['input_ids'].shape);"
+        "print('tensorflow' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.split() == ["(2,", "128)", "False"]
+    assert "TensorFlow is not installed" in result.stderr

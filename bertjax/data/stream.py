@@ -1,12 +1,18 @@
 """Batches made ahead of time in the background: tf.data calls the reader from several threads.
 
-Nothing random happens here: batch k of a stream is the rows at the positions that its number
-says, so the stream is opened anywhere at once and TensorFlow's version cannot change what it holds.
+Where TensorFlow is not installed a pool of threads does the same, and says so. Nothing random
+happens here: batch k of a stream is the rows at the positions that its number says, so the stream
+is opened anywhere at once and TensorFlow's version cannot change what it holds.
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import functools
 import gc
+import importlib.util
+import logging
 import os
 import threading
 import weakref
@@ -73,7 +79,8 @@ class BatchStream:
         offsets = (begins + np.arange(batch_size)).ravel()
         stride = self._batches_per_block * global_batch_size
         num_threads = num_threads or min(16, os.cpu_count() or 1)
-        self._pipeline = _Pipeline(
+        pipeline = _TensorFlowPipeline if _has_tensorflow() else _ThreadPipeline
+        self._pipeline = pipeline(
             reader,
             positions=lambda block: first + int(block) * stride + offsets,
             num_threads=num_threads,
@@ -114,8 +121,8 @@ class BatchStream:
         self.close()
 
 
-class _Pipeline:
-    """The tf.data side: blocks of rows in order, made by several threads."""
+class _TensorFlowPipeline:
+    """Blocks of rows in order, made by the threads of tf.data."""
 
     def __init__(
         self,
@@ -166,12 +173,7 @@ class _Pipeline:
         if block not in self._errors:
             arrays = next(self._iterator)
         if block in self._errors:
-            error = self._errors[block]
-            first, last = self._positions(block)[[0, -1]]
-            raise StreamError(
-                f"making the rows at positions {first} to {last} failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise _stream_error(self._positions(block), self._errors[block])
         self._blocks_taken += 1
         return dict(zip(self._names, arrays, strict=True))
 
@@ -180,6 +182,62 @@ class _Pipeline:
         self._closing.set()
         self._iterator = None
         gc.collect()  # the dataset's functions are in reference cycles
+
+
+class _ThreadPipeline:
+    """The same without TensorFlow."""
+
+    def __init__(
+        self,
+        reader: RowReader,
+        positions: Callable[[int], np.ndarray],
+        num_threads: int,
+        prefetch_blocks: int,
+    ):
+        self._make_block = lambda block: reader.rows(positions(block))
+        self._positions = positions
+        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, "bertjax-stream")
+        self._blocks_taken = 0
+        self._ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+        self._num_ahead = num_threads + prefetch_blocks
+
+    def next_block(self) -> Batch:
+        """The next block; its arrays are read-only."""
+        while len(self._ahead) < self._num_ahead:
+            block = self._blocks_taken + len(self._ahead)
+            self._ahead.append(self._pool.submit(self._make_block, block))
+        try:
+            rows = self._ahead[0].result()
+        except Exception as error:
+            raise _stream_error(self._positions(self._blocks_taken), error) from error
+        self._ahead.popleft()
+        self._blocks_taken += 1
+        for array in rows.values():
+            array.flags.writeable = False
+        return rows
+
+    def close(self) -> None:
+        """Waits for the blocks that are being made; the queued ones never are."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _stream_error(positions: np.ndarray, error: Exception) -> StreamError:
+    found = StreamError(
+        f"making the rows at positions {positions[0]} to {positions[-1]} failed: "
+        f"{type(error).__name__}: {error}"
+    )
+    found.__cause__ = error
+    return found
+
+
+@functools.cache
+def _has_tensorflow() -> bool:
+    if importlib.util.find_spec("tensorflow") is not None:
+        return True
+    logging.getLogger(__name__).warning(
+        "TensorFlow is not installed: batches are made by a pool of threads instead of tf.data"
+    )
+    return False
 
 
 def _import_tensorflow() -> Any:

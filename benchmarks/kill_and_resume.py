@@ -1,0 +1,133 @@
+"""Kills a training run at random moments, restarts it, and compares it with one left in peace.
+
+    python -m benchmarks.kill_and_resume
+
+Runs `tiny` on the embedded corpus, dropout on, saving every third step, through the public command.
+SIGKILL comes a random time after the first step of each start, at least ten times and until three
+of them were inside a save; then once SIGTERM. The parameters' hash, every logged number and the
+hash of every step's row ids must be those of the uninterrupted run. Takes about ten minutes on two
+cores and writes benchmarks/results/kill_and_resume.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+STEPS = 90
+FLAGS = [
+    "--config=tiny",
+    f"--config.num_steps={STEPS}",
+    "--config.checkpoint.every_steps=3",
+    "--config.eval.every_steps=30",
+    "--config.log.every_steps=1",
+]
+RATES = ("sequences_per_second", "real_tokens_per_second", "mfu")
+KILLS, INSIDE_A_SAVE = 10, 3
+
+
+def main() -> None:
+    """Runs both and writes the result; exits non-zero if they differ."""
+    moments = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="bertjax-kill-") as folder:
+        # Most of a start is the compiler; its result is taken from here at the next one.
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        assert run(whole, [], environment).wait() == 0
+        store = [f"--config.data.store={whole / 'store'}"]
+
+        kills: list[dict[str, Any]] = []
+        while len(kills) < KILLS or sum(k["inside_a_save"] for k in kills) < INSIDE_A_SAVE:
+            process = run(killed, store, environment)
+            wait_for_a_step(process, killed)
+            time.sleep(moments.uniform(0, 2))
+            if process.poll() is not None:
+                raise SystemExit("the run ended before it could be killed: raise STEPS")
+            process.kill()
+            process.wait()
+            kills.append(state_of(killed))
+            print(f"kill {len(kills)}: {kills[-1]}", flush=True)
+        process = run(killed, store, environment)
+        wait_for_a_step(process, killed)
+        process.send_signal(signal.SIGTERM)
+        sigterm_exit = process.wait()
+        final_exit = run(killed, store, environment).wait()
+
+        result = {
+            "date": datetime.date.today().isoformat(),
+            "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+            "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")},
+            "flags": FLAGS,
+            "kills": kills,
+            "kills_inside_a_save": sum(k["inside_a_save"] for k in kills),
+            "exit_after_sigterm": sigterm_exit,
+            "final_exit": final_exit,
+            "params_sha256": summary(killed)["params_sha256"],
+            "params_sha256_uninterrupted": summary(whole)["params_sha256"],
+            "steps_compared": STEPS,
+            "steps_that_differ": [
+                a["step"] for a, b in zip(steps(killed), steps(whole), strict=True) if a != b
+            ],
+        }
+    print(json.dumps(result, indent=2))
+    Path(__file__).parent.joinpath("results", "kill_and_resume.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
+    same = result["params_sha256"] == result["params_sha256_uninterrupted"]
+    sys.exit(not (same and not result["steps_that_differ"] and sigterm_exit == 75))
+
+
+def run(workdir: Path, more: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts the public command; its log goes to `WORKDIR.log`, anew at each start."""
+    with open(f"{workdir}.log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bertjax.train", *FLAGS, f"--workdir={workdir}", *more],
+            env=environment,
+            stderr=log,
+        )
+
+
+def wait_for_a_step(process: subprocess.Popen, workdir: Path) -> None:
+    """Until this start has logged a step of its own."""
+    while "  loss " not in Path(f"{workdir}.log").read_text():
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended with {process.returncode}: see {workdir}.log")
+        time.sleep(0.01)
+
+
+def state_of(workdir: Path) -> dict[str, Any]:
+    """What a killed run left: its last logged step, its newest checkpoint, an unfinished save."""
+    checkpoints = workdir / "checkpoints"
+    saved = sorted(path.name for path in checkpoints.glob("step_*"))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {
+        "lines_logged": len(lines),
+        "newest_checkpoint": saved[-1] if saved else None,
+        "inside_a_save": bool(list(checkpoints.glob(".saving_*"))),
+    }
+
+
+def steps(workdir: Path) -> list[dict[str, Any]]:
+    """The logged steps without their rates, which are never the same twice."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in RATES} for x in lines]
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    """What summary.json holds."""
+    return json.loads((workdir / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

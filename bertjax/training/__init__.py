@@ -1,0 +1,1 @@
+"""The run: objective, step, optimiser, sharding, checkpoints and the loop around them."""

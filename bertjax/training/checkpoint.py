@@ -1,0 +1,350 @@
+"""Checkpoints: written in the background, sealed, verified before they are believed.
+
+Layout: `WORKDIR/checkpoints/step_00001234/{params/, opt_state/, progress.json, config.json,
+SEAL.json}`. A save grows in a hidden directory, is hashed and sealed (`sealing`), and only then
+gets its name (`checkpoint_directory`). The only file that imports orbax. See
+docs/design/checkpoint.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import itertools
+import json
+import logging
+import os
+import re
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bertjax.training import checkpoint_directory, sealing
+from bertjax.training.checkpoint_directory import finished_steps, listed, step_path
+from bertjax.training.orbax_noise import quiet_orbax
+from bertjax.training.sealing import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "load_params", "resolve"]
+
+Tree = Any  # nested dicts of arrays (or of jax.ShapeDtypeStruct)
+
+_log = logging.getLogger(__name__)
+# Each save grows in a directory of its own: a failed one may still be writing to its own.
+_attempts = itertools.count()
+_BARRIER_TIMEOUT_MS = 1_200_000  # as long as orbax waits for a write
+_NO_CHECKPOINT, _FAILED = -1, -2  # what process 0 tells the others instead of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, every file of which was found to be what was sealed."""
+
+    path: Path
+    step: int
+    progress: dict[str, Any]
+    config: dict[str, Any]
+
+    def restore_params(self, abstract: Tree | None = None) -> Tree:
+        """The parameters alone, on any number of devices, however many wrote them.
+
+        Args:
+            abstract: jax.ShapeDtypeStruct for each parameter. Leaves with a sharding come back as
+                jax.Array laid out so, leaves without as numpy arrays. None: all, as numpy arrays.
+
+        Raises:
+            CheckpointError: paths, shapes or dtypes differ from `abstract`; lists them.
+        """
+        return _restore(self.path / "params", abstract)
+
+    def restore_opt_state(self, abstract: Tree | None = None) -> Tree:
+        """The optimiser's state; like `restore_params`."""
+        return _restore(self.path / "opt_state", abstract)
+
+
+def resolve(path: Path | str) -> Checkpoint:
+    """The checkpoint that a path means, verified; renames and removes nothing.
+
+    Args:
+        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest sound one.
+
+    Raises:
+        CheckpointError: there is none, or none that is sound.
+    """
+    return _open(checkpoint_directory.find(Path(path).resolve()))
+
+
+def load_params(path: Path | str, abstract: Tree | None = None) -> Tree:
+    """The parameters of the checkpoint that `path` means; see `resolve` and `restore_params`."""
+    return resolve(path).restore_params(abstract)
+
+
+class CheckpointStore:
+    """The checkpoints of one run. The caller holds the workdir's lock (`workdir_lock`).
+
+    With several processes each makes the same calls in the same order, on one shared workdir;
+    process 0 seals, renames and removes.
+    """
+
+    def __init__(self, workdir: Path | str, keep: int):
+        """Opens the store and removes what killed saves left behind.
+
+        Args:
+            workdir: the checkpoints are in its folder `checkpoints`, made if need be.
+            keep: how many of the newest checkpoints stay; 0 = all.
+
+        Raises:
+            CheckpointError: the folder cannot be made or cleaned.
+        """
+        self.directory = Path(workdir).resolve() / "checkpoints"
+        self._keep = keep
+        self._last_saved: int | None = None
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                checkpoint_directory.remove_unfinished(self.directory)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: cannot be used: {error}") from error
+        quiet_orbax()
+        # Not compressed: weights are noise; zstd saves 8 % of the bytes and doubles the time.
+        arrays = functools.partial(ocp.PyTreeCheckpointHandler, use_compression=False)
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(params=arrays(), opt_state=arrays()),
+            # Else a save that is refused at once may still make directories afterwards.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._barrier = ocp.multihost.get_barrier_sync_fn()  # does nothing in a single process
+
+    @property
+    def last_saved(self) -> int | None:
+        """The newest step that this store has saved whole or found sound."""
+        return self._last_saved
+
+    def latest(self) -> Checkpoint | None:
+        """The newest sound checkpoint; None if the run never finished a save.
+
+        Newer ones that are unsound are renamed to `unsound_step_*`, with a warning that names each
+        file and what is wrong with it.
+
+        Raises:
+            CheckpointError: there are or were checkpoints and none is sound, so that going on
+                would mean to start over.
+        """
+        self.wait()
+        path, error, answer = None, None, _NO_CHECKPOINT
+        if jax.process_index() == 0:
+            try:
+                path = checkpoint_directory.newest_sound(self.directory)
+            except Exception as caught:
+                error, answer = caught, _FAILED
+        if jax.process_count() > 1:
+            if path is not None:
+                answer = sealing.read_seal(path)["step"]
+            answer = int(ocp.multihost.broadcast_one_to_all(np.asarray(answer, np.int32)))
+            path = step_path(self.directory, answer) if answer >= 0 else None
+        if error is not None:
+            raise error
+        if answer == _FAILED:
+            raise CheckpointError(f"{self.directory}: process 0 found no sound checkpoint")
+        checkpoint = _open(path) if path else None
+        self._last_saved = checkpoint.step if checkpoint else None
+        return checkpoint
+
+    def save(
+        self,
+        step: int,
+        params: Tree,
+        opt_state: Tree,
+        progress: dict[str, Any],
+        config: dict[str, Any],
+    ) -> None:
+        """Starts to save; returns when the arrays may be donated or overwritten.
+
+        Waits for the save before it, if that is still being written. The checkpoint is done when
+        `last_saved` says its step, or `wait` returns.
+
+        Args:
+            step: must be above every step saved so far.
+            params: nested dicts of arrays.
+            opt_state: nested dicts of arrays.
+            progress: JSON: step, phase, position in the stream, versions, hashes.
+            config: JSON: the run's configuration.
+
+        Raises:
+            CheckpointError: this save could not start, or the one before it failed.
+        """
+        self.wait()
+        newest = max(finished_steps(self.directory), default=-1)
+        if step <= newest:
+            raise CheckpointError(
+                f"{self.directory}: step {step} cannot be saved, step {newest} is there already "
+                "and steps only grow; resume from it or choose another --workdir"
+            )
+        texts = {"progress.json": _to_json(progress), "config.json": _to_json(config)}
+        items = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(params), opt_state=ocp.args.PyTreeSave(opt_state)
+        )
+        unfinished = checkpoint_directory.unfinished_path(self.directory, step, next(_attempts))
+        try:
+            self._writer.save(unfinished, args=items)
+        except Exception as error:
+            self._fail(step, error)
+            self.wait()  # raises it
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, unfinished, texts), name=f"finish_step_{step}"
+        )
+        self._thread.start()
+
+    def wait(self) -> int | None:
+        """Waits until no save is in flight; returns `last_saved`.
+
+        Raises:
+            CheckpointError: the save failed; its partial output is gone, older checkpoints are not.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._last_saved
+
+    def close(self) -> None:
+        """Waits for the save in flight, then frees the writer's threads.
+
+        Raises:
+            CheckpointError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError as save_error:
+            if error is None:
+                raise
+            _log.error("%s", save_error)  # the error that ends the block goes on
+
+    def _finish(self, step: int, unfinished: Path, texts: dict[str, bytes]) -> None:
+        """Background thread: waits for orbax, seals, gives the checkpoint its name, prunes."""
+        try:
+            self._writer.wait_until_finished()
+            try:
+                if jax.process_index() == 0:
+                    for name, content in texts.items():
+                        (unfinished / name).write_bytes(content)
+                    checkpoint_directory.finish(unfinished, step)
+            finally:
+                self._barrier(key=f"bertjax_finish_step_{step}", timeout_ms=_BARRIER_TIMEOUT_MS)
+            if not step_path(self.directory, step).is_dir():
+                raise CheckpointError("process 0 could not finish it; see its log")
+        except Exception as error:
+            self._fail(step, error)
+            return
+        self._last_saved = step
+        if jax.process_index() == 0 and self._keep > 0:
+            try:
+                checkpoint_directory.prune(self.directory, self._keep)
+            except OSError as error:
+                _log.warning("an old checkpoint could not be removed: %s", error)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Removes the partial output and keeps what `wait` will raise."""
+        if jax.process_index() == 0:
+            checkpoint_directory.remove_failed_save(self.directory)
+        reason, advice = str(error) or repr(error), ""
+        # Tensorstore's errors are not OSErrors, and carry the number in their text.
+        found = re.search(r"os_error_code='(\d+)'", reason)
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if code:
+            reason = os.strerror(code)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            advice = (
+                f". Make room in {self.directory} or lower checkpoint.keep, then run the same "
+                "command again"
+            )
+        newest = "none" if self._last_saved is None else step_path(self.directory, self._last_saved)
+        self._error = CheckpointError(
+            f"the checkpoint of step {step} was not saved: {reason}. Newest good checkpoint: "
+            f"{newest}{advice}"
+        )
+        self._error.__cause__ = error
+
+
+def _to_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _open(path: Path) -> Checkpoint:
+    return Checkpoint(
+        path=path,
+        step=sealing.read_seal(path)["step"],
+        progress=json.loads((path / "progress.json").read_bytes()),
+        config=json.loads((path / "config.json").read_bytes()),
+    )
+
+
+def _restore(folder: Path, abstract: Tree | None) -> Tree:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        saved = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            reader.handler.metadata(epath.Path(folder)).tree,
+        )
+        target = saved if abstract is None else abstract
+        _check_fit(folder, _by_path(saved), _by_path(target))
+        return reader.restore(
+            folder, args=ocp.args.PyTreeRestore(target, restore_args=jax.tree.map(_how, target))
+        )
+
+
+def _how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _by_path(tree: Tree) -> dict[str, str]:
+    """{"pooler/kernel": "float32 (768, 768)", ...}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_fit(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    differences = [
+        *(f"missing: {path} {wanted[path]}" for path in sorted(wanted.keys() - saved.keys())),
+        *(f"unexpected: {path} {saved[path]}" for path in sorted(saved.keys() - wanted.keys())),
+        *(
+            f"different: {path} is {saved[path]}, expected {wanted[path]}"
+            for path in sorted(saved.keys() & wanted.keys())
+            if saved[path] != wanted[path]
+        ),
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder} does not fit: {listed(differences, 20)}. Compare the model's configuration "
+            "with the checkpoint's config.json"
+        )

@@ -1,0 +1,181 @@
+"""From the store to the devices: which documents a run reads, and its batches on the mesh."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import logging
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bertjax.config import Config, ConfigError, Phase
+from bertjax.data.embedded import prepare_embedded
+from bertjax.data.reader import Batch, RowReader
+from bertjax.data.rows import RowSpec
+from bertjax.data.store import MANIFEST, Split, Store, open_store
+from bertjax.data.stream import BatchStream
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.training.sharding import row_sharding
+
+_LOG = logging.getLogger(__name__)
+_AHEAD = 2  # batches on the devices before they are needed
+
+# Held-out rows are drawn alike in every run, whatever its seed, so that runs compare.
+_EVALUATION_SEED = 0
+_EVALUATION_STREAM = 2**31 - 1  # no phase has this number
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The documents of a run."""
+
+    store: Store
+    store_hash: str  # sha256 of the manifest, which names every file's checksum
+    evaluation: Split
+    tokenizer: Tokenizer
+    cache: Path  # for row indexes, where the store is read-only
+
+    def training_rows(self, config: Config, phase_index: int) -> RowReader:
+        """Rows of one phase."""
+        phase = config.resolved_phases()[phase_index]
+        return RowReader(
+            self.store.train,
+            self.tokenizer,
+            row_spec(config, phase),
+            seed=config.seed,
+            stream_id=phase_index,
+            cache=self.cache,
+        )
+
+    def evaluation_rows(self, config: Config, phase: Phase) -> RowReader:
+        """Held-out rows as long as those of the phase."""
+        return RowReader(
+            self.evaluation,
+            self.tokenizer,
+            row_spec(config, phase),
+            seed=_EVALUATION_SEED,
+            stream_id=_EVALUATION_STREAM,
+            cache=self.cache,
+        )
+
+
+def open_data(config: Config, workdir: Path) -> Data:
+    """Opens the stores that `config.data` names; without any, prepares the embedded corpus.
+
+    Raises:
+      ConfigError: the model's vocabulary is not the store's, the evaluation store was made with
+        another tokenizer, or a store has nothing to train or evaluate on.
+      StoreError: a store is missing or damaged.
+    """
+    if config.data.store:
+        store = open_store(config.data.store)
+    else:
+        store = prepare_embedded(workdir / "store", config.model.vocab_size)
+    if store.vocab_size != config.model.vocab_size:
+        raise ConfigError(
+            f"config.model.vocab_size = {config.model.vocab_size}, but the vocabulary of the store "
+            f"{store.path} has {store.vocab_size} entries: set "
+            f"--config.model.vocab_size={store.vocab_size}"
+        )
+    evaluation = store.heldout
+    if config.data.eval_store:
+        other = open_store(config.data.eval_store)
+        if other.tokenizer_hash != store.tokenizer_hash:
+            raise ConfigError(
+                f"config.data.eval_store = {other.path} was made with the tokenizer "
+                f"{other.tokenizer_hash[:12]}, config.data.store = {store.path} with "
+                f"{store.tokenizer_hash[:12]}: prepare it with "
+                f"--tokenizer={store.path / 'tokenizer'}"
+            )
+        evaluation = other.train
+        if other.heldout.num_documents:
+            _LOG.warning(
+                "%d held-out documents of %s are not used: an evaluation store is prepared with "
+                "--heldout_share=0",
+                other.heldout.num_documents,
+                other.path,
+            )
+    for split in (store.train, evaluation):
+        if not split.num_documents:
+            raise ConfigError(
+                f"{split.folder} has no documents: prepare the store from more text, or name "
+                "held-out documents with config.data.eval_store"
+            )
+    return Data(
+        store=store,
+        store_hash=hashlib.sha256((store.path / MANIFEST).read_bytes()).hexdigest(),
+        evaluation=evaluation,
+        tokenizer=store.tokenizer(),
+        cache=workdir / "rows",
+    )
+
+
+def row_spec(config: Config, phase: Phase) -> RowSpec:
+    """What the rows of a phase look like."""
+    return RowSpec(
+        max_length=phase.max_length,
+        max_predictions=phase.max_predictions,
+        mask_rate=config.data.mask_rate,
+        masking=config.data.masking,
+        short_row_rate=config.data.short_row_rate,
+        next_sentence=config.model.next_sentence,
+    )
+
+
+class DeviceBatches:
+    """Training batches on the devices, some ahead of need; a context manager.
+
+    Each process makes its own rows; together they are the global batch.
+    """
+
+    def __init__(self, config: Config, reader: RowReader, phase: Phase, position: int, mesh: Mesh):
+        """Opens the stream at `position`, counted in rows of the phase."""
+        self._mesh = mesh
+        self._stream = BatchStream(
+            reader,
+            batch_size=phase.global_batch_size // jax.process_count(),
+            position=position,
+            global_batch_size=phase.global_batch_size,
+            process_index=jax.process_index(),
+            num_threads=config.data.num_threads,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+        self._ready: collections.deque[tuple[np.ndarray, dict[str, jax.Array]]]
+        self._ready = collections.deque()
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+        return self
+
+    def __next__(self) -> tuple[np.ndarray, dict[str, jax.Array]]:
+        """Returns this process's row ids [b] on the host, and the global batch on the devices."""
+        for batch in itertools.islice(self._stream, _AHEAD - len(self._ready)):
+            self._ready.append((batch["row_ids"], device_batch(batch, self._mesh)))
+        return self._ready.popleft()
+
+    def __enter__(self) -> DeviceBatches:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch onto its devices; row ids stay on the host."""
+    rows = row_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(rows, array)
+        for name, array in batch.items()
+        if name != "row_ids"
+    }

@@ -1,0 +1,316 @@
+"""The training loop: `run(config, workdir)` trains, resumes, evaluates and saves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bertjax.config import Config
+from bertjax.models import BertForPreTraining, compute_dtype
+from bertjax.training.checkpoint import CheckpointStore
+from bertjax.training.compilation import compile_train_step, estimate_step_seconds
+from bertjax.training.curves import plot_curves
+from bertjax.training.evaluation import Evaluation
+from bertjax.training.input import Data, DeviceBatches, open_data
+from bertjax.training.metrics import Throughput, flops_per_row, mfu
+from bertjax.training.objectives import pretraining_objective
+from bertjax.training.optimizer import make_optimizer
+from bertjax.training.params_hash import params_sha256
+from bertjax.training.preemption import (
+    EXIT_FINISHED,
+    EXIT_PREEMPTED,
+    Preempted,
+    PreemptionGuard,
+)
+from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
+from bertjax.training.start import abstract_state, progress_record, start
+from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
+from bertjax.training.workdir_lock import lock_workdir
+from bertjax.validation import validate
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss or gradient is not finite; names the step and the last good checkpoint."""
+
+
+def run(config: Config, workdir: str | Path) -> int:
+    """Trains until `config.last_step`, from wherever the workdir stands.
+
+    Args:
+      config: the recipe.
+      workdir: folder of checkpoints, metrics, curves and summary; made if it is missing.
+
+    Returns:
+      0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
+
+    Raises:
+      ConfigError: a setting cannot work, or contradicts the run in `workdir`.
+      StoreError: the store is missing or damaged.
+      CheckpointError: checkpoints exist but none is sound, or a save failed.
+      TrainingDivergedError: a loss or gradient is not finite.
+      WorkdirInUseError: another process trains in `workdir`.
+    """
+    validate(config)
+    workdir = Path(workdir)
+    mesh = make_mesh(config.mesh)
+    check_fits_mesh(config, mesh)
+    # One process holds the lock for all of them: they share the workdir.
+    lock = lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with PreemptionGuard() as guard, lock, jax.set_mesh(mesh):
+        try:
+            data = open_data(config, workdir)
+            with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
+                trainer = _Trainer(config, workdir, mesh, data, checkpoints)
+                with Tracker(workdir, config, resume_step=trainer.step) as tracker:
+                    finished = trainer.train(tracker, guard)
+                if finished:
+                    trainer.summarize()
+                return EXIT_FINISHED if finished else EXIT_PREEMPTED
+        except Preempted as preempted:
+            _LOG.warning("%s before the first step: there was nothing to save", preempted)
+            return EXIT_PREEMPTED
+
+
+class _Trainer:
+    """The state of one run, and what can be done with it: train, evaluate, save, summarise."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        mesh: Mesh,
+        data: Data,
+        checkpoints: CheckpointStore,
+    ):
+        dtype = compute_dtype(config.model, jax.default_backend())
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.data, self.checkpoints = data, checkpoints
+        self.model = dataclasses.replace(config.model, dtype=dtype)
+        self.phases = config.resolved_phases()
+        self.first_steps = [
+            sum(phase.num_steps for phase in self.phases[:i]) for i in range(len(self.phases))
+        ]
+        self.objective = pretraining_objective(BertForPreTraining(self.model))
+        self.optimizer = make_optimizer(config.optimizer, config.total_steps)
+        self.state, self.seconds_before = start(
+            config, self.model, data, self.optimizer, checkpoints, mesh
+        )
+        self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+        self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        self.step = int(self.state.step)
+        self.saved_step = self.step
+        self.started = self.saved_at = time.monotonic()
+        self.throughput = Throughput()
+        self.evaluations: dict[int, Evaluation] = {}  # by phase
+        _LOG.info(
+            "%s parameters in float32, computing in %s on %d x %s, mesh %s",
+            f"{self.num_parameters:,}",
+            dtype,
+            jax.device_count(),
+            jax.devices()[0].device_kind,
+            " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        )
+
+    def train(self, tracker: Tracker, guard: PreemptionGuard) -> bool:
+        """Takes the steps that are left; False = preempted, after a save."""
+        while self.step < self.config.last_step:
+            if not self._train_phase(self._phase_index(), tracker, guard):
+                self._save()
+                self.checkpoints.wait()
+                _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
+                return False
+        lines = read_lines(self.workdir / EVALS)
+        if not lines or lines[-1]["step"] != self.step:
+            self._evaluate(tracker)
+        self._save()
+        self.checkpoints.wait()
+        return True
+
+    def summarize(self) -> None:
+        """Writes summary.json and curves.png, and prints what came out."""
+        evaluation = read_lines(self.workdir / EVALS)[-1]
+        heldout = {name: value for name, value in evaluation.items() if name.startswith("heldout")}
+        summary = {
+            "parameters": self.num_parameters,
+            "steps": self.step,
+            "seconds": round(self._seconds(), 1),
+            **heldout,
+            "params_sha256": params_sha256(self.state.params),
+            "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+        if jax.process_index() == 0:
+            write_summary(self.workdir, summary)
+            plot_curves(self.workdir)
+        _LOG.info(
+            "finished %s steps in %.0f s: held-out MLM loss %.3f nats (training unigrams: %.3f)%s",
+            f"{self.step:,}",
+            self._seconds(),
+            heldout["heldout_mlm_loss"],
+            heldout["heldout_unigram_entropy"],
+            ", NSP accuracy {:.3f} (majority: {:.3f})".format(
+                heldout["heldout_nsp_accuracy"], heldout["heldout_nsp_majority"]
+            )
+            if self.model.next_sentence
+            else "",
+        )
+        _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir)
+
+    def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
+        """Takes the steps of one phase; False = asked to stop."""
+        phase, first = self.phases[index], self.first_steps[index]
+        end = min(first + phase.num_steps, self.config.last_step)
+        resolved = dataclasses.replace(self.config, model=self.model)
+        seconds, reason = estimate_step_seconds(resolved, phase, self.mesh)
+        _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
+        step_function, _ = compile_train_step(
+            resolved,
+            phase,
+            self.objective,
+            self.optimizer,
+            abstract_state(self.model, self.optimizer, self.mesh),
+            self.mesh,
+        )
+        self.throughput.restart()
+        reader = self.data.training_rows(self.config, index)
+        _LOG.info(
+            "%s rows an epoch, %.2f epochs in this phase",
+            f"{reader.num_rows:,}",
+            phase.num_steps * phase.global_batch_size / reader.num_rows,
+        )
+        position = (self.step - first) * phase.global_batch_size
+        guard.defer()
+        with DeviceBatches(self.config, reader, phase, position, self.mesh) as batches:
+            last: tuple[np.ndarray, dict[str, Any]] | None = None
+            while self.step < end and not guard.requested:
+                row_ids, batch = next(batches)
+                self.state, metrics = step_function(self.state, batch, self.key)
+                # The step before is reported while the devices are busy with this one.
+                self._report(tracker, index, self.step, last)
+                self.step += 1
+                last = row_ids, metrics
+                evaluate = self._is_due(self.config.eval.every_steps)
+                save = self._is_due(self.config.checkpoint.every_steps) or self._minutes_are_up()
+                if (evaluate or save) and self.step < self.config.last_step:
+                    # Reported, so known to be finite, before it is believed.
+                    self._report(tracker, index, self.step, last)
+                    last = None
+                    with self.throughput.paused():
+                        if evaluate:
+                            self._evaluate(tracker)
+                        if save:
+                            self._save()
+            self._report(tracker, index, self.step, last)
+        return self.step >= end
+
+    def _report(
+        self,
+        tracker: Tracker,
+        index: int,
+        step: int,
+        last: tuple[np.ndarray, dict[str, Any]] | None,
+    ) -> None:
+        """Fetches the metrics of a step, checks that they are finite and logs them if due."""
+        if last is None:
+            return
+        row_ids, on_device = last
+        metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        phase = self.phases[index]
+        row_flops = flops_per_row(self.model, phase.max_length, phase.max_predictions)
+        real_tokens = metrics.pop("real_tokens")
+        self.throughput.add(
+            phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
+        )
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+        if finite and step % self.config.log.every_steps and step != self.config.last_step:
+            return
+        record = {
+            "step": step,
+            "phase": index,
+            "position": (step - self.first_steps[index]) * phase.global_batch_size,
+            **metrics,
+            "rows_sha256": hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest(),
+        }
+        rates = self.throughput.measure()
+        if rates is not None:
+            record.update(rates._asdict())
+            record["mfu"] = mfu(
+                **rates._asdict(),
+                length=phase.max_length,
+                row_flops=row_flops,
+                device_kind=jax.devices()[0].device_kind,
+                num_devices=jax.device_count(),
+            )
+        tracker.log_step(record, self.throughput.seconds_left(self._flops_left(step)))
+        if not finite:
+            good = self.checkpoints.wait()
+            raise TrainingDivergedError(
+                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; the "
+                "last good checkpoint is "
+                + (f"step {good} in {self.checkpoints.directory}" if good is not None else "none")
+                + ". Lower config.optimizer.learning_rate or lengthen the warm-up, in a new "
+                "--workdir (with --config.init_from to start from a checkpoint)"
+            )
+
+    def _evaluate(self, tracker: Tracker) -> None:
+        index = self._phase_index(self.step - 1)
+        if index not in self.evaluations:  # kept, for what it has compiled and counted
+            self.evaluations[index] = Evaluation(
+                self.objective,
+                self.data.evaluation_rows(self.config, self.phases[index]),
+                self.data.store.train.unigrams,
+                self.config.eval.max_rows,
+                self.mesh,
+            )
+        record = self.evaluations[index].run(self.state.params)
+        tracker.log_eval({"step": self.step, "phase": index, **record})
+
+    def _save(self) -> None:
+        """Saves, unless this very step was saved or is the one that the run resumed from."""
+        self.saved_at = time.monotonic()
+        if self.step == self.saved_step:
+            return
+        index = self._phase_index(self.step - 1)
+        position = (self.step - self.first_steps[index]) * self.phases[index].global_batch_size
+        self.checkpoints.save(
+            self.step,
+            self.state.params,
+            self.state.opt_state,
+            progress_record(self.step, index, position, self._seconds(), self.data),
+            dataclasses.asdict(self.config),
+        )
+        self.saved_step = self.step
+
+    def _phase_index(self, step: int | None = None) -> int:
+        """The phase that takes the step after `step` updates (default: the next one to take)."""
+        step = min(self.step if step is None else step, self.config.last_step - 1)
+        return max(i for i, first in enumerate(self.first_steps) if first <= step)
+
+    def _flops_left(self, step: int) -> float:
+        return sum(
+            max(0, min(first + phase.num_steps, self.config.last_step) - max(first, step))
+            * phase.global_batch_size
+            * flops_per_row(self.model, phase.max_length, phase.max_predictions)
+            for first, phase in zip(self.first_steps, self.phases, strict=True)
+        )
+
+    def _is_due(self, every_steps: int) -> bool:
+        return every_steps > 0 and self.step % every_steps == 0
+
+    def _minutes_are_up(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started

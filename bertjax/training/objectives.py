@@ -1,0 +1,154 @@
+"""What pre-training minimises: losses as sums, divided by weights of the whole global batch.
+
+A mean of microbatch means is not the mean of the batch, because rows have different numbers of
+masked tokens. So a microbatch yields sums, the denominators come from the global batch before any
+model runs, and the gradient of `pretraining_loss` adds up over microbatches to that of the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.models import BertForPreTraining
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """What a run minimises: the only difference between pre-training and fine-tuning.
+
+    Attributes:
+      sums: (params, batch, row_keys) -> float32 scalars that add up over the parts of a batch.
+      denominators: batch -> float32 scalars of the whole global batch.
+      loss: (sums, denominators) -> the loss; linear in the sums.
+      metrics: sums of a whole batch -> what is logged.
+    """
+
+    sums: Callable[[Any, Batch, jax.Array | None], Sums]
+    denominators: Callable[[Batch], Sums]
+    loss: Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
+    metrics: Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]
+
+
+def pretraining_objective(model: BertForPreTraining) -> Objective:
+    """Masked tokens and, unless the model goes without, next sentence (section 3.1)."""
+    return Objective(
+        sums=functools.partial(pretraining_sums, model),
+        denominators=pretraining_denominators,
+        loss=pretraining_loss,
+        metrics=functools.partial(pretraining_metrics, next_sentence=model.config.next_sentence),
+    )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats, -log softmax(logits)[label], without a copy of the logits.
+
+    Args:
+      logits: float32 [..., classes].
+      labels: int32 [...].
+
+    Returns:
+      float32 [...].
+    """
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - label_logits
+
+
+def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
+    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct."""
+    correct = (jnp.argmax(logits, axis=-1) == labels).astype(weights.dtype)
+    loss = cross_entropy(logits, labels)
+    return [jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights)]
+
+
+def pretraining_sums(
+    model: BertForPreTraining, params: Any, batch: Batch, row_keys: jax.Array | None
+) -> dict[str, jax.Array]:
+    """Runs the model on a batch or a microbatch and sums what the loss and the metrics are made of.
+
+    Args:
+      model: with `config.dtype` resolved.
+      params: the tree of `init_params`.
+      batch: input_ids, token_type_ids, attention_mask [b, t]; masked_positions, masked_ids,
+        masked_weights [b, m]; next_sentence_labels, row_weights [b]. Rows that only pad the batch
+        have zeros for weights.
+      row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
+
+    Returns:
+      Float32 scalars mlm_loss_sum, mlm_weight, mlm_correct, nsp_loss_sum, nsp_weight,
+      nsp_correct: losses in nats, weights and correct in labels. The NSP ones are 0 where the
+      model has no NSP head.
+    """
+    logits: Any = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["attention_mask"],
+        batch["masked_positions"],
+        row_keys,
+    )
+    mlm_logits, nsp_logits = logits
+    mlm = weighted_sums(mlm_logits, batch["masked_ids"], batch["masked_weights"])
+    if nsp_logits is None:
+        nsp = [jnp.zeros_like(total) for total in mlm]
+    else:
+        nsp = weighted_sums(nsp_logits, batch["next_sentence_labels"], batch["row_weights"])
+    names = ("loss_sum", "weight", "correct")
+    return {
+        **{f"mlm_{name}": total for name, total in zip(names, mlm, strict=True)},
+        **{f"nsp_{name}": total for name, total in zip(names, nsp, strict=True)},
+    }
+
+
+def pretraining_denominators(batch: Batch) -> dict[str, jax.Array]:
+    """The weights that the loss of the global batch is divided by: mlm_weight and nsp_weight."""
+    return {
+        "mlm_weight": jnp.sum(batch["masked_weights"]),
+        "nsp_weight": jnp.sum(batch["row_weights"]),
+    }
+
+
+def pretraining_loss(
+    sums: Mapping[str, jax.Array], denominators: Mapping[str, jax.Array]
+) -> jax.Array:
+    """MLM loss + NSP loss (google-research/bert, run_pretraining.py), in nats.
+
+    mlm_loss_sum / (mlm_weight + 1e-5) + nsp_loss_sum / nsp_weight. Linear in the sums: with the
+    denominators of the global batch, the losses and gradients of its microbatches add up to those
+    of the batch.
+
+    Args:
+      sums: of a microbatch or of the batch, from `pretraining_sums`.
+      denominators: of the global batch, from `pretraining_denominators`, or the summed `sums`
+        themselves in an evaluation.
+    """
+    mlm_loss = sums["mlm_loss_sum"] / (denominators["mlm_weight"] + 1e-5)
+    # No row at all, or no NSP head: 0 / 1. Otherwise there is at least one row of weight 1.
+    nsp_loss = sums["nsp_loss_sum"] / jnp.maximum(denominators["nsp_weight"], 1.0)
+    return mlm_loss + nsp_loss
+
+
+def pretraining_metrics(
+    sums: Mapping[str, jax.Array], *, next_sentence: bool
+) -> dict[str, jax.Array]:
+    """Means over the masked tokens and over the pairs.
+
+    Returns:
+      mlm_loss (nats), mlm_accuracy and, with `next_sentence`, nsp_loss (nats), nsp_accuracy.
+    """
+    mlm_weight = jnp.maximum(sums["mlm_weight"], 1.0)
+    metrics = {
+        "mlm_loss": sums["mlm_loss_sum"] / mlm_weight,
+        "mlm_accuracy": sums["mlm_correct"] / mlm_weight,
+    }
+    if next_sentence:
+        nsp_weight = jnp.maximum(sums["nsp_weight"], 1.0)
+        metrics["nsp_loss"] = sums["nsp_loss_sum"] / nsp_weight
+        metrics["nsp_accuracy"] = sums["nsp_correct"] / nsp_weight
+    return metrics

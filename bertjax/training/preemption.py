@@ -1,0 +1,54 @@
+"""Turns SIGTERM and SIGINT into a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import types
+from typing import Any
+
+EXIT_FINISHED = 0
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a supervisor should start the same command again
+
+
+class Preempted(BaseException):
+    """The process was asked to stop before the first step: there was nothing to save.
+
+    Not an `Exception`, so that nothing on the way takes it for an error.
+    """
+
+
+class PreemptionGuard:
+    """Notes SIGTERM and SIGINT while the context is open; a second SIGINT interrupts at once.
+
+    Until `defer` is called a signal raises `Preempted` where the program stands. After it, a
+    signal only sets `requested`, which the loop reads between two steps.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> PreemptionGuard:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From here on a signal waits for the loop to read `requested`."""
+        self._deferred = True
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        if not self._deferred:
+            raise Preempted(signal.Signals(number).name)
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        logging.getLogger(__name__).warning(
+            "%s: stopping after this step and saving", signal.Signals(number).name
+        )

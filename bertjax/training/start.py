@@ -1,0 +1,181 @@
+"""Where a run starts from, in this order, logged first:
+
+1. the newest sound checkpoint in the workdir;
+2. else the parameters of `config.init_from`;
+3. else parameters drawn from `config.seed`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import bertjax
+from bertjax.config import Config, ConfigError, ModelConfig, differences
+from bertjax.models import abstract_params, init_params
+from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
+from bertjax.training.input import Data
+from bertjax.training.optimizer import Optimizer
+from bertjax.training.sharding import parameter_shardings, replicated
+from bertjax.training.step import TrainState
+
+_LOG = logging.getLogger(__name__)
+
+# What may differ between the run that saved and the run that resumes: it only says how to compute
+# the same numbers, when to stop, to save and to report. Everything else is refused.
+MAY_CHANGE = (
+    "num_steps",
+    "init_from",
+    "num_microbatches",
+    "mesh.",
+    "checkpoint.",
+    "eval.",
+    "log.",
+    "data.store",  # a path: what the stores hold is compared instead
+    "data.eval_store",
+    "data.num_threads",
+    "data.prefetch_batches",
+    "model.dtype",
+    "model.scan_layers",
+    "model.remat",
+)
+
+
+def start(
+    config: Config,
+    model: ModelConfig,
+    data: Data,
+    optimizer: Optimizer,
+    checkpoints: CheckpointStore,
+    mesh: Mesh,
+) -> tuple[TrainState, float]:
+    """Makes the first state, laid out on the mesh.
+
+    Args:
+      model: `config.model` with its dtype resolved.
+
+    Returns:
+      The state, and the seconds that the run took before this start.
+
+    Raises:
+      CheckpointError: the workdir has checkpoints but no sound one; `init_from` is not sound or
+        holds another model.
+      ConfigError: the workdir's run had other settings or another store, or the vocabulary of
+        `init_from` is another.
+    """
+    abstract = abstract_state(model, optimizer, mesh)
+    newest = checkpoints.latest()
+    if newest is not None:
+        _check_same_run(newest, config, data)
+        _LOG.info("resuming from step %d: %s", newest.step, newest.path)
+        params = newest.restore_params(abstract.params)
+        opt_state = newest.restore_opt_state(abstract.opt_state)
+        step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
+        return TrainState(step, params, opt_state), newest.progress["seconds"]
+    if config.init_from:
+        source = resolve(config.init_from)
+        if source.progress["tokenizer_hash"] != data.store.tokenizer_hash:
+            raise ConfigError(
+                f"config.init_from={config.init_from} was trained with the tokenizer "
+                f"{source.progress['tokenizer_hash'][:12]}, the store {data.store.path} was made "
+                f"with {data.store.tokenizer_hash[:12]}: prepare the corpus with the tokenizer of "
+                "that run's store"
+            )
+        _LOG.info("starting at step 0 with the parameters of %s", source.path)
+        params = source.restore_params(abstract.params)
+    else:
+        _LOG.info("starting at step 0 with parameters drawn from seed %d", config.seed)
+        params = jax.jit(
+            lambda: init_params(model, config.seed),
+            out_shardings=jax.tree.map(lambda x: x.sharding, abstract.params),
+        )()
+    opt_state = jax.jit(
+        optimizer.init,
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
+    )(params)
+    return TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state), 0.0
+
+
+def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """A state of `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
+
+    def with_shardings(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            tree,
+            parameter_shardings(tree, mesh),
+        )
+
+    params = abstract_params(model)
+    moments = jax.eval_shape(optimizer.init, params)
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+        params=with_shardings(params),
+        opt_state={name: with_shardings(tree) for name, tree in moments.items()},
+    )
+
+
+def progress_record(
+    step: int, phase: int, position: int, seconds: float, data: Data
+) -> dict[str, Any]:
+    """What a checkpoint says of the run beside its arrays.
+
+    Args:
+      step: updates made.
+      phase: index of the phase that the step belongs to.
+      position: rows of the phase that were read; with the seed, the whole state of the input.
+      seconds: time spent in the run, over all restarts.
+    """
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "step": step,
+        "phase": phase,
+        "position": position,
+        "seconds": seconds,
+        "tokenizer_hash": data.store.tokenizer_hash,
+        "store_hash": data.store_hash,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {
+            "bertjax": bertjax.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+    }
+
+
+def _check_same_run(checkpoint: Checkpoint, config: Config, data: Data) -> None:
+    saved = Config.from_json(json.dumps(checkpoint.config))
+    changed = differences(saved, config)
+    refused = {}
+    for name, (old, new) in changed.items():
+        if name.startswith(MAY_CHANGE):
+            _LOG.info("config.%s changed since the checkpoint: %r, now %r", name, old, new)
+        else:
+            refused[f"config.{name}"] = (old, new)
+    for name, new in (
+        ("tokenizer_hash", data.store.tokenizer_hash),
+        ("store_hash", data.store_hash),
+    ):
+        if checkpoint.progress[name] != new:
+            refused[name] = (checkpoint.progress[name], new)
+    if refused:
+        lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in refused.items()]
+        raise ConfigError(
+            f"{checkpoint.path} belongs to a run with other settings:\n"
+            + "\n".join(lines)
+            + "\nUse the same settings to resume it, or another --workdir (with "
+            "--config.init_from to start from its parameters)"
+        )
+    if config.num_steps and config.num_steps < checkpoint.step:
+        _LOG.warning(
+            "the checkpoint is at step %d, past config.num_steps = %d: nothing is left to train",
+            checkpoint.step,
+            config.num_steps,
+        )

@@ -1,0 +1,100 @@
+"""The train step and the evaluation step: pure functions of (state, batch, key).
+
+jax.jit(functools.partial(train_step, objective, optimizer, num_microbatches), donate_argnums=0)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from bertjax.training.objectives import Objective
+from bertjax.training.optimizer import Optimizer
+from bertjax.training.sharding import ROWS
+
+Tree = Any  # nested dicts of arrays
+Batch = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes: arrays, or their shapes. `step` counts the updates made."""
+
+    step: Any  # int32 []
+    params: Tree
+    opt_state: Tree
+
+
+def train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    num_microbatches: int,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update on one global batch.
+
+    The run's `key` is folded with the step and each row's number, so dropout depends neither on
+    the number of microbatches nor on the mesh, and a resumed run draws what the uninterrupted one
+    would have drawn. The denominators are taken over the global batch before it is split, so any
+    number of microbatches gives the same gradient (a mean of means would not: the counts of
+    masked tokens vary).
+
+    Args:
+      num_microbatches: parts that the batch is run in, one after the other; divides its rows.
+      batch: arrays whose first dimension is rows [b, ...].
+      key: the run's key, the same at every step.
+
+    Returns:
+      The new state, and float32 scalars: the objective's metrics, `loss`, `learning_rate`,
+      `grad_norm` (before clipping) and `real_tokens` (int32).
+    """
+    rows = batch["input_ids"].shape[0]
+    step_key = jax.random.fold_in(key, state.step)
+    row_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(rows))
+    denominators = objective.denominators(batch)
+
+    def loss_and_sums(params: Tree, part: Batch, keys: jax.Array):
+        sums = objective.sums(params, part, keys)
+        return objective.loss(sums, denominators), sums
+
+    gradient = jax.grad(loss_and_sums, has_aux=True)
+    if num_microbatches == 1:
+        grads, sums = gradient(state.params, batch, row_keys)
+    else:
+
+        def accumulate(carry: Tree, part: tuple[Batch, jax.Array]):
+            return jax.tree.map(jnp.add, carry, gradient(state.params, *part)), None
+
+        parts = jax.tree.map(functools.partial(_split_rows, num_microbatches), (batch, row_keys))
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, *first)
+        )
+        (grads, sums), _ = jax.lax.scan(accumulate, zeros, parts)
+
+    params, opt_state, info = optimizer.update(grads, state.opt_state, state.params, state.step)
+    metrics = {
+        **objective.metrics(sums),
+        **info,
+        "loss": objective.loss(sums, denominators),
+        "real_tokens": batch["attention_mask"].sum(),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def evaluation_step(objective: Objective, params: Tree, batch: Batch) -> dict[str, jax.Array]:
+    """Returns the objective's sums over one batch, without dropout."""
+    return objective.sums(params, batch, None)
+
+
+def _split_rows(parts: int, x: jax.Array) -> jax.Array:
+    """[b, ...] -> [parts, b / parts, ...], each part with rows of every device."""
+    x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *ROWS))

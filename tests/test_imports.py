@@ -1,0 +1,69 @@
+"""Who may import whom: the walls of the house."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "bertjax"
+FILES = sorted(ROOT.rglob("*.py"))
+ONLY_IN = {  # package -> the files that may import it
+    "flax": {"models"},
+    "orbax": {"training/checkpoint.py", "training/orbax_noise.py"},
+    "tensorflow": {"data/stream.py", "data/corpus.py"},
+    "tensorflow_datasets": {"data/corpus.py"},
+}
+NEVER = {  # folder -> what nothing in it may import
+    "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training"},
+    "models": {"optax", "bertjax.data", "bertjax.training"},
+    "config.py": {"jax", "numpy", "bertjax"},
+    "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_keep_to_their_room(path):
+    here = path.relative_to(ROOT).as_posix()
+    names = imports(path)
+    for package, allowed in ONLY_IN.items():
+        if here not in allowed and here.split("/")[0] not in allowed:
+            assert not [name for name in names if within(name, package)], package
+    for package in NEVER.get(here.split("/")[0], ()):
+        assert not [name for name in names if within(name, package)], package
+    commands = {"bertjax.train", "bertjax.prepare"}
+    assert not names & commands, "nothing imports a command"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("bertjax", ["jax", "tensorflow", "flax", "numpy"]),
+        ("bertjax.data.reader", ["jax", "tensorflow"]),
+        ("bertjax.models", ["tensorflow", "orbax"]),
+        ("bertjax.training.loop", ["tensorflow"]),
+    ],
+)
+def test_importing_pulls_in_nothing_heavy(module, absent):
+    code = f"import sys, {module}; print(*[m for m in {absent} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == ""

@@ -1,0 +1,236 @@
+"""Runs through the public command and `loop.run`: what is written, and that resuming is exact."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from stream_store import make_documents, make_tokenizer
+
+from bertjax import cli
+from bertjax.config import ConfigError
+from bertjax.data.store_writer import write_store
+from bertjax.training import loop
+from bertjax.training.tracker import STEP_KEYS
+from bertjax.training.workdir_lock import WorkdirInUseError
+
+RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
+STEPS = 18
+# What a step computes; the rates differ from run to run.
+COMPUTED = [k for k in STEP_KEYS if k not in ("sequences_per_second", "real_tokens_per_second")]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "store"
+    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
+    return folder
+
+
+def micro(store, **changes):
+    config = cli.load_recipe(RECIPE)
+    config.data.store = str(store)
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, field, value)
+    return config
+
+
+def read(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def computed(workdir):
+    return [{k: line[k] for k in COMPUTED} for line in read(workdir)]
+
+
+@pytest.fixture(scope="session")
+def whole_run(store, tmp_path_factory):
+    """The run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("train") / "whole"
+    assert loop.run(micro(store), workdir) == 0
+    return workdir
+
+
+def assert_same_run(workdir, whole_run):
+    assert summary(workdir)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert computed(workdir) == computed(whole_run)
+    assert read(workdir, "evals.jsonl") == read(whole_run, "evals.jsonl")
+
+
+def test_a_run_leaves_what_it_promises(whole_run):
+    lines = read(whole_run)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["phase"] for line in lines] == [0] * 12 + [1] * 6
+    assert [line["position"] for line in lines] == [8 * i for i in range(1, 13)] + [
+        4 * i for i in range(1, 7)
+    ]
+    for line in lines:
+        assert list(line) == list(STEP_KEYS)
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
+        assert line["mfu"] is None  # nobody publishes the peak of a CPU
+    assert lines[0]["learning_rate"] == 0
+    assert lines[3]["learning_rate"] == pytest.approx(0.75e-2)
+    assert len({line["rows_sha256"] for line in lines}) == STEPS
+    assert lines[-1]["sequences_per_second"] > 0
+    assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((whole_run / "tensorboard" / "train").iterdir())
+    kept = sorted(p.name for p in (whole_run / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000012", "step_00000016", "step_00000018"]  # keep = 3
+
+
+def test_the_summary_says_how_good_and_beside_what(whole_run):
+    result = summary(whole_run)
+    last = read(whole_run, "evals.jsonl")[-1]
+    assert result["steps"] == last["step"] == STEPS
+    assert result["parameters"] == 1_000 * 16 + 66 * 16 + 32 + 2 * 2_224 + 272 + 1_304 + 34
+    for name in (
+        "heldout_mlm_loss",
+        "heldout_mlm_accuracy",
+        "heldout_nsp_accuracy",
+        "heldout_nsp_majority",
+        "heldout_unigram_entropy",
+    ):
+        assert result[name] == last[name]
+    assert 0.5 <= result["heldout_nsp_majority"] < 0.8  # of 24 rows
+    # The made-up ids are uniform over 995 pieces: nobody does better than that, and a model that
+    # has learned their frequencies not much worse.
+    assert 6.8 < result["heldout_unigram_entropy"] < 7.0
+    assert 6.8 < result["heldout_mlm_loss"] < 7.2
+
+
+@pytest.mark.parametrize("stop", [3, 8, 14])
+def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop):
+    assert loop.run(micro(store, num_steps=stop), tmp_path) == 0
+    assert summary(tmp_path)["steps"] == stop
+    assert loop.run(micro(store), tmp_path) == 0
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert computed(tmp_path) == computed(whole_run)
+
+
+def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
+    assert loop.run(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path) == 0
+    for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
+        assert line["rows_sha256"] == whole["rows_sha256"]
+        assert line["loss"] == pytest.approx(whole["loss"], abs=2e-4)  # 18 steps at a rate of 1e-2
+
+
+def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path):
+    config = micro(store)
+
+    def preempt():
+        path = tmp_path / "metrics.jsonl"
+        while not path.exists() or path.read_text().count("\n") < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    assert loop.run(config, tmp_path) == 75
+    thread.join()
+    saved = max((tmp_path / "checkpoints").glob("step_*"))
+    assert read(tmp_path)[-1]["step"] == int(saved.name.split("_")[1]) < STEPS
+    assert not (tmp_path / "summary.json").exists()
+    assert loop.run(config, tmp_path) == 0
+    assert_same_run(tmp_path, whole_run)
+
+
+def command(store, workdir, *more):
+    return [
+        sys.executable,
+        "-m",
+        "bertjax.train",
+        f"--config={RECIPE}",
+        f"--workdir={workdir}",
+        f"--config.data.store={store}",
+        *more,
+    ]
+
+
+def test_killed_and_restarted_is_the_same_run(store, whole_run, tmp_path):
+    process = subprocess.Popen(command(store, tmp_path), stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "checkpoints").glob("step_*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    result = subprocess.run(command(store, tmp_path), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "resuming from step" in result.stderr
+    assert "finished 18 steps" in result.stderr
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_a_finished_run_is_left_as_it_is(store, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "copy")
+    assert loop.run(micro(store), tmp_path / "copy") == 0
+    assert_same_run(tmp_path / "copy", whole_run)
+
+
+def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
+    assert loop.run(micro(store, init_from=str(whole_run), num_steps=1), tmp_path) == 0
+    # The rate of the first step is 0, so it leaves the parameters as they were.
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert read(tmp_path)[0]["loss"] < 8.5
+
+
+def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
+    with loop.lock_workdir(tmp_path), pytest.raises(WorkdirInUseError, match="is in use by"):
+        loop.run(micro(store), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "config.seed: 0 there, 1 here"),
+        ({"optimizer__learning_rate": 1.0}, "config.optimizer.learning_rate: 0.01 there, 1.0"),
+        ({"model__num_layers": 1}, "config.model.num_layers: 2 there, 1 here"),
+        ({"data__global_batch_size": 16}, "config.data.global_batch_size: 8 there, 16 here"),
+    ],
+)
+def test_other_settings_at_resume_are_refused(store, whole_run, changes, message):
+    with pytest.raises(ConfigError, match="belongs to a run with other settings") as error:
+        loop.run(micro(store, **changes), whole_run)
+    assert message in str(error.value)
+
+
+def test_another_store_at_resume_is_refused(whole_run, tmp_path):
+    other = tmp_path / "store"
+    write_store(other, make_tokenizer(), make_documents(50, seed=3), make_documents(9, seed=2))
+    with pytest.raises(ConfigError, match="store_hash"):
+        loop.run(micro(other), whole_run)
+
+
+def test_another_vocabulary_is_refused_before_any_work(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"set --config\.model\.vocab_size=1000"):
+        loop.run(micro(store, model__vocab_size=1_001), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_divergence_halts_and_names_the_last_good_checkpoint(store, tmp_path):
+    config = micro(store, optimizer__learning_rate=1e38, optimizer__max_grad_norm=0.0)
+    with pytest.raises(loop.TrainingDivergedError, match=r"step \d+: loss .*checkpoint is"):
+        loop.run(config, tmp_path)
+    last = read(tmp_path)[-1]
+    assert last["not_finite"]
+    saved = [int(p.name.split("_")[1]) for p in (tmp_path / "checkpoints").glob("step_*")]
+    assert all(step < last["step"] for step in saved)
+
+
+def test_without_next_sentence(store, tmp_path):
+    config = micro(store, model__next_sentence=False, num_steps=2)
+    assert loop.run(config, tmp_path) == 0
+    line = read(tmp_path)[-1]
+    assert line["nsp_loss"] is None
+    assert line["loss"] == pytest.approx(line["mlm_loss"], rel=1e-5)
+    assert "heldout_nsp_accuracy" not in summary(tmp_path)
