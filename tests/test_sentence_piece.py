@@ -1,8 +1,6 @@
 """SentencePiece models behind the tokenizer interface."""
 
 import io
-import os
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
@@ -16,7 +14,6 @@ from bertjax.data.tokenizer import (
 )
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-DATA = Path(os.environ.get("BERTJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 # English that every Python brings along.
 TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]
 
@@ -92,10 +89,8 @@ def test_case_follows_the_model():
     assert SentencePieceTokenizer(train_model()).lower_case is False
 
 
-def test_the_shared_model():
-    if not DATA.is_dir():
-        pytest.skip(f"no data at {DATA} (BERTJAX_TEST_DATA)")
-    tokenizer = from_argument(str(DATA / "vocab" / "sentencepiece_test_model.model"))
+def test_the_shared_model(shared_data):
+    tokenizer = from_argument(str(shared_data / "vocab" / "sentencepiece_test_model.model"))
     assert tokenizer.vocab_size == 1004
     assert tokenizer.pieces[1000:] == ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
     assert tokenizer.decode(tokenizer.encode("I saw a girl")) == "I saw a girl"

@@ -1,7 +1,6 @@
 """Tokenizer folders, vocabulary files and the --tokenizer argument."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from bertjax.data.tokenizer import (
 from bertjax.data.vocabulary import with_filler
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-DATA = Path(os.environ.get("BERTJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 # English that every Python brings along.
 TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]
 SAMPLE = "The quick brown fox isn't over 1,234 lazy dogs; naïve caf\u00e9!"
@@ -245,14 +243,12 @@ def test_the_folder_of_a_saved_tokenizer_is_an_argument(sentence_piece, tmp_path
 @pytest.mark.parametrize(
     ("name", "size"), [("bert-base-uncased-vocab.txt", 30_522), ("bert-chinese-vocab.txt", 21_128)]
 )
-def test_the_shared_vocabularies(name, size):
-    if not DATA.is_dir():
-        pytest.skip(f"no data at {DATA} (BERTJAX_TEST_DATA)")
-    tokenizer = from_argument(str(DATA / "vocab" / name))
+def test_the_shared_vocabularies(name, size, shared_data):
+    tokenizer = from_argument(str(shared_data / "vocab" / name))
     assert tokenizer.vocab_size == size
     assert tokenizer.pieces[100:104] == ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
     with pytest.raises(TokenizerError, match="uncased vocabulary"):
-        from_argument(str(DATA / "vocab" / name), lower_case=False)
+        from_argument(str(shared_data / "vocab" / name), lower_case=False)
 
 
 def test_importing_needs_neither_library():

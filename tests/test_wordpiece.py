@@ -2,12 +2,10 @@
 
 import gzip
 import json
-import os
 import pickle
 import random
 import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from bertjax.data.wordpiece import basic_tokenize, load_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASINGS = pytest.mark.parametrize("lower_case", [True, False])
-DATA = Path(os.environ.get("BERTJAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 VOCABULARIES = ["bert-base-uncased-vocab.txt", "bert-chinese-vocab.txt"]
 
 CJK_BLOCKS = [
@@ -251,20 +248,18 @@ def sample_lines(path, max_bytes):
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
-def test_ids_equal_the_oracle_on_real_text(vocabulary):
-    if not DATA.is_dir():
-        pytest.skip(f"no data at {DATA} (BERTJAX_TEST_DATA)")
-    corpora = sorted((DATA / "corpus").glob("*.jsonl.gz"))
+def test_ids_equal_the_oracle_on_real_text(vocabulary, shared_data):
+    corpora = sorted((shared_data / "corpus").glob("*.jsonl.gz"))
     assert corpora
-    tokenizer = load_wordpiece(DATA / "vocab" / vocabulary, lower_case=True)
+    tokenizer = load_wordpiece(shared_data / "vocab" / vocabulary, lower_case=True)
     for corpus in corpora:
         assert_equal_to_oracle(tokenizer, sample_lines(corpus, 100_000))
 
 
 @CASINGS
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
-def test_ids_of_a_real_vocabulary_equal_the_oracle_on_hard_text(vocabulary, lower_case):
-    if not DATA.is_dir():
-        pytest.skip(f"no data at {DATA} (BERTJAX_TEST_DATA)")
-    tokenizer = load_wordpiece(DATA / "vocab" / vocabulary, lower_case=lower_case)
+def test_ids_of_a_real_vocabulary_equal_the_oracle_on_hard_text(
+    vocabulary, lower_case, shared_data
+):
+    tokenizer = load_wordpiece(shared_data / "vocab" / vocabulary, lower_case=lower_case)
     assert_equal_to_oracle(tokenizer, [*HANDPICKED, *boundary_texts(), *random_texts(2, 2000)])

@@ -1,0 +1,1 @@
+"""Names and shapes of other people's weights; numpy arrays in between."""

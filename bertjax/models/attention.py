@@ -1,0 +1,74 @@
+"""Multi-head self-attention (Vaswani et al. 2017, section 3.2) as BERT has it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+from bertjax.models.dropout import dropout
+from bertjax.models.layers import dense
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    attention_mask: jax.Array,
+    row_keys: jax.Array | None,
+    dropout_rate: float,
+) -> jax.Array:
+    """Attends to the real tokens; softmax in float32, dropout on the probabilities.
+
+    Args:
+      query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
+      key: [b, t, h, k].
+      value: [b, t, h, k].
+      attention_mask: [b, t], 1 = a real token, 0 = padding. Only keys are masked: what a padded
+        query attends to reaches no loss.
+      row_keys: typed PRNG keys [b], or None = no dropout.
+      dropout_rate: of the probabilities.
+
+    Returns:
+      [b, t, h, k], in the compute dtype.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=wide)
+    scores = scores / query.shape[-1] ** 0.5
+    # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
+    scores = jnp.where(attention_mask[:, None, None, :] > 0, scores, jnp.finfo(wide).min)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    probabilities = dropout(probabilities, dropout_rate, row_keys)
+    return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
+
+
+class SelfAttention(nn.Module):
+    """Projections of query, key, value and output, all with bias."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden_states: jax.Array,
+        attention_mask: jax.Array,
+        row_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps hidden_states [b, t, d] and attention_mask [b, t] to [b, t, d]."""
+        config = self.config
+        b, t, d = hidden_states.shape
+        query, key, value = (
+            dense(config, d, name=name)(hidden_states).reshape(b, t, config.num_heads, -1)
+            for name in ("query", "key", "value")
+        )
+        attend: Callable[..., jax.Array] = functools.partial(
+            dot_product_attention, dropout_rate=config.attention_dropout_rate
+        )
+        if config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
+            attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
+        context = attend(query, key, value, attention_mask, row_keys)
+        return dense(config, d, name="output")(context.reshape(b, t, d))

@@ -1,0 +1,287 @@
+"""BERT (Devlin et al. 2019; google-research/bert at eedf571, modeling.py and run_pretraining.py).
+
+Parameters are one subtree a layer with 2-D kernels [in, out], in memory as on disk; their paths and
+shapes are a public format. See docs/design/model.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+from bertjax.models.attention import SelfAttention
+from bertjax.models.dropout import dropout, split_row_keys
+from bertjax.models.heads import MaskedLanguageModelHead
+from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal, wide_dtype
+
+
+class Embeddings(nn.Module):
+    """Sum of the word, position and token type tables, then LayerNorm and dropout."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declares the tables [v, d], [positions, d] and [types, d]."""
+        config = self.config
+
+        def table(size: int) -> nn.Embed:
+            return nn.Embed(size, config.hidden_size, embedding_init=truncated_normal(config))
+
+        self.word = table(config.vocab_size)
+        self.position = table(config.max_positions)
+        self.token_type = table(config.num_token_types)
+        self.layer_norm = LayerNorm(config)
+
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, row_keys: jax.Array | None
+    ) -> jax.Array:
+        """Maps ids [b, t] to hidden states [b, t, d] in the compute dtype."""
+        length = input_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"input_ids has rows of {length} tokens, the model has {self.config.max_positions} "
+                "positions (model.max_positions): use shorter rows or a model with more positions"
+            )
+        # The lookups stay in float32, so that the rows of a frequent token add up their gradients
+        # in float32 whatever the compute dtype.
+        x = jnp.take(self.word.embedding, input_ids, axis=0)
+        x += self.position.embedding[:length]
+        # A product with a one-hot matrix: with a gather, the gradient of two table rows would be a
+        # scatter of all tokens onto two places. HIGHEST keeps the product exact.
+        types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)
+        x += jnp.matmul(types, self.token_type.embedding, precision=jax.lax.Precision.HIGHEST)
+        return dropout(self.layer_norm(x), self.config.dropout_rate, row_keys)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between them."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Maps [b, t, d] through [b, t, f] to [b, t, d]."""
+        config = self.config
+        x = dense(config, config.intermediate_size, name="intermediate")(hidden_states)
+        return dense(config, config.hidden_size, name="output")(gelu(config, x))
+
+
+class EncoderLayer(nn.Module):
+    """One post-LN Transformer layer: x = LN(x + dropout(sublayer(x))), twice."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden_states: jax.Array,
+        attention_mask: jax.Array,
+        row_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps hidden_states [b, t, d] to [b, t, d]; `row_keys` are this layer's."""
+        config = self.config
+        probability_keys, attention_keys, mlp_keys = split_row_keys(row_keys, 3)
+        x = hidden_states
+        y = SelfAttention(config, name="attention")(x, attention_mask, probability_keys)
+        y = dropout(y, config.dropout_rate, attention_keys)
+        x = LayerNorm(config, name="attention_layer_norm")(x + y)
+        y = FeedForward(config, name="mlp")(x)
+        y = dropout(y, config.dropout_rate, mlp_keys)
+        return LayerNorm(config, name="mlp_layer_norm")(x + y)
+
+
+class LayerStack(nn.Module):
+    """The layers one after the other: unrolled, or one compiled layer in a `jax.lax.scan`.
+
+    The parameters are `layer_0`, `layer_1`, ... either way. Layers run as pure functions of their
+    subtree, so that scan and remat are plain JAX around the same function and change no number.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden_states: jax.Array,
+        attention_mask: jax.Array,
+        layer_keys: list[Any],
+    ) -> jax.Array:
+        """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item a layer."""
+        config = self.config
+        if self.is_initializing():
+            for index in range(config.num_layers):
+                layer = EncoderLayer(config, name=f"layer_{index}")
+                hidden_states = layer(hidden_states, attention_mask)
+            return hidden_states
+
+        def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+            layer = EncoderLayer(config, parent=None)
+            output: Any = layer.apply({"params": params}, x, attention_mask, keys)
+            return output
+
+        if config.remat == "layer":
+            apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
+
+        params = self.variables["params"]
+        layers = [params[f"layer_{index}"] for index in range(config.num_layers)]
+        if not config.scan_layers:
+            for layer_params, keys in zip(layers, layer_keys, strict=True):
+                hidden_states = apply_layer(layer_params, hidden_states, keys)
+            return hidden_states
+        stacked_keys = jax.tree.map(lambda *keys: jnp.stack(keys), *layer_keys)
+        return jax.lax.scan(
+            lambda x, layer: (apply_layer(layer[0], x, layer[1]), None),
+            hidden_states,
+            (stack_layers(layers, config), stacked_keys),
+        )[0]
+
+
+def stack_layers(layers: list[Mapping[str, Any]], config: ModelConfig) -> Any:
+    """Stacks the subtrees of all layers along a new first axis, for `jax.lax.scan`.
+
+    What the layer would cast to the compute dtype is cast first, so that the copy is small; the
+    LayerNorm parameters are used in float32 and stay so.
+    """
+
+    def stack(path: Any, *leaves: jax.Array) -> jax.Array:
+        if path[0].key.endswith("layer_norm"):
+            return jnp.stack(leaves)
+        return jnp.stack([leaf.astype(config.dtype) for leaf in leaves])
+
+    return jax.tree.map_with_path(stack, *layers)
+
+
+class BertEncoder(nn.Module):
+    """Embeddings, layers and pooler: what pre-training leaves for fine-tuning.
+
+    `config.dtype` must be resolved (see `compute_dtype`).
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declares the parts; the attribute names are the first parts of the parameter paths."""
+        if self.config.dtype == "auto":
+            raise ValueError(
+                "model.dtype is 'auto', which depends on the backend: resolve it with "
+                "dataclasses.replace(config, dtype=compute_dtype(config, backend))"
+            )
+        self.embeddings = Embeddings(self.config)
+        self.encoder = LayerStack(self.config)
+        self.pooler = dense(self.config, self.config.hidden_size)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        attention_mask: jax.Array,
+        row_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes rows of tokens.
+
+        Args:
+          input_ids: [b, t], each in [0, v).
+          token_type_ids: [b, t], 0 = sentence A, 1 = sentence B.
+          attention_mask: [b, t], 1 = a real token, 0 = padding.
+          row_keys: typed PRNG keys [b] for dropout, or None = deterministic. A row's masks depend
+            on its key alone.
+
+        Returns:
+          hidden_states [b, t, d] and pooled [b, d] (tanh of a dense layer on token 0), both in
+          the compute dtype.
+
+        Raises:
+          ValueError: rows longer than `max_positions`, `dtype` not resolved, or a number of keys
+            that is not b.
+        """
+        embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
+        x = self.embeddings(input_ids, token_type_ids, embedding_keys)
+        x = self.encoder(x, attention_mask, layer_keys)
+        return x, jnp.tanh(self.pooler(x[:, 0]))
+
+    def word_table(self) -> jax.Array:
+        """The word table [v, d], which the decoder of masked tokens shares."""
+        return self.embeddings.word.embedding
+
+
+class BertForPreTraining(nn.Module):
+    """The encoder with the heads for masked tokens and, unless switched off, next sentence."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declares encoder and heads; the encoder's parameters stand at the root."""
+        self.bert = BertEncoder(self.config)
+        nn.share_scope(self, self.bert)
+        self.mlm_head = MaskedLanguageModelHead(self.config)
+        if self.config.next_sentence:
+            self.nsp_head = dense(self.config, 2)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        attention_mask: jax.Array,
+        masked_positions: jax.Array,
+        row_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Predicts masked tokens and whether B follows A.
+
+        Args:
+          input_ids: [b, t]; it and the next two as in `BertEncoder`.
+          token_type_ids: [b, t].
+          attention_mask: [b, t].
+          masked_positions: [b, m], each in [0, t); unused places hold any of them.
+          row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
+
+        Returns:
+          Float32 MLM logits [b, m, v], and float32 NSP logits [b, 2] (0 = B is the real next,
+          1 = random) or None where `config.next_sentence` is off.
+
+        Raises:
+          ValueError: as in `BertEncoder`.
+        """
+        hidden_states, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
+        mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
+        if not self.config.next_sentence:
+            return mlm_logits, None
+        return mlm_logits, self.nsp_head(pooled).astype(wide_dtype(self.config))
+
+
+def compute_dtype(config: ModelConfig, backend: str) -> str:
+    """Resolves `config.dtype` for a JAX backend ("cpu", "gpu", "tpu").
+
+    Returns:
+      A dtype's name; "auto" becomes float32 on CPU, which computes bfloat16 slowly, and bfloat16
+      on the others.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if backend == "cpu" else "bfloat16"
+
+
+def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
+    """Draws the parameters of `BertForPreTraining`.
+
+    Each one is drawn from a key that depends on the seed and its own path, so the other layers,
+    heads and settings do not change it. Pure: may be traced, `seed` too.
+
+    Returns:
+      Nested dict of float32 arrays: kernels and tables from a normal cut at two standard
+      deviations (`initializer_range`), biases 0, LayerNorm scales 1.
+    """
+    # The forward pass of initialisation only declares shapes; one token of one row is enough.
+    ids = jnp.zeros((1, 1), jnp.int32)
+    model = BertForPreTraining(dataclasses.replace(config, dtype="float32"))
+    return model.init(jax.random.key(seed), ids, ids, ids, ids)["params"]
+
+
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `init_params` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
+    return jax.eval_shape(lambda: init_params(config, 0))

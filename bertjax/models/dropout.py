@@ -1,0 +1,109 @@
+"""Dropout whose mask is a function of the row alone, never of the batch it stands in.
+
+Every row brings its own key. A row therefore draws the same mask in one microbatch or in eight, on
+any mesh, in a scanned or an unrolled stack of layers, and again when it is recomputed (remat).
+
+The bits come from a counter-based hash of the key and the element's place, not from JAX's
+generator: its threefry spends over a hundred operations an element, this about ten, and a hash
+of places can be drawn inside a fused kernel as well. See docs/design/model.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+_ROW_STEP, _COLUMN_STEP = 0x9E3779B1, 0x85EBCA77  # odd, so that counters stay distinct
+
+
+def split_row_keys(row_keys: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """Derives the keys of the layers, or of the dropout sites of one layer.
+
+    Args:
+      row_keys: typed PRNG keys [b], or None where nothing is dropped.
+      count: how many sets of keys; more of them do not change the first ones.
+
+    Returns:
+      `count` times keys [b], or None where `row_keys` is None.
+    """
+    if row_keys is None:
+        return [None] * count
+    keys = jax.vmap(lambda key: jax.random.split(key, count))(row_keys)
+    return [keys[:, index] for index in range(count)]
+
+
+def dropout(x: jax.Array, rate: float, row_keys: jax.Array | None) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Args:
+      x: activations [b, ..., columns].
+      rate: probability of a zero, in [0, 1), resolved to 2**-32.
+      row_keys: typed threefry keys [b], one a row; None = deterministic, x is returned as it is.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      ValueError: the number of keys is not the number of rows, or they are of another kind.
+    """
+    if row_keys is None or rate == 0.0:
+        return x
+    if row_keys.shape != x.shape[:1]:
+        raise ValueError(
+            f"dropout got row_keys of shape {row_keys.shape} for activations {x.shape}; it needs "
+            f"one typed key a row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
+        )
+    keep = random_bits(row_keys, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))
+    # 1 / (1 - rate) rounded to bfloat16 is off by 0.2 %, so the product is formed in float32.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.where(keep, wide / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def random_bits(row_keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random words, each a function of its row's key and its place in the row alone.
+
+    With (w0, w1) the words of the key, the element at line r and column c of plane g (a head; the
+    only plane where `shape` has fewer than three dimensions) is
+
+        mix(mix(r * 0x9E3779B1 + a) + mix(c * 0x85EBCA77 + b)),
+        a = mix(g * 0x9E3779B1 + w0),  b = mix(g * 0x85EBCA77 + w1),
+
+    all modulo 2**32, mix being lowbias32 (Wellons 2018, "Prospecting for Hash Functions").
+
+    Args:
+      row_keys: typed threefry keys [n].
+      shape: of what is drawn for one row, (..., lines, columns).
+
+    Returns:
+      uint32 [n, *shape].
+
+    Raises:
+      ValueError: the keys are not threefry's.
+    """
+    words = jax.random.key_data(row_keys)
+    if words.shape[-1] != 2:
+        raise ValueError(
+            f"dropout needs threefry keys of two words, found keys of {words.shape[-1]}: unset "
+            "jax_default_prng_impl"
+        )
+    *planes, lines, columns = (1, *shape) if len(shape) < 2 else shape
+
+    def counted(count: int, step: int, word: jax.Array) -> jax.Array:
+        return _mix(jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(step) + word[..., None])
+
+    num_planes = math.prod(planes)
+    a = counted(num_planes, _ROW_STEP, words[:, 0])  # [n, planes]
+    b = counted(num_planes, _COLUMN_STEP, words[:, 1])
+    line = counted(lines, _ROW_STEP, a)  # [n, planes, lines]
+    column = counted(columns, _COLUMN_STEP, b)  # [n, planes, columns]
+    bits = _mix(line[..., :, None] + column[..., None, :])
+    return bits.reshape(row_keys.shape[0], *shape)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """lowbias32: a bijection of 32-bit words in which every input bit flips half of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,0 +1,74 @@
+"""The pieces that the encoder and the heads are made of: dense layer, LayerNorm, GELU."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+
+# What is cheap to compute is computed again in the backward pass, from its input alone: a scan over
+# layers would keep every array in between (half of BASE's activations). Unrolled, XLA decides.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
+    """The initialiser of every kernel and table: a normal cut at two standard deviations.
+
+    Not rescaled, as in `tf.truncated_normal_initializer` (google-research/bert, modeling.py), so
+    the standard deviation that comes out is 0.88 times `initializer_range`.
+    """
+    return nn.initializers.truncated_normal(config.initializer_range, lower=-2.0, upper=2.0)
+
+
+def dense(config: ModelConfig, features: int, name: str | None = None) -> nn.Dense:
+    """A dense layer with bias, in the compute dtype: kernel [in, out] and bias [out] in float32."""
+    return nn.Dense(
+        features,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.float32,
+        kernel_init=truncated_normal(config),
+        name=name,
+    )
+
+
+def wide_dtype(config: ModelConfig) -> jnp.dtype:
+    """The dtype of LayerNorm, softmax and logits: float32 or wider."""
+    return jnp.promote_types(config.dtype, jnp.float32)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, returned in the compute dtype.
+
+    Always computed in float32: in bfloat16 an epsilon of 1e-12 would vanish.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., d] to an array of the same shape."""
+        size = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (size,), jnp.float32)
+
+        @_recomputed
+        def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x = x.astype(wide_dtype(self.config))
+            centred = x - jnp.mean(x, axis=-1, keepdims=True)
+            variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+            normalised = centred * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
+            return (normalised * scale + bias).astype(self.config.dtype)
+
+        return normalise(x, scale, bias)
+
+
+def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """GELU (Hendrycks & Gimpel 2016), the form that `config.gelu` names.
+
+    "tanh" is google-research/bert at HEAD, "erf" its first release and Hugging Face.
+    """
+    return _recomputed(functools.partial(jax.nn.gelu, approximate=config.gelu == "tanh"))(x)

@@ -1,0 +1,455 @@
+"""The model: parameters, initialisation, masks, dtypes, dropout, scan and remat.
+
+Its numbers are compared with transformers in test_model_goldens.py. The parameter files in goldens/
+are a public format: they change only with a new checkpoint format.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from bertjax.config import ModelConfig
+from bertjax.models import (
+    BertEncoder,
+    BertForPreTraining,
+    abstract_params,
+    compute_dtype,
+    dropout,
+    init_params,
+    split_row_keys,
+)
+from bertjax.models.attention import dot_product_attention
+from bertjax.models.bert import Embeddings, EncoderLayer, stack_layers
+from bertjax.models.layers import LayerNorm
+from bertjax.models.layers import gelu as activation
+
+GOLDENS = Path(__file__).parent / "goldens"
+BASE = ModelConfig()
+LARGE = ModelConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+SMALL = ModelConfig(
+    vocab_size=211,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=24,
+    max_positions=16,
+    dtype="float32",
+)
+ROWS, LENGTH = 8, 12
+
+
+def flatten(tree):
+    return {
+        "/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def make_inputs(config=SMALL, rows=ROWS, length=LENGTH):
+    """input_ids, token_type_ids, attention_mask and masked_positions, with padding."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(length) < rng.integers(length // 2, length, (rows, 1))
+    ids = rng.integers(0, config.vocab_size, (rows, length)) * mask
+    types = (np.arange(length) >= 4) & mask
+    positions = np.sort(rng.integers(1, length // 2, (rows, 3)))
+    return [jnp.asarray(x, jnp.int32) for x in (ids, types, mask, positions)]
+
+
+def make_row_keys(rows=ROWS):
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(7), jnp.arange(rows))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters with kernels large enough for every path to matter."""
+    return jax.tree.map(lambda x: x * 8, init_params(SMALL, 0))
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "total"), [(BASE, "base", 110_106_428), (LARGE, "large", 336_226_108)]
+)
+def test_paths_and_shapes_are_the_published_format(config, name, total):
+    shapes = abstract_params(config)
+    lines = [f"{path}\t{leaf.shape}" for path, leaf in sorted(flatten(shapes).items())]
+    assert lines == (GOLDENS / f"parameters_{name}.txt").read_text().splitlines()
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True}, {"next_sentence": False}])
+def test_abstract_params_describe_the_real_ones(change):
+    config = dataclasses.replace(SMALL, **change)
+    real = init_params(config, 0)
+    expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), real)
+    assert abstract_params(config) == expected
+    assert ("nsp_head" in real) == config.next_sentence
+    assert type(real) is type(real["encoder"]["layer_0"]) is dict
+
+
+def test_encoder_alone_reads_the_same_tree(params):
+    ids, types, mask, positions = make_inputs()
+    hidden_states, pooled = BertEncoder(SMALL).apply({"params": params}, ids, types, mask)
+    assert hidden_states.shape == (ROWS, LENGTH, SMALL.hidden_size)
+    assert pooled.shape == (ROWS, SMALL.hidden_size)
+    _, nsp_logits = BertForPreTraining(SMALL).apply({"params": params}, ids, types, mask, positions)
+    head = params["nsp_head"]
+    np.testing.assert_allclose(pooled @ head["kernel"] + head["bias"], nsp_logits, atol=1e-6)
+
+
+# Initialisation
+
+
+def test_initial_values_follow_the_reference():
+    config = dataclasses.replace(SMALL, vocab_size=2_003, hidden_size=64, intermediate_size=256)
+    for path, leaf in flatten(init_params(config, 3)).items():
+        x = np.asarray(leaf, np.float64)
+        if path.endswith("bias"):
+            assert not x.any(), path
+        elif path.endswith("scale"):
+            assert (x == 1).all(), path
+        else:
+            # The normal distribution cut at two standard deviations has 0.8796 of its deviation.
+            assert np.abs(x).max() <= 0.04, path
+            error = x.std() / (0.02 * 0.87962566) - 1
+            assert abs(error) < 5 / np.sqrt(2 * x.size), path
+            assert abs(x.mean()) < 5 * 0.0176 / np.sqrt(x.size), path
+
+
+def test_initial_values_depend_on_seed_and_path_alone():
+    reference = flatten(init_params(SMALL, 5))
+    changed = dataclasses.replace(
+        SMALL, num_layers=1, next_sentence=False, scan_layers=True, remat="layer", dtype="bfloat16"
+    )
+    fewer = flatten(init_params(changed, 5))
+    assert set(fewer) < set(reference)
+    traced = flatten(jax.jit(lambda seed: init_params(changed, seed))(5))
+    for path, leaf in fewer.items():
+        np.testing.assert_array_equal(leaf, reference[path], err_msg=path)
+        # As one program, XLA may fuse the last products: the same draws to the last bit or so.
+        np.testing.assert_allclose(leaf, traced[path], rtol=1e-6, err_msg=path)
+    drawn = {path for path in reference if not path.endswith(("bias", "scale"))}
+    other = flatten(init_params(SMALL, 6))
+    for path, leaf in reference.items():
+        assert (path in drawn) == bool((np.asarray(leaf) != other[path]).all()), path
+    assert len({np.asarray(reference[path]).flat[0] for path in drawn}) == len(drawn)
+
+
+# Forward pass
+
+
+def test_padding_reaches_no_real_token(params):
+    ids, types, mask, _ = make_inputs()
+    other_ids = jnp.where(mask == 1, ids, 100)
+    assert (other_ids != ids).any()
+    outputs = [
+        BertEncoder(SMALL).apply({"params": params}, x, types, mask)[0] for x in (ids, other_ids)
+    ]
+    real = np.asarray(mask, bool)
+    np.testing.assert_array_equal(outputs[0][real], outputs[1][real])
+    assert (np.asarray(outputs[0])[~real] != np.asarray(outputs[1])[~real]).any()
+
+
+def test_a_row_of_padding_alone_stays_finite(params):
+    ids, types, mask, positions = make_inputs()
+    logits = BertForPreTraining(SMALL).apply(
+        {"params": params}, ids, types, mask.at[2].set(0), positions
+    )
+    assert all(np.isfinite(x).all() for x in logits)
+
+
+def test_wide_operations_are_float32_in_bfloat16(params):
+    config = dataclasses.replace(SMALL, dtype="bfloat16", gelu="erf")
+    inputs = [*make_inputs(), make_row_keys()]
+    jaxpr = jax.make_jaxpr(BertForPreTraining(config).apply)({"params": params}, *inputs)
+    dtypes: dict = {}
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            dtypes.setdefault(equation.primitive.name, set()).update(
+                str(variable.aval.dtype) for variable in equation.outvars
+            )
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jaxpr.jaxpr)
+    assert dtypes["exp"] == {"float32"}  # softmax
+    assert dtypes["rsqrt"] == {"float32"}  # LayerNorm
+    assert "bfloat16" in dtypes["dot_general"]
+    assert {str(variable.aval.dtype) for variable in jaxpr.jaxpr.outvars} == {"float32"}
+    encoded = jax.eval_shape(BertEncoder(config).apply, {"params": params}, *inputs[:3])
+    assert {x.dtype for x in encoded} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_layer_norm_keeps_its_epsilon_in_bfloat16():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    x = jnp.asarray(np.random.default_rng(0).normal(300, 2, (5, 16)), jnp.bfloat16)
+    layer = {"scale": np.linspace(0.5, 1.5, 16), "bias": np.linspace(-1, 1, 16)}
+    ours = LayerNorm(config).apply({"params": layer}, x)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+    expected = expected * layer["scale"] + layer["bias"]
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_attention_scores_are_not_rounded_to_bfloat16():
+    """Near 60 they would be off by up to 0.25 each, and the probabilities by a quarter."""
+    rng = np.random.default_rng(0)
+    shape = (2, 9, 3, 16)
+    # Keys that differ little: large scores, none of which wins alone.
+    arrays = [
+        rng.normal(0, 8, shape),
+        rng.normal(0, 8, (2, 1, 3, 16)) + rng.normal(0, 0.2, shape),
+        rng.normal(0, 1, shape),
+    ]
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    mask = np.arange(9) < np.array([[9], [5]])
+    ours = dot_product_attention(query, key, value, jnp.asarray(mask), None, 0.1)
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.einsum("bqhk,bshk->bhqs", q, k) / 4
+    scores = np.where(mask[:, None, None, :], scores, -np.inf)
+    assert np.median(np.abs(scores[0])) > 30
+    probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    expected = np.einsum("bhqs,bshk->bqhk", probabilities, v)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=0, atol=2**-6)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_both_forms_of_gelu(gelu):
+    x = np.linspace(-5, 5, 101)
+    if gelu == "tanh":
+        expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    else:
+        expected = 0.5 * x * (1 + np.asarray(jax.scipy.special.erf(x / np.sqrt(2)), np.float64))
+    ours = activation(dataclasses.replace(SMALL, gelu=gelu), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_rows_longer_than_the_positions_are_refused():
+    ids = jnp.zeros((1, SMALL.max_positions + 1), jnp.int32)
+    with pytest.raises(ValueError, match=r"rows of 17 tokens, the model has 16 positions"):
+        jax.eval_shape(BertEncoder(SMALL).apply, {"params": abstract_params(SMALL)}, ids, ids, ids)
+
+
+def test_dtype_is_resolved_by_the_caller():
+    config = dataclasses.replace(SMALL, dtype="auto")
+    assert compute_dtype(config, "cpu") == "float32"
+    assert compute_dtype(config, "gpu") == compute_dtype(config, "tpu") == "bfloat16"
+    assert compute_dtype(dataclasses.replace(config, dtype="bfloat16"), "cpu") == "bfloat16"
+    ids = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match=r"dtype is 'auto'.*compute_dtype"):
+        jax.eval_shape(
+            BertEncoder(config).apply, {"params": abstract_params(config)}, ids, ids, ids
+        )
+
+
+# Dropout
+
+
+def test_dropout_zeroes_the_share_it_should_and_keeps_the_mean():
+    x = jnp.ones((ROWS, 50, 1000))
+    y = np.asarray(dropout(x, 0.1, make_row_keys()), np.float64)
+    zeros = y == 0
+    np.testing.assert_allclose(y[~zeros], 1 / 0.9, rtol=1e-6)
+    # Five standard deviations of a binomial share.
+    assert abs(zeros.mean() - 0.1) < 5 * np.sqrt(0.09 / x.size)
+    assert (np.abs(zeros.mean((1, 2)) - 0.1) < 5 * np.sqrt(0.09 / 50_000)).all()
+    assert (np.abs(zeros.mean((0, 1)) - 0.1) < 6 * np.sqrt(0.09 / 400)).all()
+    # Rows are independent of one another: both zero in a share of 0.01.
+    both = (zeros[:-1] & zeros[1:]).mean()
+    assert abs(both - 0.01) < 5 * np.sqrt(0.01 / zeros[1:].size)
+
+
+def test_dropout_is_exact_in_bfloat16():
+    y = dropout(jnp.full((ROWS, 999), 9, jnp.bfloat16), 0.1, make_row_keys())
+    assert y.dtype == jnp.bfloat16
+    assert set(np.asarray(y, np.float32).ravel().tolist()) == {0.0, 10.0}
+
+
+def test_dropout_is_off_without_keys_or_rate():
+    x = jnp.ones((ROWS, 5))
+    assert dropout(x, 0.1, None) is x
+    assert dropout(x, 0.0, make_row_keys()) is x
+    assert split_row_keys(None, 3) == [None] * 3
+
+
+def test_dropout_refuses_keys_that_do_not_match_the_rows():
+    for keys in (make_row_keys(1), jax.random.key(0)):
+        with pytest.raises(ValueError, match=r"one typed key a row, shape \(8,\)"):
+            dropout(jnp.ones((ROWS, 5)), 0.1, keys)
+
+
+def test_masks_are_the_same_to_the_bit_in_slices_scan_remat_and_jit():
+    keys = make_row_keys()
+    shape = (2, 12, 12)
+
+    def mask(site_keys):
+        return dropout(jnp.ones((len(site_keys), *shape)), 0.1, site_keys)
+
+    def site_keys(keys):
+        return [site for layer in split_row_keys(keys, 2) for site in split_row_keys(layer, 2)]
+
+    def unrolled(keys):
+        return jnp.stack([mask(site) for site in site_keys(keys)])
+
+    def scanned(keys):
+        return jax.lax.scan(lambda _, site: (0, mask(site)), 0, jnp.stack(site_keys(keys)))[1]
+
+    unrolled, scanned = (jax.jit(f) for f in (unrolled, scanned))
+    whole = np.asarray(unrolled(keys))
+    # No two sites and no two rows share a mask.
+    assert len({row.tobytes() for row in whole.reshape(-1, *shape)}) == 4 * ROWS
+    np.testing.assert_array_equal(scanned(keys), whole)
+    one_by_one = [scanned(keys[row : row + 1]) for row in range(ROWS)]
+    np.testing.assert_array_equal(np.concatenate(one_by_one, axis=1), whole)
+
+    def loss(x):
+        layer = jax.checkpoint(lambda x: mask(site_keys(keys)[2]) * jnp.square(x) / 2)
+        return jnp.sum(layer(x))
+
+    # At x = 1 the gradient is the mask as it was drawn again in the backward pass.
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.ones((ROWS, *shape))), whole[2])
+
+
+def test_both_rates_act_and_masks_are_keyed_by_row(params):
+    inputs = make_inputs()
+    keys = make_row_keys()
+
+    def outputs(rates, row_keys, rows=slice(None)):
+        config = dataclasses.replace(
+            SMALL, num_layers=1, dropout_rate=rates[0], attention_dropout_rate=rates[1]
+        )
+        mlm, nsp = BertForPreTraining(config).apply(
+            {"params": params}, *(x[rows] for x in inputs), row_keys
+        )
+        return np.concatenate([mlm.reshape(len(mlm), -1), nsp], axis=1)
+
+    plain = outputs((0.1, 0.1), None)
+    np.testing.assert_array_equal(plain, outputs((0.0, 0.0), keys))
+    hidden, attention = outputs((0.1, 0.0), keys), outputs((0.0, 0.1), keys)
+    both = outputs((0.1, 0.1), keys)
+    for a, b in ((plain, hidden), (plain, attention), (hidden, both), (attention, both)):
+        assert (np.abs(a - b).max(1) > 1e-2).all()
+    # A row alone, and rows in another order.
+    np.testing.assert_allclose(outputs((0.1, 0.1), keys[5:6], slice(5, 6)), both[5:6], atol=1e-5)
+    np.testing.assert_allclose(
+        outputs((0.1, 0.1), keys[::-1], slice(None, None, -1)), both[::-1], atol=1e-5
+    )
+
+
+def test_embeddings_are_dropped(params):
+    ids, types, _, _ = make_inputs()
+    tree = {"params": params["embeddings"]}
+    plain = Embeddings(SMALL).apply(tree, ids, types, None)
+    expected = dropout(plain, 0.1, make_row_keys())
+    assert (expected != plain).any()
+    np.testing.assert_array_equal(
+        Embeddings(SMALL).apply(tree, ids, types, make_row_keys()), expected
+    )
+
+
+@pytest.mark.parametrize("sublayer", ["attention", "mlp"])
+def test_the_output_of_each_sublayer_is_dropped(params, sublayer):
+    """A layer whose only non-zero value is that sublayer's bias."""
+    tree = jax.tree.map(jnp.zeros_like, params["encoder"]["layer_0"])
+    for name in ("attention_layer_norm", "mlp_layer_norm"):
+        tree[name]["scale"] += 1
+    tree[sublayer]["output"]["bias"] += jnp.arange(1.0, 1 + SMALL.hidden_size)
+    x = jnp.zeros((ROWS, LENGTH, SMALL.hidden_size))
+    apply = jax.jit(EncoderLayer(SMALL).apply)
+    mask = jnp.ones((ROWS, LENGTH), jnp.int32)
+    plain, dropped = (apply({"params": tree}, x, mask, keys) for keys in (None, make_row_keys()))
+    assert (plain == plain[0, 0]).all()
+    # A token escapes with a probability of 0.9^16, a fifth.
+    changed = (jnp.abs(dropped - plain).max(-1) > 1e-2).mean(1)
+    assert ((changed > 0.3) & (changed < 1.01)).all()
+
+
+# Scan and remat
+
+
+def test_stacked_copies_are_small_and_layer_norm_stays_float32(params):
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    layers = [params["encoder"][f"layer_{index}"] for index in range(SMALL.num_layers)]
+    first = flatten(layers[0])
+    for path, leaf in flatten(stack_layers(layers, config)).items():
+        wide = "layer_norm" in path
+        assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), path
+        assert leaf.shape == (SMALL.num_layers, *first[path].shape), path
+        np.testing.assert_array_equal(leaf[0], first[path].astype(leaf.dtype), err_msg=path)
+
+
+def loss_function(config, inputs, row_keys):
+    def loss(params):
+        mlm, nsp = BertForPreTraining(config).apply({"params": params}, *inputs, row_keys)
+        return jnp.mean(jnp.square(mlm)) + jnp.mean(jnp.square(nsp))
+
+    return loss
+
+
+def test_scan_and_remat_change_no_number(params):
+    """In float64, where another mask bit would show and another order of sums does not."""
+    with jax.enable_x64(True):
+        inputs = make_inputs(rows=4)
+        keys = make_row_keys(4)
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+
+        def loss_and_gradients(**change):
+            config = dataclasses.replace(SMALL, dtype="float64", **change)
+            loss = loss_function(config, inputs, keys)
+            return jax.jit(jax.value_and_grad(loss))(wide)
+
+        reference, gradients = loss_and_gradients()
+        for change in (
+            {"remat": "layer"},
+            {"scan_layers": True},
+            {"scan_layers": True, "remat": "attention"},
+        ):
+            loss, others = loss_and_gradients(**change)
+            np.testing.assert_allclose(loss, reference, rtol=1e-12, err_msg=str(change))
+            for path, gradient in flatten(gradients).items():
+                atol = 1e-12 * max(1.0, float(jnp.abs(gradient).max()))
+                np.testing.assert_allclose(
+                    flatten(others)[path], gradient, rtol=0, atol=atol, err_msg=f"{change} {path}"
+                )
+
+
+def test_scan_makes_the_program_independent_of_depth():
+    def program_size(num_layers, scan_layers):
+        config = dataclasses.replace(SMALL, num_layers=num_layers, scan_layers=scan_layers)
+        loss = loss_function(config, make_inputs(), make_row_keys())
+        lowered = jax.jit(jax.grad(loss)).lower(abstract_params(config))
+        text = lowered.as_text()
+        return sum(text.count(f"stablehlo.{op}") for op in ("dot_general", "exponential"))
+
+    # Each layer brings 8 products forward and 16 backward, and one softmax.
+    assert program_size(6, True) == program_size(2, True) < program_size(2, False)
+    assert program_size(6, False) > 2 * program_size(2, False)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_keeps_less_for_the_backward_pass(scan_layers):
+    """What autodiff keeps between the passes, in bytes, whatever the backend makes of it."""
+    inputs = make_inputs(rows=4, length=16)
+
+    def kept(remat):
+        config = dataclasses.replace(SMALL, num_layers=4, remat=remat, scan_layers=scan_layers)
+        loss = loss_function(config, inputs, make_row_keys(4))
+        params = abstract_params(config)
+        _, backward = jax.eval_shape(lambda p: jax.vjp(loss, p), params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward))
+
+    none, attention, layer = kept("none"), kept("attention"), kept("layer")
+    probabilities = 4 * 4 * SMALL.num_heads * 16 * 16 * 4  # layers, rows, heads, t, t, bytes
+    assert none - attention > probabilities
+    assert layer < attention - probabilities
