@@ -1,8 +1,13 @@
-"""Two layers, 128 wide: minutes on two CPU cores.
+"""BERT Tiny, 2 layers, 128 wide (Turc et al. 2019): minutes on two CPU cores.
 
     python -m bertjax.train --config=tiny --workdir=DIR
 
 Without a store it trains on the documentation of the Python installation itself.
+
+What makes so short a run learn, each tried alone for the same time: rows of 32 tokens, since every
+position has to be learned (at 128 the loss was still on its plateau, 5.7 nats, when at 32 it was
+4.7); wider initial weights than BERT's 0.02, which suit a width of 768; no dropout, as nothing is
+overfitted. Positions from 32 on stay untrained.
 """
 
 from bertjax.config import (
@@ -26,13 +31,14 @@ def get_config() -> Config:
             num_heads=2,
             intermediate_size=512,
             max_positions=128,
+            initializer_range=0.08,
+            dropout_rate=0.0,
+            attention_dropout_rate=0.0,
         ),
-        # Eight rows at a time stay in the cache: half again as fast as all 32.
-        num_microbatches=4,
-        data=DataConfig(global_batch_size=32, max_length=128),
-        phases=(Phase(num_steps=1_500),),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=150),
-        checkpoint=CheckpointConfig(every_steps=500),
-        eval=EvalConfig(every_steps=500, max_rows=1_024),
-        log=LogConfig(every_steps=20),
+        data=DataConfig(global_batch_size=32, max_length=32),
+        phases=(Phase(num_steps=4_000),),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, warmup_steps=100),
+        checkpoint=CheckpointConfig(every_steps=1_000),
+        eval=EvalConfig(every_steps=1_000),
+        log=LogConfig(every_steps=50),
     )
