@@ -4,10 +4,9 @@
 
 Without a store it trains on the documentation of the Python installation itself.
 
-What makes so short a run learn, each tried alone for the same time: rows of 32 tokens, since every
-position has to be learned (at 128 the loss was still on its plateau, 5.7 nats, when at 32 it was
-4.7); wider initial weights than BERT's 0.02, which suit a width of 768; no dropout, as nothing is
-overfitted. Positions from 32 on stay untrained.
+Two cores of an AMD EPYC: 224 s, held-out MLM loss 4.41 nats (training unigrams: 6.25). Rows of 32
+tokens, initial weights wider than BERT's 0.02 and no dropout are what makes so short a run learn:
+docs/results/tiny.md. Positions from 32 on stay untrained.
 """
 
 from bertjax.config import (

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -85,9 +84,22 @@ def command(chosen):
     return [sys.executable, "-m", "bertjax.prepare", *(f"--{n}={v}" for n, v in flags.items())]
 
 
-def start(chosen, **keywords):
+# Not `preexec_fn`, which would fork this process with the threads that other tests have started.
+LAUNCH = """
+import os, resource, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
+if limit := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def start(chosen, file_size_limit=0):
     return subprocess.Popen(
-        command(chosen), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **keywords
+        [sys.executable, "-c", LAUNCH, str(file_size_limit), *command(chosen)[1:]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -268,12 +280,8 @@ def test_interrupt(corpus, vocabulary, tmp_path):
 
 def test_no_room(corpus, vocabulary, whole, tmp_path):
     """A limit on the size of files stands for a full disk: the same error at the same place."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
     chosen = options(corpus, tmp_path / "s", vocabulary)
-    output = finish(start(chosen, preexec_fn=limit), 1)
+    output = finish(start(chosen, file_size_limit=200_000), 1)
     assert f"error: {tmp_path / 's'}: cannot be written: File too large" in output
     assert not list((tmp_path / "s").rglob("*.tmp"))
     prepare(chosen)

@@ -126,7 +126,8 @@ class _Trainer:
     def train(self, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps that are left; False = preempted, after a save."""
         while self.step < self.config.last_step:
-            if not self._train_phase(self._phase_index(), tracker, guard):
+            # Asked first: between two phases there may be minutes of compiling.
+            if guard.requested or not self._train_phase(self._phase_index(), tracker, guard):
                 self._save()
                 self.checkpoints.wait()
                 _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
