@@ -1,6 +1,6 @@
 """Measures a checkpoint of BERT BASE with moments: how long training waits, what a start costs.
 
-    python benchmarks/checkpoint.py --folder=/tmp/checkpoint_benchmark --repeats=3
+    python -m benchmarks.checkpoint --folder=/tmp/checkpoint_benchmark --repeats=3
 
 Fills the state with noise, saves it while donating steps go on, verifies it from the disk and from
 the page cache, and restores it. Writes benchmarks/results/checkpoint.json.
@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.hardware import cpu_name
 from bertjax.config import ModelConfig
 from bertjax.models import abstract_params
 from bertjax.training import checkpoint_directory
@@ -116,14 +117,6 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = jax.block_until_ready(function())
     return time.perf_counter() - start, result
-
-
-def cpu_name() -> str:
-    """Model name from /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures `bertjax.prepare`: speed per core, and whether memory grows with the input.
 
-    python benchmarks/prepare.py --data=../shared/data
+    python -m benchmarks.prepare --data=../shared/data
 
 Makes English inputs of 20 and 160 MB (JSON lines, gzip) from the corpora in DATA, prepares each in
 a process of its own, and samples the memory of that process and its workers from /proc. PSS counts
@@ -24,6 +24,8 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.hardware import cpu_name
 
 CORPORA = ("novels", "novels_eltec", "wiki_train", "speeches", "wiki_heldout", "wikitext2_heldout")
 RESULT = Path(__file__).parent / "results" / "prepare.json"
@@ -152,14 +154,6 @@ def growth(runs: list[dict], peak: str) -> dict[str, float]:
         alike.sort(key=lambda run: run["text_megabytes"])
         found[str(workers)] = round(alike[-1][peak] / alike[0][peak], 3)
     return found
-
-
-def cpu_name() -> str:
-    """Model name from /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

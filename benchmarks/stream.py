@@ -1,6 +1,6 @@
 """Measures the stream: rows per second of the reader alone and through tf.data.
 
-    python benchmarks/stream.py --store=STORE
+    python -m benchmarks.stream --store=STORE
 
 Each number is the best of several short stretches, by the processor time of all threads (so that
 another program on the machine does not count) and by the clock. Writes
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.hardware import cpu_name
 from bertjax.data.reader import Batch, RowReader
 from bertjax.data.rows import RowSpec, build_row_index
 from bertjax.data.store import open_store
@@ -111,15 +112,6 @@ def measure(batches: Iterator[Batch], seconds: float, stretches: int = 3) -> dic
         "rows_per_cpu_second": round(max(by_cpu), -2),
         "rows_per_second": round(max(by_clock), -2),
     }
-
-
-def cpu_name() -> str:
-    """Model name from /proc/cpuinfo, where there is one."""
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m bertjax.prepare --input='../shared/data/corpus/novels.jsonl.gz,../shared/data/corpus/wiki_train.jsonl.gz' \
         --output=STORE --tokenizer=wordpiece:../shared/data/vocab/bert-base-uncased-vocab.txt
-    python benchmarks/stream_statistics.py --store=STORE
+    python -m benchmarks.stream_statistics --store=STORE
 
 `walk_document` is `create_instances_from_document` of google-research/bert written plainly over
 token ranges: a chunk's unused sentences go back to the document, and a short target holds for the

@@ -1,6 +1,6 @@
 """Count the lines on which our WordPiece ids differ from the published rules: it must be none.
 
-    python benchmarks/tokenizer_equality.py --data=../shared/data
+    python -m benchmarks.tokenizer_equality --data=../shared/data
 
 Reads every line of corpus/*.jsonl.gz with every vocab/*-vocab.txt and compares with the test oracle
 (tests/wordpiece_oracle.py), then every code point between two letters, in both casings. Writes

@@ -190,7 +190,7 @@ class _Trainer:
             f"{reader.num_rows:,}",
             phase.num_steps * phase.global_batch_size / reader.num_rows,
         )
-        position = (self.step - first) * phase.global_batch_size
+        position = self._position(self.step, index)
         guard.defer()
         with DeviceBatches(self.config, reader, phase, position, self.mesh) as batches:
             last: tuple[np.ndarray, dict[str, Any]] | None = None
@@ -239,7 +239,7 @@ class _Trainer:
         record = {
             "step": step,
             "phase": index,
-            "position": (step - self.first_steps[index]) * phase.global_batch_size,
+            "position": self._position(step, index),
             **metrics,
             "rows_sha256": hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest(),
         }
@@ -283,7 +283,7 @@ class _Trainer:
         if self.step == self.saved_step:
             return
         index = self._phase_index(self.step - 1)
-        position = (self.step - self.first_steps[index]) * self.phases[index].global_batch_size
+        position = self._position(self.step, index)
         self.checkpoints.save(
             self.step,
             self.state.params,
@@ -297,6 +297,10 @@ class _Trainer:
         """The phase that takes the step after `step` updates (default: the next one to take)."""
         step = min(self.step if step is None else step, self.config.last_step - 1)
         return max(i for i, first in enumerate(self.first_steps) if first <= step)
+
+    def _position(self, step: int, index: int) -> int:
+        """Rows of the phase that were read after `step` updates."""
+        return (step - self.first_steps[index]) * self.phases[index].global_batch_size
 
     def _flops_left(self, step: int) -> float:
         return sum(

@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.NAME`; what they found is in benchmarks/results/."""
