@@ -73,11 +73,11 @@ def main() -> None:
                     arguments.seconds,
                 )
                 report(what="reader, a call a batch", **common, **speed)
-                with BatchStream(reader, batch_size=batch_size, position=FAR) as stream:
+                with BatchStream(reader, global_batch_size=batch_size, position=FAR) as stream:
                     speed = measure(stream, arguments.seconds)
                 report(what="tf.data", **common, **speed)
             begin = time.perf_counter()
-            with BatchStream(reader, batch_size=256, position=FAR) as stream:
+            with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
                 next(stream)
                 report(
                     what="first batch at position 10^7",

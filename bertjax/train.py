@@ -1,13 +1,16 @@
 """Pre-trains: `python -m bertjax.train --config=base --workdir=DIR --config.data.store=STORE`.
 
-Run it again with the same workdir to resume. Exit codes: 0 finished; 75 preempted (SIGTERM or
-SIGINT) and saved, run it again; 2 a setting that cannot work; 1 any other error.
+Run it again with the same workdir to resume. On Cloud TPU, GKE, Slurm and Open MPI the same command
+on every machine makes one run; elsewhere add --coordinator_address, --num_processes and
+--process_id. Exit codes: 0 finished; 75 preempted (SIGTERM or SIGINT) and saved, or another process
+of the run was lost: run it again; 2 a setting that cannot work; 1 any other error.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 from absl import flags
 
@@ -18,28 +21,51 @@ _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", "", "HOST:PORT of process 0; found by itself on the clusters JAX knows."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run, if not found.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "This process, from 0, if not found.")
 
 
 def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
     if not _WORKDIR.value:
         raise ConfigError("--workdir=DIR is missing: the folder that the run is kept in")
+    import jax
+
     from bertjax.data.store import StoreError
-    from bertjax.training import loop
+    from bertjax.training import distributed, loop
     from bertjax.training.checkpoint import CheckpointError
+    from bertjax.training.preemption import EXIT_PREEMPTED
     from bertjax.training.workdir_lock import WorkdirInUseError
 
-    try:
-        return loop.run(config, _WORKDIR.value)
-    except (
+    foreseen = (
         CheckpointError,
+        ConfigError,
         StoreError,
         WorkdirInUseError,
         loop.TrainingDivergedError,
-    ) as error:
-        logging.getLogger(__name__).debug("details", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    )
+    try:
+        distributed.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if jax.process_index() > 0:  # one process speaks for all
+            logging.getLogger("bertjax").setLevel(logging.WARNING)
+        return loop.run(config, _WORKDIR.value)
+    except Exception as error:
+        if distributed.is_loss_of_peer(error):
+            print(f"error: another process of this run is gone: {error}", file=sys.stderr)
+            print("run the same command again on all machines to go on", file=sys.stderr)
+            distributed.leave(EXIT_PREEMPTED)
+        if isinstance(error, foreseen):
+            logging.getLogger(__name__).debug("details", exc_info=True)
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        exit_code = 2 if isinstance(error, ConfigError) else 1
+        if jax.process_count() > 1:
+            distributed.leave(exit_code)
+        return exit_code
 
 
 if __name__ == "__main__":

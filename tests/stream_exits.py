@@ -34,7 +34,7 @@ def main(store: str, *hows: str) -> None:
 
 
 def run(reader, how: str) -> None:
-    stream = BatchStream(reader, batch_size=64, num_threads=2)
+    stream = BatchStream(reader, global_batch_size=64, num_threads=2)
     OPEN.append(stream)
     for _ in range(40):
         next(stream)

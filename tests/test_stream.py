@@ -43,37 +43,34 @@ def test_batches_are_the_readers_rows(reader, batch_size, processes, position):
     """Small batches come from one block, large ones are a block each; several blocks pass."""
     size = batch_size * processes
     for process in range(processes):
+        # Every other row, as where the devices of two processes take turns along the mesh.
+        offsets = process + processes * np.arange(batch_size)
         with BatchStream(
-            reader,
-            batch_size=batch_size,
-            position=position,
-            global_batch_size=size,
-            process_index=process,
-            num_threads=2,
+            reader, global_batch_size=size, offsets=offsets, position=position, num_threads=2
         ) as stream:
             count = 10_000 // batch_size
             for k in range(count):
                 batch = next(stream)
                 if k % 100 in (0, 1) or k == count - 1:
-                    first = position + k * size + process * batch_size
-                    assert_rows(batch, reader, first + np.arange(batch_size))
+                    assert_rows(batch, reader, position + k * size + offsets)
 
 
 def test_first_batch_far_into_the_stream_is_quick(reader):
     begin = time.perf_counter()
-    with BatchStream(reader, batch_size=256, position=10**7) as stream:
+    with BatchStream(reader, global_batch_size=256, position=10**7) as stream:
         batch = next(stream)
         assert time.perf_counter() - begin < 1
     assert_rows(batch, reader, 10**7 + np.arange(256))
 
 
-def test_share_outside_the_global_batch_is_refused(reader):
-    with pytest.raises(ValueError, match="process 2 with 8 rows a batch does not fit"):
-        BatchStream(reader, batch_size=8, global_batch_size=16, process_index=2)
+@pytest.mark.parametrize("offsets", [[15, 16], [-1, 0], []])
+def test_share_outside_the_global_batch_is_refused(reader, offsets):
+    with pytest.raises(ValueError, match="do not lie in a global batch of 16 rows"):
+        BatchStream(reader, global_batch_size=16, offsets=np.array(offsets))
 
 
 def test_no_gpu_is_left_to_tensorflow(reader):
-    with BatchStream(reader, batch_size=8):
+    with BatchStream(reader, global_batch_size=8):
         assert tf.config.get_visible_devices("GPU") == []
 
 
@@ -93,7 +90,7 @@ class _FailingReader:
 
 def test_a_failure_is_raised_at_its_batch_and_stays(reader, capfd):
     failing = _FailingReader(reader, 3 * 4096)
-    with BatchStream(failing, batch_size=4096, num_threads=2) as stream:
+    with BatchStream(failing, global_batch_size=4096, num_threads=2) as stream:
         for _ in range(3):
             next(stream)
         for _ in range(2):
@@ -107,7 +104,7 @@ def test_a_failure_is_raised_at_its_batch_and_stays(reader, capfd):
 
 def test_close_ends_the_stream_and_its_threads(reader):
     before = threading.active_count()
-    stream = BatchStream(reader, batch_size=8, num_threads=2)
+    stream = BatchStream(reader, global_batch_size=8, num_threads=2)
     next(stream)
     stream.close()
     stream.close()
@@ -117,7 +114,7 @@ def test_close_ends_the_stream_and_its_threads(reader):
 
 
 def test_a_dropped_stream_closes_itself(reader):
-    stream = BatchStream(reader, batch_size=8, num_threads=2)
+    stream = BatchStream(reader, global_batch_size=8, num_threads=2)
     next(stream)
     pipeline = weakref.ref(stream._pipeline)
     del stream
@@ -145,7 +142,7 @@ def test_without_tensorflow_threads_are_used_and_named():
         "import sys; sys.path.insert(0, 'tests'); import importlib.util as u; find = u.find_spec;"
         "u.find_spec = lambda name, *a: None if name == 'tensorflow' else find(name, *a);"
         "from stream_store import make_reader; from bertjax.data.stream import BatchStream;"
-        "print(next(BatchStream(make_reader(), batch_size=2))['input_ids'].shape);"
+        "print(next(BatchStream(make_reader(), global_batch_size=2))['input_ids'].shape);"
         "print('tensorflow' in sys.modules)"
     )
     result = subprocess.run(

@@ -196,12 +196,14 @@ def test_evaluation_rows_come_once(max_rows, processes):
     shares = [
         list(
             evaluation_batches(
-                reader, batch_size=32 // processes, max_rows=max_rows, global_batch_size=32,
-                process_index=process,
+                reader,
+                global_batch_size=32,
+                offsets=np.split(np.arange(32), processes)[process],
+                max_rows=max_rows,
             )
         )
         for process in range(processes)
-    ]  # fmt: skip
+    ]
     assert {len(share) for share in shares} == {-(-count // 32)}
     batches = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

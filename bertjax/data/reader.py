@@ -138,10 +138,9 @@ class RowReader:
 def evaluation_batches(
     reader: RowReader,
     *,
-    batch_size: int,
+    global_batch_size: int,
+    offsets: np.ndarray | None = None,
     max_rows: int = 0,
-    global_batch_size: int = 0,
-    process_index: int = 0,
 ) -> Iterator[Batch]:
     """The first rows of epoch 0, each once: the same ones in the same batches every time.
 
@@ -150,15 +149,14 @@ def evaluation_batches(
 
     Args:
         reader: of the held-out documents.
-        batch_size: rows of a batch of this process.
+        global_batch_size: rows of a batch over all processes.
+        offsets: integer [b], this process's rows of each global batch; None = all of them.
         max_rows: rows to make at most; 0 = all.
-        global_batch_size: rows of a batch over all processes; 0 = batch_size.
-        process_index: batch k of process i begins at position k * global_batch_size
-            + i * batch_size.
     """
+    offsets = np.arange(global_batch_size) if offsets is None else offsets
     num_rows = min(max_rows, reader.num_rows) if max_rows else reader.num_rows
-    for begin in range(0, num_rows, global_batch_size or batch_size):
-        positions = begin + process_index * batch_size + np.arange(batch_size)
+    for begin in range(0, num_rows, global_batch_size):
+        positions = begin + offsets
         real = positions < num_rows
         batch = reader.rows(np.where(real, positions, 0))
         batch["row_weights"] *= real

@@ -43,10 +43,9 @@ class BatchStream:
         self,
         reader: RowReader,
         *,
-        batch_size: int,
+        global_batch_size: int,
+        offsets: np.ndarray | None = None,
         position: int = 0,
-        global_batch_size: int = 0,
-        process_index: int = 0,
         num_threads: int = 0,
         prefetch_batches: int = 4,
     ):
@@ -54,35 +53,33 @@ class BatchStream:
 
         Args:
             reader: makes the rows.
-            batch_size: rows of a batch of this process.
+            global_batch_size: rows of a batch over all processes.
+            offsets: integer [b], this process's rows of each global batch; None = all of them.
+                Batch k has the rows at position + k * global_batch_size + offsets.
             position: first row of the first global batch: all the state that a stream has.
-            global_batch_size: rows of a batch over all processes; 0 = batch_size.
-            process_index: batch k covers the positions position + k * global_batch_size
-                + process_index * batch_size + [0, batch_size).
             num_threads: calls at the same time; 0 = one a core, at most 16.
             prefetch_batches: batches kept ready, at least.
 
         Raises:
-            ValueError: the process's share of the global batch lies outside it.
+            ValueError: an offset lies outside the global batch, or there is none.
         """
-        global_batch_size = global_batch_size or batch_size
-        if not 0 <= process_index * batch_size <= global_batch_size - batch_size:
+        offsets = np.arange(global_batch_size) if offsets is None else np.asarray(offsets)
+        if not len(offsets) or offsets.min() < 0 or offsets.max() >= global_batch_size:
             raise ValueError(
-                f"process {process_index} with {batch_size} rows a batch does not fit into a "
-                f"global batch of {global_batch_size}"
+                f"offsets {offsets} do not lie in a global batch of {global_batch_size} rows"
             )
-        first = position + process_index * batch_size
+        batch_size = len(offsets)
         # Several small batches are made by one call and handed out as slices of it.
         self._batches_per_block = max(1, _BLOCK_TOKENS // (batch_size * reader.spec.max_length))
         self._batch_size = batch_size
         begins = np.arange(self._batches_per_block)[:, None] * global_batch_size
-        offsets = (begins + np.arange(batch_size)).ravel()
+        in_block = (position + begins + offsets).ravel()
         stride = self._batches_per_block * global_batch_size
         num_threads = num_threads or min(16, os.cpu_count() or 1)
         pipeline = _TensorFlowPipeline if _has_tensorflow() else _ThreadPipeline
         self._pipeline = pipeline(
             reader,
-            positions=lambda block: first + int(block) * stride + offsets,
+            positions=lambda block: int(block) * stride + in_block,
             num_threads=num_threads,
             prefetch_blocks=-(-prefetch_batches // self._batches_per_block),
         )

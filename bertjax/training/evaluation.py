@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from bertjax.data.reader import Batch, RowReader, evaluation_batches
 from bertjax.training.input import device_batch
 from bertjax.training.objectives import Objective
-from bertjax.training.sharding import replicated
+from bertjax.training.sharding import local_rows, replicated
 from bertjax.training.step import Tree, evaluation_step
 
 _TOKENS_A_DEVICE = 8_192  # in one batch: keeps devices busy, and needs far less than training
@@ -62,7 +62,10 @@ class Evaluation:
           heldout_nsp_majority, the share of the more frequent next-sentence label.
         """
         # Kept on the devices while the next batches are made, fetched once.
-        sums = [self._step(params, device_batch(b, self._mesh)) for b in self._batches()]
+        sums = [
+            self._step(params, device_batch(b, self._mesh, self._batch_size))
+            for b in self._batches()
+        ]
         totals = jax.tree.map(lambda *parts: jnp.float32(sum(map(float, parts))), *sums)
         metrics = {"loss": self._objective.loss(totals, totals), **self._objective.metrics(totals)}
         return {
@@ -85,11 +88,9 @@ class Evaluation:
         return baselines
 
     def _batches(self, all_processes: bool = False) -> Iterator[Batch]:
-        processes = 1 if all_processes else jax.process_count()
         return evaluation_batches(
             self._reader,
-            batch_size=self._batch_size // processes,
-            max_rows=self._max_rows,
             global_batch_size=self._batch_size,
-            process_index=0 if all_processes else jax.process_index(),
+            offsets=None if all_processes else local_rows(self._mesh, self._batch_size),
+            max_rows=self._max_rows,
         )

@@ -10,9 +10,11 @@ import logging
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
@@ -22,7 +24,8 @@ from bertjax.data.rows import RowSpec
 from bertjax.data.store import MANIFEST, Split, Store, open_store
 from bertjax.data.stream import BatchStream
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.training.sharding import row_sharding
+from bertjax.training.distributed import wait_for_all
+from bertjax.training.sharding import local_rows, row_sharding
 
 _LOG = logging.getLogger(__name__)
 _AHEAD = 2  # batches on the devices before they are needed
@@ -39,6 +42,7 @@ class Data:
     store: Store
     store_hash: str  # sha256 of the manifest, which names every file's checksum
     evaluation: Split
+    evaluation_hash: str  # the same of the store that the evaluation's documents are in
     tokenizer: Tokenizer
     cache: Path  # for row indexes, where the store is read-only
 
@@ -77,14 +81,18 @@ def open_data(config: Config, workdir: Path) -> Data:
     if config.data.store:
         store = open_store(config.data.store)
     else:
+        if jax.process_index() != 0:
+            wait_for_all("embedded corpus")  # process 0 prepares it, the others open it
         store = prepare_embedded(workdir / "store", config.model.vocab_size)
+        if jax.process_index() == 0:
+            wait_for_all("embedded corpus")
     if store.vocab_size != config.model.vocab_size:
         raise ConfigError(
             f"config.model.vocab_size = {config.model.vocab_size}, but the vocabulary of the store "
             f"{store.path} has {store.vocab_size} entries: set "
             f"--config.model.vocab_size={store.vocab_size}"
         )
-    evaluation = store.heldout
+    evaluation, evaluation_store = store.heldout, store
     if config.data.eval_store:
         other = open_store(config.data.eval_store)
         if other.tokenizer_hash != store.tokenizer_hash:
@@ -94,7 +102,7 @@ def open_data(config: Config, workdir: Path) -> Data:
                 f"{store.tokenizer_hash[:12]}: prepare it with "
                 f"--tokenizer={store.path / 'tokenizer'}"
             )
-        evaluation = other.train
+        evaluation, evaluation_store = other.train, other
         if other.heldout.num_documents:
             _LOG.warning(
                 "%d held-out documents of %s are not used: an evaluation store is prepared with "
@@ -110,11 +118,16 @@ def open_data(config: Config, workdir: Path) -> Data:
             )
     return Data(
         store=store,
-        store_hash=hashlib.sha256((store.path / MANIFEST).read_bytes()).hexdigest(),
+        store_hash=_manifest_hash(store),
         evaluation=evaluation,
+        evaluation_hash=_manifest_hash(evaluation_store),
         tokenizer=store.tokenizer(),
         cache=workdir / "rows",
     )
+
+
+def _manifest_hash(store: Store) -> str:
+    return hashlib.sha256((store.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def row_spec(config: Config, phase: Phase) -> RowSpec:
@@ -138,12 +151,12 @@ class DeviceBatches:
     def __init__(self, config: Config, reader: RowReader, phase: Phase, position: int, mesh: Mesh):
         """Opens the stream at `position`, counted in rows of the phase."""
         self._mesh = mesh
+        self._global_batch_size = phase.global_batch_size
         self._stream = BatchStream(
             reader,
-            batch_size=phase.global_batch_size // jax.process_count(),
-            position=position,
             global_batch_size=phase.global_batch_size,
-            process_index=jax.process_index(),
+            offsets=local_rows(mesh, phase.global_batch_size),
+            position=position,
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )
@@ -156,7 +169,8 @@ class DeviceBatches:
     def __next__(self) -> tuple[np.ndarray, dict[str, jax.Array]]:
         """Returns this process's row ids [b] on the host, and the global batch on the devices."""
         for batch in itertools.islice(self._stream, _AHEAD - len(self._ready)):
-            self._ready.append((batch["row_ids"], device_batch(batch, self._mesh)))
+            on_devices = device_batch(batch, self._mesh, self._global_batch_size)
+            self._ready.append((batch["row_ids"], on_devices))
         return self._ready.popleft()
 
     def __enter__(self) -> DeviceBatches:
@@ -171,11 +185,38 @@ class DeviceBatches:
         self._stream.close()
 
 
-def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch onto its devices; row ids stay on the host."""
-    rows = row_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(rows, array)
-        for name, array in batch.items()
-        if name != "row_ids"
-    }
+def device_batch(batch: Batch, mesh: Mesh, global_batch_size: int) -> dict[str, jax.Array]:
+    """Puts this process's rows of a global batch onto its devices; row ids stay on the host.
+
+    Args:
+      batch: arrays [b, ...], the rows `local_rows(mesh, global_batch_size)`.
+    """
+    sharding = row_sharding(mesh)
+    rows = local_rows(mesh, global_batch_size)
+
+    def place(array: np.ndarray) -> jax.Array:
+        shape = (global_batch_size, *array.shape[1:])
+
+        def part(index: Any) -> np.ndarray:
+            begin, stop, _ = index[0].indices(global_batch_size)
+            first = np.searchsorted(rows, begin)
+            return array[first : first + stop - begin]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: place(array) for name, array in batch.items() if name != "row_ids"}
+
+
+def gather_row_ids(row_ids: np.ndarray, mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """Row ids of the whole global batch [b], from those that each process has read.
+
+    With several processes each must call this.
+    """
+    if jax.process_count() == 1:
+        return row_ids
+    ids = np.zeros((global_batch_size, 1), np.int64)
+    mine = local_rows(mesh, global_batch_size)
+    ids[mine, 0] = row_ids + 1  # so that 0 means: not read here
+    # Two halves: JAX has no 64-bit integers by default.
+    parts = multihost_utils.process_allgather(ids.view(np.int32))
+    return np.ascontiguousarray(parts).view(np.int64)[..., 0].max(axis=0) - 1

@@ -15,13 +15,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+import bertjax
 from bertjax.config import Config
 from bertjax.models import BertForPreTraining, compute_dtype
+from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import compile_train_step, estimate_step_seconds
 from bertjax.training.curves import plot_curves
 from bertjax.training.evaluation import Evaluation
-from bertjax.training.input import Data, DeviceBatches, open_data
+from bertjax.training.input import Data, DeviceBatches, gather_row_ids, open_data
 from bertjax.training.metrics import Throughput, flops_per_row, mfu
 from bertjax.training.objectives import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
@@ -68,9 +70,20 @@ def run(config: Config, workdir: str | Path) -> int:
     check_fits_mesh(config, mesh)
     # One process holds the lock for all of them: they share the workdir.
     lock = lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
-    with PreemptionGuard() as guard, lock, jax.set_mesh(mesh):
+    several = jax.process_count() > 1
+    with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
         try:
+            distributed.check_shared(workdir)
             data = open_data(config, workdir)
+            distributed.check_alike(
+                {
+                    "recipe (--print_config shows it)": config.to_json(),
+                    "version of bertjax": bertjax.__version__,
+                    "version of jax": jax.__version__,
+                    "store (config.data.store)": data.store_hash,
+                    "evaluation store (config.data.eval_store)": data.evaluation_hash,
+                }
+            )
             with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
                 trainer = _Trainer(config, workdir, mesh, data, checkpoints)
                 with Tracker(workdir, config, resume_step=trainer.step) as tracker:
@@ -113,6 +126,7 @@ class _Trainer:
         self.saved_step = self.step
         self.started = self.saved_at = time.monotonic()
         self.throughput = Throughput()
+        self.agreement = distributed.Agreement(mesh)
         self.evaluations: dict[int, Evaluation] = {}  # by phase
         _LOG.info(
             "%s parameters in float32, computing in %s on %d x %s, mesh %s",
@@ -127,13 +141,13 @@ class _Trainer:
         """Takes the steps that are left; False = preempted, after a save."""
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
-            if guard.requested or not self._train_phase(self._phase_index(), tracker, guard):
+            stop = self.agreement.now(guard.requested)
+            if stop or not self._train_phase(self._phase_index(), tracker, guard):
                 self._save()
                 self.checkpoints.wait()
                 _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
                 return False
-        lines = read_lines(self.workdir / EVALS)
-        if not lines or lines[-1]["step"] != self.step:
+        if self.agreement.now(tracker.last_evaluation != self.step):
             self._evaluate(tracker)
         self._save()
         self.checkpoints.wait()
@@ -141,6 +155,9 @@ class _Trainer:
 
     def summarize(self) -> None:
         """Writes summary.json and curves.png, and prints what came out."""
+        digest = params_sha256(self.state.params)  # by all processes
+        if jax.process_index() != 0:
+            return
         evaluation = read_lines(self.workdir / EVALS)[-1]
         heldout = {name: value for name, value in evaluation.items() if name.startswith("heldout")}
         summary = {
@@ -148,12 +165,11 @@ class _Trainer:
             "steps": self.step,
             "seconds": round(self._seconds(), 1),
             **heldout,
-            "params_sha256": params_sha256(self.state.params),
+            "params_sha256": digest,
             "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
-        if jax.process_index() == 0:
-            write_summary(self.workdir, summary)
-            plot_curves(self.workdir)
+        write_summary(self.workdir, summary)
+        plot_curves(self.workdir)
         _LOG.info(
             "finished %s steps in %.0f s: held-out MLM loss %.3f nats (training unigrams: %.3f)%s",
             f"{self.step:,}",
@@ -194,15 +210,17 @@ class _Trainer:
         guard.defer()
         with DeviceBatches(self.config, reader, phase, position, self.mesh) as batches:
             last: tuple[np.ndarray, dict[str, Any]] | None = None
-            while self.step < end and not guard.requested:
+            stop = False
+            while self.step < end and not stop:
                 row_ids, batch = next(batches)
                 self.state, metrics = step_function(self.state, batch, self.key)
                 # The step before is reported while the devices are busy with this one.
                 self._report(tracker, index, self.step, last)
                 self.step += 1
                 last = row_ids, metrics
+                stop, save = self.agreement.soon(guard.requested, self._minutes_are_up())
+                save |= self._is_due(self.config.checkpoint.every_steps)
                 evaluate = self._is_due(self.config.eval.every_steps)
-                save = self._is_due(self.config.checkpoint.every_steps) or self._minutes_are_up()
                 if (evaluate or save) and self.step < self.config.last_step:
                     # Reported, so known to be finite, before it is believed.
                     self._report(tracker, index, self.step, last)
@@ -241,8 +259,9 @@ class _Trainer:
             "phase": index,
             "position": self._position(step, index),
             **metrics,
-            "rows_sha256": hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest(),
         }
+        row_ids = gather_row_ids(row_ids, self.mesh, phase.global_batch_size)
+        record["rows_sha256"] = hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()
         rates = self.throughput.measure()
         if rates is not None:
             record.update(rates._asdict())

@@ -25,9 +25,10 @@ class PreemptionGuard:
     signal only sets `requested`, which the loop reads between two steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deferred: bool = False) -> None:
+        """With `deferred` no signal raises: one of several processes never stops alone."""
         self.requested = False
-        self._deferred = False
+        self._deferred = deferred
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:

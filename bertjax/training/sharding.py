@@ -1,8 +1,9 @@
 """The device mesh, and where each parameter lies on it.
 
 Three mesh axes: `data` splits rows, `fsdp` splits rows and parameters, `tensor` splits heads, the
-feed-forward layer and the vocabulary. A table gives every parameter path its logical axes, and
-rules map logical axes to mesh axes (the names are those of T5X and MaxText).
+feed-forward layer and the vocabulary. Of several slices each takes its part of `data`, the axis
+that talks least. A table gives every parameter path its logical axes, and rules map logical axes to
+mesh axes (the names are those of T5X and MaxText).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertjax.config import Config, ConfigError, MeshConfig
@@ -46,7 +49,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Arranges the devices (default: all) as `config` says; -1 takes what the others leave.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or `data` does not divide
+        over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
@@ -61,7 +65,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"{len(devices)} ({devices[0].device_kind}): change an axis, or set one to -1 to fill"
         )
     # Auto: the compiler propagates shardings; stock Linen layers fail under Explicit axes.
-    return jax.make_mesh(tuple(shape), AXES, (AxisType.Auto,) * 3, devices=devices)
+    auto = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, auto, devices=devices)
+    if shape[0] % slices:
+        raise ConfigError(
+            f"config.mesh.data = {shape[0]} is not divisible by the {slices} slices: each slice "
+            "takes its part of the data axis, fsdp and tensor stay inside a slice"
+        )
+    within = (shape[0] // slices, *shape[1:])
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), AXES, axis_types=auto
+    )
 
 
 def check_fits_mesh(config: Config, mesh: Mesh) -> None:
@@ -125,6 +141,16 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over (data, fsdp); everything else of a batch is whole on each device."""
     return NamedSharding(mesh, ROWS)
+
+
+def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """Which rows of a global batch lie on the devices of this process, int64 [b], ascending.
+
+    Processes that share rows (a tensor axis that spans them) each get all of theirs.
+    """
+    places = row_sharding(mesh).addressable_devices_indices_map((global_batch_size,))
+    rows = np.arange(global_batch_size)
+    return np.unique(np.concatenate([rows[index] for index in places.values()]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -67,6 +67,7 @@ class Tracker:
         Raises:
           OSError: a file cannot be written.
         """
+        self.last_evaluation: int | None = None  # step of the last line of evals.jsonl
         self._total_steps = config.last_step
         self._exits = contextlib.ExitStack()
         self._writes = jax.process_index() == 0
@@ -75,6 +76,9 @@ class Tracker:
         workdir.mkdir(parents=True, exist_ok=True)
         self._steps = self._open(workdir / METRICS, resume_step)
         self._evals = self._open(workdir / EVALS, resume_step)
+        evaluations = read_lines(workdir / EVALS)
+        if evaluations:
+            self.last_evaluation = evaluations[-1]["step"]
         self._events: dict[str, EventWriter] = {}
         if config.log.tensorboard:
             for run in ("train", "heldout"):
@@ -131,6 +135,7 @@ class Tracker:
 
     def log_eval(self, record: Mapping[str, Any]) -> None:
         """Records an evaluation: "step", "phase" and values called `heldout_*`."""
+        self.last_evaluation = record["step"]
         if not self._writes:
             return
         line = _plain(record)
