@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec
 from bertjax import cli
 from bertjax.config import ConfigError, MeshConfig
 from bertjax.models import abstract_params
+from bertjax.models.partition import PARAMETER_AXES, logical_axes, path_name
 from bertjax.training import sharding
-from bertjax.training.sharding import PARAMETER_AXES, logical_axes, make_mesh, path_name
+from bertjax.training.sharding import make_mesh
 
 
 @pytest.mark.parametrize("name", ["tiny", "base", "large"])

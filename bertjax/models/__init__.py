@@ -4,6 +4,7 @@ from bertjax.models.bert import (
     BertEncoder,
     BertForPreTraining,
     abstract_params,
+    apply_model,
     compute_dtype,
     init_params,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "BertEncoder",
     "BertForPreTraining",
     "abstract_params",
+    "apply_model",
     "compute_dtype",
     "dropout",
     "init_params",

@@ -19,6 +19,7 @@ from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.heads import MaskedLanguageModelHead
 from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal, wide_dtype
+from bertjax.models.partition import gather_params, split_rows
 
 
 class Embeddings(nn.Module):
@@ -56,7 +57,8 @@ class Embeddings(nn.Module):
         # scatter of all tokens onto two places. HIGHEST keeps the product exact.
         types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)
         x += jnp.matmul(types, self.token_type.embedding, precision=jax.lax.Precision.HIGHEST)
-        return dropout(self.layer_norm(x), self.config.dropout_rate, row_keys)
+        x = self.layer_norm(split_rows(x))
+        return dropout(x, self.config.dropout_rate, row_keys)
 
 
 class FeedForward(nn.Module):
@@ -122,14 +124,17 @@ class LayerStack(nn.Module):
 
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
             layer = EncoderLayer(config, parent=None)
+            params = gather_params(params, "encoder/layer_0")  # all layers lie alike
             output: Any = layer.apply({"params": params}, x, attention_mask, keys)
-            return output
+            return split_rows(output)
 
         if config.remat == "layer":
             apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
 
         params = self.variables["params"]
-        layers = [params[f"layer_{index}"] for index in range(config.num_layers)]
+        layers = [
+            cast_layer(params[f"layer_{index}"], config) for index in range(config.num_layers)
+        ]
         if not config.scan_layers:
             for layer_params, keys in zip(layers, layer_keys, strict=True):
                 hidden_states = apply_layer(layer_params, hidden_states, keys)
@@ -138,23 +143,21 @@ class LayerStack(nn.Module):
         return jax.lax.scan(
             lambda x, layer: (apply_layer(layer[0], x, layer[1]), None),
             hidden_states,
-            (stack_layers(layers, config), stacked_keys),
+            (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), stacked_keys),
         )[0]
 
 
-def stack_layers(layers: list[Mapping[str, Any]], config: ModelConfig) -> Any:
-    """Stacks the subtrees of all layers along a new first axis, for `jax.lax.scan`.
+def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
+    """A layer's parameters in the compute dtype, which its own modules would cast them to.
 
-    What the layer would cast to the compute dtype is cast first, so that the copy is small; the
-    LayerNorm parameters are used in float32 and stay so.
+    So the copies that a scan stacks and that fsdp gathers are small. The LayerNorm parameters are
+    used in float32 and stay so.
     """
 
-    def stack(path: Any, *leaves: jax.Array) -> jax.Array:
-        if path[0].key.endswith("layer_norm"):
-            return jnp.stack(leaves)
-        return jnp.stack([leaf.astype(config.dtype) for leaf in leaves])
+    def cast(path: Any, leaf: jax.Array) -> jax.Array:
+        return leaf if path[0].key.endswith("layer_norm") else leaf.astype(config.dtype)
 
-    return jax.tree.map_with_path(stack, *layers)
+    return jax.tree.map_with_path(cast, params)
 
 
 class BertEncoder(nn.Module):
@@ -264,6 +267,15 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
     if config.dtype != "auto":
         return config.dtype
     return "float32" if backend == "cpu" else "bfloat16"
+
+
+def apply_model(model: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:
+    """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
+    gathered = {
+        name: tree if name == "encoder" else gather_params(tree, name)
+        for name, tree in params.items()
+    }
+    return model.apply({"params": gathered}, *inputs)
 
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:

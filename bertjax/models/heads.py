@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.layers import LayerNorm, dense, gelu, wide_dtype
+from bertjax.models.partition import RULES, constrain, split_rows
 
 
 class TiedDecoder(nn.Module):
@@ -21,13 +22,12 @@ class TiedDecoder(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros_init(), (self.config.vocab_size,), jnp.float32
         )
+        # Split over the vocabulary even where the table at rest is not.
+        table = constrain(word_table.astype(hidden_states.dtype), RULES["vocab"], None)
         logits = jnp.einsum(
-            "bmd,vd->bmv",
-            hidden_states,
-            word_table.astype(hidden_states.dtype),
-            preferred_element_type=wide_dtype(self.config),
+            "bmd,vd->bmv", hidden_states, table, preferred_element_type=wide_dtype(self.config)
         )
-        return logits + bias
+        return split_rows(logits + bias, None, RULES["vocab"])
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -50,7 +50,7 @@ class MaskedLanguageModelHead(nn.Module):
           Float32 logits [b, m, v].
         """
         # Gathered before the dense layer: about seven times less work than on all positions.
-        x = jnp.take_along_axis(hidden_states, masked_positions[:, :, None], axis=1)
+        x = split_rows(jnp.take_along_axis(hidden_states, masked_positions[:, :, None], axis=1))
         x = gelu(self.config, dense(self.config, self.config.hidden_size, name="dense")(x))
         x = LayerNorm(self.config, name="layer_norm")(x)
         return TiedDecoder(self.config, name="output")(x, word_table)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertjax.models import BertForPreTraining
+from bertjax.models import BertForPreTraining, apply_model
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -85,15 +85,15 @@ def pretraining_sums(
       nsp_correct: losses in nats, weights and correct in labels. The NSP ones are 0 where the
       model has no NSP head.
     """
-    logits: Any = model.apply(
-        {"params": params},
+    mlm_logits, nsp_logits = apply_model(
+        model,
+        params,
         batch["input_ids"],
         batch["token_type_ids"],
         batch["attention_mask"],
         batch["masked_positions"],
         row_keys,
     )
-    mlm_logits, nsp_logits = logits
     mlm = weighted_sums(mlm_logits, batch["masked_ids"], batch["masked_weights"])
     if nsp_logits is None:
         nsp = [jnp.zeros_like(total) for total in mlm]

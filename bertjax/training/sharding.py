@@ -1,15 +1,11 @@
-"""The device mesh, and where each parameter lies on it.
+"""The device mesh, and the shardings of rows and parameters on it (see `models.partition`).
 
-Three mesh axes: `data` splits rows, `fsdp` splits rows and parameters, `tensor` splits heads, the
-feed-forward layer and the vocabulary. Of several slices each takes its part of `data`, the axis
-that talks least. A table gives every parameter path its logical axes, and rules map logical axes to
-mesh axes (the names are those of T5X and MaxText).
+Of several slices each takes its part of `data`, the axis that talks least.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,30 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertjax.config import Config, ConfigError, MeshConfig
-
-AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))  # of every array whose first dimension is rows
-
-# Path pattern -> logical axis of each dimension. Every parameter matches exactly one line.
-PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embeddings/word/embedding", ("vocab", "embed")),
-    (r"embeddings/(position|token_type)/embedding", (None, "embed")),
-    (r"embeddings/layer_norm/(scale|bias)", (None,)),
-    (r"encoder/layer_\d+/attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r"encoder/layer_\d+/attention/(query|key|value)/bias", ("heads",)),
-    (r"encoder/layer_\d+/attention/output/kernel", ("heads", "embed")),
-    (r"encoder/layer_\d+/attention/output/bias", (None,)),
-    (r"encoder/layer_\d+/mlp/intermediate/kernel", ("embed", "mlp")),
-    (r"encoder/layer_\d+/mlp/intermediate/bias", ("mlp",)),
-    (r"encoder/layer_\d+/mlp/output/kernel", ("mlp", "embed")),
-    (r"encoder/layer_\d+/mlp/output/bias", (None,)),
-    (r"encoder/layer_\d+/(attention|mlp)_layer_norm/(scale|bias)", (None,)),
-    (r"(pooler|mlm_head/dense|nsp_head)/kernel", ("embed", None)),
-    (r"(pooler|mlm_head/dense|nsp_head)/bias", (None,)),
-    (r"mlm_head/layer_norm/(scale|bias)", (None,)),
-    (r"mlm_head/output/bias", ("vocab",)),
-)
-RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor", None: None}
+from bertjax.models.partition import AXES, ROWS, parameter_spec, path_name
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -81,7 +54,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def check_fits_mesh(config: Config, mesh: Mesh) -> None:
-    """Checks that batches, heads, feed-forward, width and vocabulary divide over the mesh.
+    """Checks that batches, heads, feed-forward and width divide over the mesh.
 
     Raises:
       ConfigError: naming the field, the mesh axis and the divisor.
@@ -99,7 +72,6 @@ def check_fits_mesh(config: Config, mesh: Mesh) -> None:
     for name, value, axis in (
         ("num_heads", model.num_heads, "tensor"),
         ("intermediate_size", model.intermediate_size, "tensor"),
-        ("vocab_size", model.vocab_size, "tensor"),
         ("hidden_size", model.hidden_size, "fsdp"),
     ):
         if value % sizes[axis]:
@@ -108,39 +80,18 @@ def check_fits_mesh(config: Config, mesh: Mesh) -> None:
             )
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """Returns a parameter's path as `encoder/layer_0/...` from JAX's key path."""
-    return "/".join(str(key.key) for key in path)
-
-
-def logical_axes(path: str, shape: Sequence[int]) -> tuple[str | None, ...]:
-    """Returns the logical axis of each dimension of the parameter at `path`.
-
-    Raises:
-      ValueError: no line of the table matches, or several do, or the rank differs.
-    """
-    found = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
-    if len(found) != 1 or len(found[0]) != len(shape):
-        raise ValueError(
-            f"parameter {path!r} of shape {tuple(shape)} matches {len(found)} lines of "
-            f"sharding.PARAMETER_AXES ({found}); exactly one of its rank is needed"
-        )
-    return found[0]
-
-
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     """Returns a tree like `params` (arrays or shapes) with a `NamedSharding` at each leaf."""
 
     def sharding(path, leaf):
-        axes = logical_axes(path_name(path), leaf.shape)
-        return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
+        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, dict(mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over (data, fsdp); everything else of a batch is whole on each device."""
-    return NamedSharding(mesh, ROWS)
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:

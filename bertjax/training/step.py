@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
+from bertjax.models.partition import ROWS, constrain
 from bertjax.training.objectives import Objective
 from bertjax.training.optimizer import Optimizer
-from bertjax.training.sharding import ROWS
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, jax.Array]
@@ -95,6 +94,4 @@ def evaluation_step(objective: Objective, params: Tree, batch: Batch) -> dict[st
 def _split_rows(parts: int, x: jax.Array) -> jax.Array:
     """[b, ...] -> [parts, b / parts, ...], each part with rows of every device."""
     x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *ROWS))
+    return constrain(x, None, ROWS)

@@ -1,0 +1,123 @@
+"""How parameters and activations are split over the mesh axes `data`, `fsdp` and `tensor`.
+
+`data` splits rows, `fsdp` splits rows and, at rest, parameters, `tensor` splits heads, the
+feed-forward layer and the vocabulary. A table gives every parameter path its logical axes, and
+rules map logical axes to mesh axes (the names are those of T5X and MaxText). Where no mesh is set
+every constraint here does nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # of every array whose first dimension is rows
+
+# Path pattern -> logical axis of each dimension. Every parameter matches exactly one line.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embeddings/word/embedding", ("vocab", "embed")),
+    (r"embeddings/(position|token_type)/embedding", (None, "embed")),
+    (r"embeddings/layer_norm/(scale|bias)", (None,)),
+    (r"encoder/layer_\d+/attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r"encoder/layer_\d+/attention/(query|key|value)/bias", ("heads",)),
+    (r"encoder/layer_\d+/attention/output/kernel", ("heads", "embed")),
+    (r"encoder/layer_\d+/attention/output/bias", (None,)),
+    (r"encoder/layer_\d+/mlp/intermediate/kernel", ("embed", "mlp")),
+    (r"encoder/layer_\d+/mlp/intermediate/bias", ("mlp",)),
+    (r"encoder/layer_\d+/mlp/output/kernel", ("mlp", "embed")),
+    (r"encoder/layer_\d+/mlp/output/bias", (None,)),
+    (r"encoder/layer_\d+/(attention|mlp)_layer_norm/(scale|bias)", (None,)),
+    (r"(pooler|mlm_head/dense|nsp_head)/kernel", ("embed", None)),
+    (r"(pooler|mlm_head/dense|nsp_head)/bias", (None,)),
+    (r"mlm_head/layer_norm/(scale|bias)", (None,)),
+    (r"mlm_head/output/bias", ("vocab",)),
+)
+RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Returns a parameter's path as `encoder/layer_0/...` from JAX's key path."""
+    return "/".join(str(key.key) for key in path)
+
+
+def logical_axes(path: str, shape: Sequence[int]) -> tuple[str | None, ...]:
+    """Returns the logical axis of each dimension of the parameter at `path`.
+
+    Raises:
+      ValueError: no line of the table matches, or several do, or the rank differs.
+    """
+    found = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
+    if len(found) != 1 or len(found[0]) != len(shape):
+        raise ValueError(
+            f"parameter {path!r} of shape {tuple(shape)} matches {len(found)} lines of "
+            f"partition.PARAMETER_AXES ({found}); exactly one of its rank is needed"
+        )
+    return found[0]
+
+
+def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:
+    """Where the parameter at `path` lies between two steps.
+
+    A vocabulary that `tensor` does not divide (30,522 on 8) is stored whole: JAX splits arguments
+    evenly only. The decoder still splits it, for the compiler pads inside a program.
+
+    Raises:
+      ValueError: as `logical_axes`.
+    """
+    axes = logical_axes(path, shape)
+    spec = [RULES[axis] if axis else None for axis in axes]
+    if "vocab" in axes:
+        i = axes.index("vocab")
+        if shape[i] % mesh_sizes[RULES["vocab"]]:
+            spec[i] = None
+    return PartitionSpec(*spec)
+
+
+def gather_params(params: Any, prefix: str = "") -> Any:
+    """The parameters as a step computes with them: whole over `fsdp`, still split over `tensor`.
+
+    Backwards the gradients are summed and split again, so that under fsdp a step holds all-gathers
+    and reduce-scatters and activations never leave their rows.
+
+    Args:
+      params: a subtree of the parameters.
+      prefix: its path.
+    """
+    sizes = _mesh_sizes()
+    if sizes is None:
+        return params
+
+    def gather(path: Any, leaf: jax.Array) -> jax.Array:
+        name = "/".join(filter(None, (prefix, path_name(path))))
+        spec = parameter_spec(name, leaf.shape, sizes)
+        whole = (None if axis == RULES["embed"] else axis for axis in spec)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*whole))
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
+    """Says that the rows of an activation [b, ...] stay on their devices.
+
+    Args:
+      others: mesh axes of the dimensions after the first; none = whole.
+    """
+    return constrain(x, ROWS, *others)
+
+
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Says how `x` is split, by the mesh axes of its first dimensions; the rest is whole."""
+    if _mesh_sizes() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def _mesh_sizes() -> Mapping[str, int] | None:
+    """Sizes of the mesh that is set, by axis; None where there is none, or not one of ours."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(mesh.shape) if set(AXES) <= set(mesh.axis_names) else None
