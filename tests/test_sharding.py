@@ -73,7 +73,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
     runs = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(runs) == 6
     for run in runs:
-        assert run["last_loss"] < run["first_loss"] - 0.1, "it learns"
+        assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
         assert not run["rematerialised"], run
         # The rest are LayerNorm and the biases that no axis splits: more in so small a model.
