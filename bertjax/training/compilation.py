@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,20 @@ from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
 _USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
+
+
+class DoesNotFitError(ConfigError):
+    """The step needs more memory than a device has.
+
+    Attributes:
+      needed_bytes: of the smallest program that was tried; 0 where the compiler does not say.
+      num_microbatches: of that program.
+    """
+
+    def __init__(self, message: str, needed_bytes: int, num_microbatches: int):
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.num_microbatches = num_microbatches
 
 
 def abstract_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -49,6 +64,7 @@ def compile_train_step(
     optimizer: Optimizer,
     abstract_state: TrainState,
     mesh: Mesh,
+    memory: int | None = None,
 ) -> tuple[Callable, int]:
     """Compiles the step of one phase for the mesh.
 
@@ -57,26 +73,32 @@ def compile_train_step(
 
     Args:
       abstract_state: shapes, dtypes and shardings of the state.
+      memory: bytes of a device; None = as it says itself, which one that is only compiled for
+        cannot.
 
     Returns:
       The compiled (state, batch, key) -> (state, metrics), which donates the state, and the
       number of microbatches.
 
     Raises:
-      ConfigError: not even one row a device and microbatch fits.
+      DoesNotFitError: not even one row a device and microbatch fits, or the given number of
+        microbatches is too small for the compiler to find places in memory.
     """
-    memory = device_memory_bytes(mesh)
+    if memory is None:
+        memory = device_memory_bytes(mesh)
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])  # a device
     candidates = [n for n in range(1, rows + 1) if rows % n == 0]
     if config.num_microbatches:
         candidates = [config.num_microbatches]
     elif memory:
-        state_bytes = _bytes_a_device(abstract_state)
+        state_bytes = bytes_a_device(abstract_state)
         room = _USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
-        fitting = [n for n in candidates if rows / n * _activation_bytes(config, phase) <= room]
+        fitting = [n for n in candidates if rows / n * activation_bytes(config, phase) <= room]
         candidates = candidates[candidates.index(fitting[0]) if fitting else -1 :]
     batch = abstract_batch(phase, mesh)
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
+    key = jax.ShapeDtypeStruct(
+        (), jax.eval_shape(jax.random.key, 0).dtype, sharding=replicated(mesh)
+    )
     needed = 0
     for parts in candidates:
         started = time.monotonic()
@@ -85,8 +107,14 @@ def compile_train_step(
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda x: x.sharding, abstract_state), replicated(mesh)),
         )
-        compiled = step.lower(abstract_state, batch, key).compile()
-        needed = _program_bytes(compiled)
+        compiled = None
+        try:
+            compiled = step.lower(abstract_state, batch, key).compile()
+            needed = sum(program_bytes(compiled).values())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed = _bytes_wanted(str(error), bytes_a_device((abstract_state, batch)))
         _LOG.info(
             "compiled the step of %d rows x %d tokens in %d microbatch%s in %.1f s; "
             "%.2f GB a device%s",
@@ -98,12 +126,17 @@ def compile_train_step(
             needed / 1e9,
             f" of {memory / 1e9:.1f}" if memory else "",
         )
-        if config.num_microbatches or not memory or needed <= _USABLE * memory:
+        if compiled is not None and (
+            config.num_microbatches or not memory or needed <= _USABLE * memory
+        ):
             return compiled, parts
-    raise ConfigError(
-        f"one row of {phase.max_length} tokens a device needs {needed / 1e9:.2f} GB, and a device "
-        f"has {memory / 1e9:.2f} GB: shard the parameters (config.mesh.fsdp), recompute "
-        "(config.model.remat=layer) or shorten the rows"
+    raise DoesNotFitError(
+        f"rows of {phase.max_length} tokens, {rows // parts} a device and microbatch, need "
+        f"{f'{needed / 1e9:.2f} GB' if needed else 'more'}, and a device has {memory / 1e9:.2f} "
+        "GB: take more microbatches (config.num_microbatches), shard the parameters "
+        "(config.mesh.fsdp), recompute (config.model.remat=layer) or shorten the rows",
+        needed,
+        parts,
     )
 
 
@@ -154,24 +187,36 @@ def _measured_matmul_flops(dtype: str, size: int = 1_024) -> float:
     return 2 * size**3 / min(times)
 
 
-def _program_bytes(compiled: Any) -> int:
+def program_bytes(compiled: Any) -> dict[str, int]:
+    """What a program takes of a device's memory, by kind; the sum is its peak."""
     usage = compiled.memory_analysis()
-    return (
-        usage.temp_size_in_bytes
-        + usage.argument_size_in_bytes
-        + usage.output_size_in_bytes
-        - usage.alias_size_in_bytes
-    )
+    return {
+        "arguments": usage.argument_size_in_bytes,
+        "outputs": usage.output_size_in_bytes,
+        "aliased": -usage.alias_size_in_bytes,  # outputs that take the place of arguments
+        "temporary": usage.temp_size_in_bytes,
+        "code": usage.generated_code_size_in_bytes,
+    }
 
 
-def _bytes_a_device(abstract: Any) -> int:
+def _bytes_wanted(message: str, argument_bytes: int) -> int:
+    """What libtpu says that the program would have needed; 0 where a compiler gives no number."""
+    if total := re.search(r"Used ([\d.]+)([KMGT]) of", message):
+        return int(float(total[1]) * 1024 ** " KMGT".index(total[2]))
+    if temporary := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message):
+        return argument_bytes + int(float(temporary[1]) * 1024 ** " KMGT".index(temporary[2]))
+    return 0
+
+
+def bytes_a_device(abstract: Any) -> int:
+    """Bytes of a tree of shapes with shardings on one device."""
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves(abstract)
     )
 
 
-def _activation_bytes(config: Config, phase: Phase) -> float:
+def activation_bytes(config: Config, phase: Phase) -> float:
     """Activations of one row kept for the backward pass (Korthikanti et al. 2022, equation 1).
 
     Their figure is for 16 bits; without recomputation, and only a first guess for the compiler.
