@@ -20,7 +20,11 @@ from bertjax.config import Config
 from bertjax.models import BertForPreTraining, compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
-from bertjax.training.compilation import compile_train_step, estimate_step_seconds
+from bertjax.training.compilation import (
+    compile_train_step,
+    device_memory_bytes,
+    estimate_step_seconds,
+)
 from bertjax.training.curves import plot_curves
 from bertjax.training.evaluation import Evaluation
 from bertjax.training.input import Data, DeviceBatches, gather_row_ids, open_data
@@ -198,6 +202,7 @@ class _Trainer:
             self.optimizer,
             abstract_state(self.model, self.optimizer, self.mesh),
             self.mesh,
+            memory=distributed.smallest(device_memory_bytes(self.mesh)),
         )
         self.throughput.restart()
         reader = self.data.training_rows(self.config, index)
