@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["english"]  # fixtures wordpiece and sentence_piece
+
 # Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
 # what other tests and processes have compiled. Set before jax is imported; commands inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -1,10 +1,10 @@
 """SentencePiece models behind the tokenizer interface."""
 
 import io
-from pydoc_data.topics import topics
 
 import pytest
 import sentencepiece
+from english import SPECIAL, TEXT
 
 from bertjax.data.tokenizer import (
     SentencePieceTokenizer,
@@ -12,15 +12,6 @@ from bertjax.data.tokenizer import (
     from_argument,
     train_sentencepiece,
 )
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# English that every Python brings along.
-TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]
-
-
-@pytest.fixture(scope="module")
-def sentence_piece():
-    return train_sentencepiece(TEXT[:2000], 1000)
 
 
 def train_model(**options):

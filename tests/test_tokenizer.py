@@ -5,35 +5,20 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from english import SPECIAL, TEXT
 
 from bertjax.data.tokenizer import (
     TokenizerError,
     WordPieceTokenizer,
     from_argument,
     load_tokenizer,
-    train_sentencepiece,
-    train_wordpiece,
 )
 from bertjax.data.vocabulary import with_filler
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# English that every Python brings along.
-TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]
 SAMPLE = "The quick brown fox isn't over 1,234 lazy dogs; naïve caf\u00e9!"
-
-
-@pytest.fixture(scope="module")
-def wordpiece():
-    return train_wordpiece(TEXT[:2000], 1000)
-
-
-@pytest.fixture(scope="module")
-def sentence_piece():
-    return train_sentencepiece(TEXT[:2000], 1000)
 
 
 def write_vocabulary(folder, pieces, name="vocab.txt"):

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
+from english import SPECIAL, TEXT
 
 from bertjax.data import train_tokenizer
 from bertjax.data.tokenizer import (
@@ -15,15 +15,6 @@ from bertjax.data.tokenizer import (
     train_sentencepiece,
     train_wordpiece,
 )
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# English that every Python brings along.
-TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]
-
-
-@pytest.fixture(scope="module")
-def wordpiece():
-    return train_wordpiece(TEXT[:2000], 1000)
 
 
 def test_a_learned_wordpiece_vocabulary(wordpiece):
