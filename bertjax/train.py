@@ -47,13 +47,17 @@ def main(config: Config) -> int:
         WorkdirInUseError,
         loop.TrainingDivergedError,
     )
+    several = False
     try:
         distributed.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        several = jax.process_count() > 1
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
         return loop.run(config, _WORKDIR.value)
     except Exception as error:
-        if distributed.is_loss_of_peer(error):
+        if isinstance(error, distributed.PeerLostError) or (
+            several and distributed.is_loss_of_peer(error)
+        ):
             print(f"error: another process of this run is gone: {error}", file=sys.stderr)
             print("run the same command again on all machines to go on", file=sys.stderr)
             distributed.leave(EXIT_PREEMPTED)
@@ -63,7 +67,7 @@ def main(config: Config) -> int:
         else:
             traceback.print_exc()
         exit_code = 2 if isinstance(error, ConfigError) else 1
-        if jax.process_count() > 1:
+        if several:
             distributed.leave(exit_code)
         return exit_code
 
