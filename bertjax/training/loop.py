@@ -28,10 +28,11 @@ from bertjax.training.compilation import (
 from bertjax.training.curves import plot_curves
 from bertjax.training.evaluation import Evaluation
 from bertjax.training.input import Data, DeviceBatches, gather_row_ids, open_data
-from bertjax.training.metrics import Throughput, flops_per_row, mfu
+from bertjax.training.metrics import Throughput, mfu
 from bertjax.training.objectives import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.params_hash import params_sha256
+from bertjax.training.phases import Phases
 from bertjax.training.preemption import (
     EXIT_FINISHED,
     EXIT_PREEMPTED,
@@ -69,6 +70,13 @@ def run(config: Config, workdir: str | Path) -> int:
       WorkdirInUseError: another process trains in `workdir`.
     """
     validate(config)
+    distributed.check_alike(
+        {
+            "version of bertjax": bertjax.__version__,
+            "version of jax": jax.__version__,
+            "recipe (--print_config shows it)": config.to_json(),
+        }
+    )
     workdir = Path(workdir)
     mesh = make_mesh(config.mesh)
     check_fits_mesh(config, mesh)
@@ -81,9 +89,6 @@ def run(config: Config, workdir: str | Path) -> int:
             data = open_data(config, workdir)
             distributed.check_alike(
                 {
-                    "recipe (--print_config shows it)": config.to_json(),
-                    "version of bertjax": bertjax.__version__,
-                    "version of jax": jax.__version__,
                     "store (config.data.store)": data.store_hash,
                     "evaluation store (config.data.eval_store)": data.evaluation_hash,
                 }
@@ -115,10 +120,7 @@ class _Trainer:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.data, self.checkpoints = data, checkpoints
         self.model = dataclasses.replace(config.model, dtype=dtype)
-        self.phases = config.resolved_phases()
-        self.first_steps = [
-            sum(phase.num_steps for phase in self.phases[:i]) for i in range(len(self.phases))
-        ]
+        self.phases = Phases(config)
         self.objective = pretraining_objective(BertForPreTraining(self.model))
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)
         self.state, self.seconds_before = start(
@@ -146,7 +148,7 @@ class _Trainer:
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
             stop = self.agreement.now(guard.requested)
-            if stop or not self._train_phase(self._phase_index(), tracker, guard):
+            if stop or not self._train_phase(self.phases.index(self.step), tracker, guard):
                 self._save()
                 self.checkpoints.wait()
                 _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
@@ -190,8 +192,7 @@ class _Trainer:
 
     def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps of one phase; False = asked to stop."""
-        phase, first = self.phases[index], self.first_steps[index]
-        end = min(first + phase.num_steps, self.config.last_step)
+        phase, end = self.phases[index], self.phases.end(index)
         resolved = dataclasses.replace(self.config, model=self.model)
         seconds, reason = estimate_step_seconds(resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
@@ -211,7 +212,7 @@ class _Trainer:
             f"{reader.num_rows:,}",
             phase.num_steps * phase.global_batch_size / reader.num_rows,
         )
-        position = self._position(self.step, index)
+        position = self.phases.position(self.step, index)
         guard.defer()
         with DeviceBatches(self.config, reader, phase, position, self.mesh) as batches:
             last: tuple[np.ndarray, dict[str, Any]] | None = None
@@ -251,7 +252,7 @@ class _Trainer:
         row_ids, on_device = last
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
         phase = self.phases[index]
-        row_flops = flops_per_row(self.model, phase.max_length, phase.max_predictions)
+        row_flops = self.phases.row_flops(index, self.model)
         real_tokens = metrics.pop("real_tokens")
         self.throughput.add(
             phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
@@ -262,7 +263,7 @@ class _Trainer:
         record = {
             "step": step,
             "phase": index,
-            "position": self._position(step, index),
+            "position": self.phases.position(step, index),
             **metrics,
         }
         row_ids = gather_row_ids(row_ids, self.mesh, phase.global_batch_size)
@@ -277,7 +278,9 @@ class _Trainer:
                 device_kind=jax.devices()[0].device_kind,
                 num_devices=jax.device_count(),
             )
-        tracker.log_step(record, self.throughput.seconds_left(self._flops_left(step)))
+        tracker.log_step(
+            record, self.throughput.seconds_left(self.phases.flops_left(step, self.model))
+        )
         if not finite:
             good = self.checkpoints.wait()
             raise TrainingDivergedError(
@@ -289,7 +292,7 @@ class _Trainer:
             )
 
     def _evaluate(self, tracker: Tracker) -> None:
-        index = self._phase_index(self.step - 1)
+        index = self.phases.index(self.step - 1)
         if index not in self.evaluations:  # kept, for what it has compiled and counted
             self.evaluations[index] = Evaluation(
                 self.objective,
@@ -306,8 +309,8 @@ class _Trainer:
         self.saved_at = time.monotonic()
         if self.step == self.saved_step:
             return
-        index = self._phase_index(self.step - 1)
-        position = self._position(self.step, index)
+        index = self.phases.index(self.step - 1)
+        position = self.phases.position(self.step, index)
         self.checkpoints.save(
             self.step,
             self.state.params,
@@ -316,23 +319,6 @@ class _Trainer:
             dataclasses.asdict(self.config),
         )
         self.saved_step = self.step
-
-    def _phase_index(self, step: int | None = None) -> int:
-        """The phase that takes the step after `step` updates (default: the next one to take)."""
-        step = min(self.step if step is None else step, self.config.last_step - 1)
-        return max(i for i, first in enumerate(self.first_steps) if first <= step)
-
-    def _position(self, step: int, index: int) -> int:
-        """Rows of the phase that were read after `step` updates."""
-        return (step - self.first_steps[index]) * self.phases[index].global_batch_size
-
-    def _flops_left(self, step: int) -> float:
-        return sum(
-            max(0, min(first + phase.num_steps, self.config.last_step) - max(first, step))
-            * phase.global_batch_size
-            * flops_per_row(self.model, phase.max_length, phase.max_predictions)
-            for first, phase in zip(self.first_steps, self.phases, strict=True)
-        )
 
     def _is_due(self, every_steps: int) -> bool:
         return every_steps > 0 and self.step % every_steps == 0

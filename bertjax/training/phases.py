@@ -1,0 +1,48 @@
+"""Where a step stands in a recipe's sequence of phases."""
+
+from __future__ import annotations
+
+import itertools
+
+from bertjax.config import Config, ModelConfig, Phase
+from bertjax.training.metrics import flops_per_row
+
+
+class Phases:
+    """The phases of a run, counted from 0, and the steps and rows of each."""
+
+    def __init__(self, config: Config):
+        """Lays the phases out one after the other, up to `config.last_step`."""
+        self._phases = config.resolved_phases()
+        self._first = [0, *itertools.accumulate(phase.num_steps for phase in self._phases)]
+        self._last_step = config.last_step
+
+    def __getitem__(self, index: int) -> Phase:
+        return self._phases[index]
+
+    def index(self, step: int) -> int:
+        """The phase that takes the step after `step` updates; the last one, when all are taken."""
+        step = min(step, self._last_step - 1)
+        return max(i for i in range(len(self._phases)) if self._first[i] <= step)
+
+    def end(self, index: int) -> int:
+        """Updates made when the phase ends."""
+        return min(self._first[index + 1], self._last_step)
+
+    def position(self, step: int, index: int) -> int:
+        """Rows of the phase that were read after `step` updates."""
+        return (step - self._first[index]) * self._phases[index].global_batch_size
+
+    def row_flops(self, index: int, model: ModelConfig) -> float:
+        """Floating-point operations to train on one row of the phase."""
+        phase = self._phases[index]
+        return flops_per_row(model, phase.max_length, phase.max_predictions)
+
+    def flops_left(self, step: int, model: ModelConfig) -> float:
+        """Of all steps after `step` updates."""
+        return sum(
+            max(0, self.end(i) - max(self._first[i], step))
+            * phase.global_batch_size
+            * self.row_flops(i, model)
+            for i, phase in enumerate(self._phases)
+        )
