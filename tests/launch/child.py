@@ -1,7 +1,8 @@
 """A command to supervise: `child.py DIR STEP...`, one STEP for each time it is started.
 
 A STEP is an exit code; `kill`: dies of SIGKILL; `wait`: waits for SIGTERM, saves and exits with 75;
-`finish`: waits for SIGTERM and exits with 0. With `+` behind it, the step makes a new checkpoint first. Each start adds a line to DIR/starts.
+`finish`: waits for SIGTERM and exits with 0. With `+` behind it, the step makes a new checkpoint first. Each start adds a line to DIR/starts, or,
+in a task of Slurm, to DIR/startsN.
 """
 
 import os
@@ -11,14 +12,15 @@ import time
 from pathlib import Path
 
 folder = Path(sys.argv[1].removeprefix("--workdir="))
-starts = folder / "starts"
+starts = folder / f"starts{os.environ.get('SLURM_PROCID', '')}"
+folder.mkdir(exist_ok=True)
 starts.touch()
 count = len(starts.read_text().splitlines())
 step = sys.argv[2 + count]
 
 
 def save():
-    (folder / "checkpoints" / f"step_{count + 1:08d}").mkdir(parents=True)
+    (folder / "checkpoints" / f"step_{count + 1:08d}").mkdir(parents=True, exist_ok=True)
 
 
 def save_and_exit(*_):
