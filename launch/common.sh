@@ -51,10 +51,10 @@ flag_value() {
   echo "$value"
 }
 
-# check_training_flags REPOSITORY FLAGS...: ends unless --config and --workdir are there, the recipe
-# exists, and, where bertjax is installed here, the recipe with these flags is valid.
+# check_training_flags REPOSITORY FLAGS...: ends unless --config and --workdir are there and the
+# recipe exists.
 check_training_flags() {
-  local repository=$1 recipe python message
+  local repository=$1 recipe
   shift
   case " $* " in *" --dry-run "*) fail "--dry-run is not a training flag: put it before --" ;; esac
   recipe=$(flag_value config "$@")
@@ -65,9 +65,15 @@ check_training_flags() {
   else
     [[ -f $repository/configs/$recipe.py ]] || fail "--config=$recipe: no recipe of that name in $repository/configs"
   fi
-  python=$repository/.venv/bin/python
+}
+
+# check_recipe REPOSITORY FLAGS...: before anything is paid for, ends unless the recipe is valid with
+# these flags; only where bertjax is installed here.
+check_recipe() {
+  local python=$1/.venv/bin/python message
+  shift
   if [[ ! -x $python ]]; then python=python3; fi
-  if "$python" -c 'import bertjax, absl' 2>/dev/null; then
+  if [[ -z ${dry_run:-} ]] && "$python" -c 'import bertjax, absl' 2>/dev/null; then
     message=$("$python" -m bertjax.train "$@" --print_config 2>&1 >/dev/null) ||
       fail "the training flags: ${message##*error: }"
   fi

@@ -92,8 +92,13 @@ run_child() {
   child=
 }
 
-say "command:$(printf ' %q' "$@")"
-if [[ -n $dry_run ]]; then exit 0; fi
+line=$(printf ' %q' "$@")
+line=${line# }
+if [[ -n $dry_run ]]; then
+  echo "$line"
+  exit 0
+fi
+say "command: $line"
 trap on_signal TERM INT
 
 restarts=0 # since the last new checkpoint

@@ -5,11 +5,11 @@
 # shellcheck shell=bash disable=SC2154
 
 # The command that says in which state the slice is.
-describe() {
+set_describe() {
   if [[ -n $queue ]]; then
-    echo gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
+    describe=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)")
   else
-    echo gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value(state)"
+    describe=(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value(state)")
   fi
 }
 
@@ -36,9 +36,8 @@ copy_to_workers() {
 
 # The state of the slice; ABSENT if there is none.
 state() {
-  local words output
-  read -ra words <<<"$(describe)"
-  if output=$("${words[@]}" 2>&1); then
+  local output
+  if output=$("${describe[@]}" 2>&1); then
     echo "${output##*$'\n'}"
   elif [[ $output == *NOT_FOUND* || $output == *"not found"* ]]; then
     echo ABSENT
@@ -67,7 +66,7 @@ create() {
     say "unless it is there already:"
     run gcloud compute tpus "${request[@]}" "${where[@]}"
     say "every $poll_seconds s, until it is $ready:"
-    describe
+    run "${describe[@]}"
     return
   fi
   while true; do

@@ -84,6 +84,7 @@ check_options() {
     fail "--no_queue creates one slice: for --num_slices=$num_slices leave it out"
   fi
   where=(--zone="$zone" --project="$project")
+  set_describe
   case $command in up | watch | create) check_create ;; esac
   case $command in up | watch | setup) check_setup ;; esac
   case $command in up | watch | start) check_start ;; esac
@@ -119,6 +120,7 @@ check_setup() {
 check_start() {
   local workdir
   check_training_flags "$repository" "${flags[@]}"
+  check_recipe "$repository" "${flags[@]}"
   workdir=$(flag_value workdir "${flags[@]}")
   if [[ -n $mount && $workdir != /mnt/bertjax/* ]]; then
     fail "--workdir=$workdir is not below /mnt/bertjax, where --mount is mounted"
@@ -172,7 +174,7 @@ show_on_workers() {
 status() {
   local now
   if [[ -n $dry_run ]]; then
-    describe
+    run "${describe[@]}"
     on_workers all bertjax/tpu_vm_worker.sh status
     return
   fi

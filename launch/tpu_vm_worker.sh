@@ -84,6 +84,7 @@ mount_share() {
       if [[ -n $dry_run ]] || ! mountpoint --quiet "$mount_point"; then
         run sudo mount -t nfs "${source%%/*}:/${source#*/}" "$mount_point"
       fi
+      if [[ -n $dry_run || ! -w $mount_point ]]; then run sudo chmod 777 "$mount_point"; fi
       ;;
     gs://*)
       if [[ -n $dry_run ]] || ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
@@ -95,7 +96,6 @@ mount_share() {
       ;;
     *) fail "--mount=$source: expected nfs://HOST/SHARE or gs://BUCKET" ;;
   esac
-  if [[ -n $dry_run || ! -w $mount_point ]]; then run sudo chmod 777 "$mount_point"; fi
   if [[ -z $dry_run ]]; then check_rename "$1"; fi
 }
 

@@ -1,8 +1,9 @@
 """A command to supervise: `child.py DIR STEP...`, one STEP for each time it is started.
 
 A STEP is an exit code; `kill`: dies of SIGKILL; `wait`: waits for SIGTERM, saves and exits with 75;
-`finish`: waits for SIGTERM and exits with 0. With `+` behind it, the step makes a new checkpoint first. Each start adds a line to DIR/starts, or,
-in a task of Slurm, to DIR/startsN.
+`finish`: waits for SIGTERM and exits with 0. With `+` behind it, the step makes a new checkpoint
+first. Each start adds a line to DIR/starts, or, of one of several processes, to DIR/startsN with N
+from the variable CHILD_NUMBER.
 """
 
 import os
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 folder = Path(sys.argv[1].removeprefix("--workdir="))
-starts = folder / f"starts{os.environ.get('SLURM_PROCID', '')}"
+starts = folder / f"starts{os.environ.get('CHILD_NUMBER', '')}"
 folder.mkdir(exist_ok=True)
 starts.touch()
 count = len(starts.read_text().splitlines())

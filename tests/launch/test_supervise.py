@@ -120,11 +120,17 @@ def test_the_pause_doubles(tmp_path):
     assert "starting again in 2 s" in log
 
 
-def test_prints_the_command_and_a_dry_run_stops_there(tmp_path):
-    code, log = run(tmp_path, "0", "a b", options=("--dry-run",))
-    assert code == 0
-    assert f"{sys.executable} {CHILD} --workdir={tmp_path} 0 a\\ b" in log
-    assert pids(tmp_path) == []
+def test_prints_the_command(tmp_path):
+    _, log = run(tmp_path, "0", "a b")
+    assert f"command: {sys.executable} {CHILD} --workdir={tmp_path} 0 a\\ b\n" in log
+
+
+def test_a_dry_run_stops_after_the_command(tmp_path):
+    command = [str(SCRIPT), "--dry-run", "touch", str(tmp_path / "file")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout == f"touch {tmp_path / 'file'}\n"
+    assert not (tmp_path / "file").exists()
 
 
 @pytest.mark.parametrize(

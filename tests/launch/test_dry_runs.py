@@ -1,0 +1,122 @@
+"""docs/launch/*.txt are what the launchers print with --dry-run; to write them anew:
+
+python tests/launch/test_dry_runs.py
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "docs" / "launch"
+
+_POD = (
+    "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-256 --spot"
+    " --mount=nfs://10.0.0.2/share --store=gs://my-bucket/stores/wiki"
+)
+_POD_TRAINING = "--config=large --workdir=/mnt/bertjax/runs/large"
+_SLICES = (
+    "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-16"
+    " --num_slices=2 --mount=gs://my-bucket --store=gs://my-bucket/stores/wiki"
+)
+_VM = "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-8 --no_queue"
+_NAME = "--name=bert --project=my-project --zone=us-west4-a"
+_GKE = (
+    "--name=bert --image=us-docker.pkg.dev/my-project/images/bertjax:1"
+    " --accelerator=tpu-v5-lite-podslice --topology=4x4 --num_slices=2 --claim=shared --spot"
+)
+_SHARED = "--config=base --workdir=/mnt/bertjax/runs/base --config.data.store=/mnt/bertjax/stores/wiki"
+
+DRY_RUNS = {
+    "tpu_pod": [
+        f"launch/tpu_vm.sh up --dry-run {_POD} -- {_POD_TRAINING}",
+        f"launch/tpu_vm.sh log --dry-run {_NAME}",
+        f"launch/tpu_vm.sh status --dry-run {_NAME}",
+        f"launch/tpu_vm.sh watch --dry-run {_POD} -- {_POD_TRAINING}",
+        f"launch/tpu_vm.sh stop --dry-run {_NAME}",
+        f"launch/tpu_vm.sh delete --dry-run {_NAME}",
+    ],
+    "tpu_slices": [
+        f"launch/tpu_vm.sh up --dry-run {_SLICES} -- {_POD_TRAINING}",
+    ],
+    "tpu_vm": [
+        f"launch/tpu_vm.sh up --dry-run {_VM} -- --config=base --workdir=runs/base",
+        f"launch/tpu_vm.sh log --dry-run {_NAME} --no_queue",
+        f"launch/tpu_vm.sh delete --dry-run {_NAME} --no_queue",
+    ],
+    "gke": [
+        f"launch/gke.sh start --dry-run {_GKE} -- {_SHARED}",
+        "launch/gke.sh status --dry-run --name=bert",
+        "launch/gke.sh log --dry-run --name=bert",
+        "launch/gke.sh delete --dry-run --name=bert",
+    ],
+    "slurm": [
+        "bash launch/slurm.sbatch --dry-run --config=base --workdir=/shared/runs/base",
+    ],
+    "several_gpus": [
+        "launch/supervise.sh --dry-run python -m bertjax.train --config=base --workdir=runs/base",
+    ],
+}
+
+
+def output(name):
+    parts = []
+    for command in DRY_RUNS[name]:
+        result = subprocess.run(
+            command.split(), capture_output=True, text=True, cwd=REPOSITORY, check=True
+        )
+        parts.append(f"$ {command}\n{result.stdout}")
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_the_docs_show_what_the_launchers_print(name):
+    assert output(name) == (FOLDER / f"{name}.txt").read_text()
+
+
+def test_every_file_there_is_written_by_this():
+    assert {path.stem for path in FOLDER.glob("*.txt")} == set(DRY_RUNS)
+
+
+def test_gcloud_knows_its_commands(tmp_path):
+    """The real command line reads them, without running them."""
+    if not shutil.which("gcloud"):
+        pytest.skip("no gcloud: https://cloud.google.com/sdk/docs/install")
+    texts = [path.read_text() for path in FOLDER.glob("*.txt")]
+    lines = {line.strip() for text in texts for line in text.splitlines()}
+    commands = sorted(line for line in lines if line.startswith("gcloud "))
+    assert len(commands) > 15
+    file = tmp_path / "commands.json"
+    file.write_text(json.dumps([{"command_string": command} for command in commands]))
+    result = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={file}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = json.loads(result.stdout)
+    assert len(answers) == len(commands)
+    wrong = [a for a in answers if not a["success"]]
+    assert not wrong, [(a["command_string"], a["error_message"]) for a in wrong]
+
+
+def test_the_walk_through_shows_commands_that_were_dry_run():
+    shown = (FOLDER / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^(launch/(?:tpu_vm|gke)\.sh .*|.*launch/slurm\.sbatch .*)$", shown, re.MULTILINE)
+    assert len(commands) > 8
+    ran = {
+        " ".join(command.replace(" --dry-run", "").split())
+        for commands in DRY_RUNS.values()
+        for command in commands
+    }
+    for command in commands:
+        assert " ".join(command.split()) in ran
+
+
+if __name__ == "__main__":
+    for _name in DRY_RUNS:
+        (FOLDER / f"{_name}.txt").write_text(output(_name))
