@@ -30,10 +30,11 @@ train: $(INSTALLED)  ## pre-train CONFIG (tiny) into WORKDIR (runs/tiny); resume
 test: $(INSTALLED)  ## the tests
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)  ## ruff and the type checker
+lint: $(INSTALLED)  ## ruff, the type checker and shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources launch/*.sh launch/*.sbatch tests/launch/*.sh benchmarks/*.sh .ci/run
 
 lock:  ## resolve requirements.lock anew (needs uv)
 	uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra dev --no-annotate \

@@ -127,7 +127,7 @@ setup() {
   if [[ -n $mount ]]; then mount_share "$mount"; fi
   if [[ -n $store ]]; then
     run mkdir -p store
-    run gcloud storage rsync --recursive --delete-unmatched-destination-objects "$store" store
+    run gcloud storage rsync "$store" store --recursive --delete-unmatched-destination-objects
   fi
   if [[ -z $dry_run ]]; then echo "$(hostname): set up"; fi
 }

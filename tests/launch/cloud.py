@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A cloud in a folder: stands in for `gcloud` where there is no Google Cloud to test with.
 
-CLOUD/slice.json is the one slice, with its state, CLOUD/workers/N the home of one of its NUM_WORKERS
-workers, on which ssh runs commands for real, CLOUD/buckets/NAME a bucket, CLOUD/calls a line for each
-call.
+CLOUD/slice.json is the one slice, with its state, CLOUD/workers/N the home of one of its
+NUM_WORKERS workers, on which ssh runs commands for real, CLOUD/buckets/NAME a bucket, CLOUD/calls a
+line for each call.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main():
     if sys.argv[1:3] == ["config", "get-value"]:
         return
     if sys.argv[1:3] == ["storage", "rsync"]:
-        source, target = sys.argv[-2:]
+        source, target = sys.argv[3:5]
         bucket = source.replace("gs://", f"{CLOUD}/buckets/")
         shutil.copytree(bucket, target, dirs_exist_ok=True)
         return

@@ -78,9 +78,7 @@ class Job:
     def skip_the_pause(self):
         """Slurm lets a requeued job wait for two minutes, counted from when it has left the node."""
         # A job that is still leaving the node shows other states.
-        wait_until(
-            lambda: self.show("Restarts") == "1" and self.state() == "PENDING", "requeue"
-        )
+        wait_until(lambda: self.show("Restarts") == "1" and self.state() == "PENDING", "requeue")
 
         def started():
             # Refused where the job has started in the meantime.
