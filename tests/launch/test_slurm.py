@@ -76,7 +76,7 @@ class Job:
         self._slurm("scancel", "--signal=TERM", self.number)
 
     def skip_the_pause(self):
-        """Slurm lets a requeued job wait for two minutes, counted from when it has left the node."""
+        """Slurm lets a requeued job wait for two minutes after it has left the node."""
         # A job that is still leaving the node shows other states.
         wait_until(lambda: self.show("Restarts") == "1" and self.state() == "PENDING", "requeue")
 

@@ -28,7 +28,7 @@ class Cloud:
         gcloud.parent.mkdir()
         gcloud.write_text(f'#!/bin/bash\nexec {sys.executable} {HERE / "cloud.py"} "$@"\n')
         gcloud.chmod(0o755)
-        # The worker's script looks for this one first; making a venv takes seconds, copying it does not.
+        # The worker's script looks for this one first; copying a venv is quicker than making one.
         python = gcloud.with_name("python3.13")
         python.write_text(f'#!/bin/bash\n[[ "$1 $2" == "-m venv" ]] && cp --archive {venv} "$3"\n')
         python.chmod(0o755)
