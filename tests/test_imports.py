@@ -18,6 +18,8 @@ ONLY_IN = {  # package -> the files that may import it
 NEVER = {  # folder -> what nothing in it may import
     "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training"},
     "models": {"optax", "bertjax.data", "bertjax.training"},
+    "training": {"bertjax.planning"},
+    "planning": {"optax", "bertjax.data"},
     "config.py": {"jax", "numpy", "bertjax"},
     "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
 }
@@ -48,7 +50,7 @@ def test_imports_keep_to_their_room(path):
             assert not [name for name in names if within(name, package)], package
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
-    commands = {"bertjax.train", "bertjax.prepare"}
+    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan"}
     assert not names & commands, "nothing imports a command"
 
 
@@ -59,6 +61,7 @@ def test_imports_keep_to_their_room(path):
         ("bertjax.data.reader", ["jax", "tensorflow"]),
         ("bertjax.models", ["tensorflow", "orbax"]),
         ("bertjax.training.loop", ["tensorflow"]),
+        ("bertjax.plan", ["jax", "tensorflow"]),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module, absent):

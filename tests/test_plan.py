@@ -348,7 +348,11 @@ def test_the_command_compiles_for_a_tpu_slice():
         "--config=tests/recipes/micro.py",
         "--topology=v5e:2x2",
         "--json",
-        "--phase=1",
+        "--phase=0",
+        "--config.data.global_batch_size=32",
+        "--config.model.hidden_size=256",
+        "--config.model.intermediate_size=512",
+        "--config.model.scan_layers=true",
         "--config.mesh.data=1",
         "--config.mesh.fsdp=4",
     )

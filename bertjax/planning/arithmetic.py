@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh
 from bertjax.config import Config, ConfigError, MeshConfig, ModelConfig, Phase
 from bertjax.models import abstract_params
 from bertjax.planning.collectives import Collective
-from bertjax.training.compilation import activation_bytes, bytes_a_device
+from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
 from bertjax.training.metrics import flops_per_row
 from bertjax.training.sharding import AXES, check_fits_mesh, parameter_shardings
 
@@ -96,7 +96,7 @@ def estimate(
     parts = config.num_microbatches
     if not parts:
         allowed = [n for n in range(1, rows + 1) if rows % n == 0]
-        fitting = [n for n in allowed if sum(memory(n).values()) <= 0.9 * hbm_bytes]
+        fitting = [n for n in allowed if sum(memory(n).values()) <= USABLE * hbm_bytes]
         parts = fitting[0] if fitting else rows
     remat = {"none": 0.0, "attention": 0.0, "layer": 1 / 3}[config.model.remat]
     flops = rows * flops_per_row(config.model, phase.max_length, phase.max_predictions)

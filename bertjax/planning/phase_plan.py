@@ -12,6 +12,7 @@ from bertjax.planning.program import compile_phase, resolve_model
 from bertjax.planning.roofline import Roofline, bound
 from bertjax.planning.topology import Target
 from bertjax.training.compilation import (
+    USABLE,
     DoesNotFitError,
     device_memory_bytes,
     estimate_step_seconds,
@@ -89,8 +90,10 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
     mesh = make_mesh(config.mesh, target.devices)
     check_fits_mesh(config, mesh)
     sizes = dict(mesh.shape)
-    owned = target.name == "this machine"
-    memory = device_memory_bytes(mesh) if owned or not target.chip else target.chip.hbm_bytes
+    if target.chip and not target.owned:
+        memory = target.chip.hbm_bytes
+    else:
+        memory = device_memory_bytes(mesh)
     useful = _useful_flops(config, phase, target)
     try:
         program = compile_phase(config, phase, target, mesh, memory)
@@ -109,7 +112,7 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
             program.collectives,
             target.num_slices,
         )
-    elif owned:
+    elif target.owned:
         seconds, _ = estimate_step_seconds(config, phase, mesh)
         roofline = Roofline(
             {"compute": seconds}, "compute", seconds, phase.global_batch_size / seconds
@@ -168,42 +171,45 @@ def estimate_phase(config: Config, index: int, target: Target) -> PhasePlan:
 
 
 def advise(config: Config, plan: PhasePlan, target: Target) -> list[str]:
-    """Flags with which a phase that does not fit would, by arithmetic, the least change first."""
+    """Flags with each of which a phase that does not fit would, by arithmetic.
+
+    Of each kind the least: more microbatches, then remat, then fsdp, the latter two with the
+    number of microbatches left to the memory.
+    """
     if target.chip is None:
         return []
-    rows = plan.phase.global_batch_size // (plan.mesh["data"] * plan.mesh["fsdp"])
-    tried: list[tuple[str, Config]] = []
-    more = [n for n in range(plan.num_microbatches + 1, rows + 1) if rows % n == 0]
-    tried += [
-        (f"--config.num_microbatches={n}", dataclasses.replace(config, num_microbatches=n))
-        for n in more
-    ]
-    auto = dataclasses.replace(config, num_microbatches=0)
-    for remat in ("attention", "layer"):
-        if config.model.remat == "none" or (config.model.remat == "attention" and remat == "layer"):
-            model = dataclasses.replace(config.model, remat=remat)
-            tried.append((f"--config.model.remat={remat}", dataclasses.replace(auto, model=model)))
-    for fsdp in range(2 * plan.mesh["fsdp"], plan.mesh["data"] * plan.mesh["fsdp"] + 1):
-        mesh = dataclasses.replace(config.mesh, data=-1, fsdp=fsdp)
-        tried.append(
-            (
-                f"--config.mesh.data=-1 --config.mesh.fsdp={fsdp}",
-                dataclasses.replace(auto, mesh=mesh),
-            )
+    model, auto = config.model, dataclasses.replace(config, num_microbatches=0)
+    shards = plan.mesh["data"] * plan.mesh["fsdp"]
+    rows = plan.phase.global_batch_size // shards
+    microbatches = {
+        f"--config.num_microbatches={n}": dataclasses.replace(config, num_microbatches=n)
+        for n in range(plan.num_microbatches + 1, rows + 1)
+        if rows % n == 0
+    }
+    remats = ("none", "attention", "layer")
+    remat = {
+        f"--config.model.remat={name}": dataclasses.replace(
+            auto, model=dataclasses.replace(model, remat=name)
         )
-    advice: list[str] = []
-    kinds: set[str] = set()
-    for flags, changed in tried:
-        kind = flags.split("=")[0] + flags.split("=")[-2]
-        if kind in kinds:
-            continue
-        try:
-            found = estimate_phase(changed, plan.index, target)
-        except ConfigError:
-            continue
-        if sum(found.memory.values()) <= 0.9 * found.hbm_bytes:
-            kinds.add(kind)
-            advice.append(f"{flags} ({found.peak_bytes / 1e9:.1f} GB)")
+        for name in remats[remats.index(model.remat) + 1 :]
+    }
+    fsdp = {
+        f"--config.mesh.data=-1 --config.mesh.fsdp={n}": dataclasses.replace(
+            auto, mesh=dataclasses.replace(config.mesh, data=-1, fsdp=n)
+        )
+        for n in range(2 * plan.mesh["fsdp"], shards + 1)
+        if shards % n == 0
+    }
+    advice = []
+    for kind in (microbatches, remat, fsdp):
+        for flags, changed in kind.items():
+            try:
+                found = estimate_phase(changed, plan.index, target)
+            except ConfigError:
+                continue
+            if found.peak_bytes <= USABLE * found.hbm_bytes:
+                advice.append(f"{flags} ({found.peak_bytes / 1e9:.1f} GB)")
+                break
     return advice
 
 

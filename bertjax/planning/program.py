@@ -150,7 +150,7 @@ def check_activations(
     model: ModelConfig,
     parameter_shapes: set[tuple[int, ...]],
 ) -> dict[str, bool | str]:
-    """That no device has activations of all rows: a hidden column or more for each token.
+    """That no device has activations of all rows: the hidden columns of each token, or more.
 
     Ids, labels, keys and weights of rows may be whole: they are small. An activation is known by
     the number of rows, first or behind the dimension of a scan, with the length or the number of
@@ -166,6 +166,7 @@ def check_activations(
     if mesh.shape["data"] * mesh.shape["fsdp"] == 1:
         return {}
     places = (phase.max_length, phase.max_predictions)
+    columns = model.hidden_size // mesh.shape["tensor"]
     found = set()
     for name, instructions in module.computations.items():
         if not module.executions[name]:
@@ -175,9 +176,11 @@ def check_activations(
             if array.dtype not in ("f32", "bf16", "f16") or dims in parameter_shapes:
                 continue
             for i, size in enumerate(dims[:2]):
-                split = size == rows and any(place in dims[i + 1 :] for place in places)
-                merged = size in [rows * place for place in places]
-                if (split or merged) and math.prod(dims) >= rows * model.hidden_size:
-                    found.add(f"{array.dtype}[{','.join(map(str, dims))}]")
+                for place in places:
+                    split = size == rows and place in dims[i + 1 :]
+                    if (split or size == rows * place) and (
+                        math.prod(dims[i:]) >= rows * place * columns
+                    ):
+                        found.add(f"{array.dtype}[{','.join(map(str, dims))}]")
     name = "no activation of the whole batch on a chip"
     return {name: not found or f"found {', '.join(sorted(found)[:4])}"}

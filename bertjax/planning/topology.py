@@ -43,6 +43,7 @@ class Target:
       chip: published figures; None where the device is not in the table.
       backend: "tpu", "gpu" or "cpu".
       devices: to compile for; empty where only arithmetic is possible.
+      owned: the devices are there, and say themselves how much memory they have.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Target:
     chip: Chip | None
     backend: str
     devices: tuple[Any, ...]
+    owned: bool = False
 
     @property
     def device_kind(self) -> str:
@@ -76,7 +78,8 @@ def open_target(name: str, num_slices: int, compiles: bool = True) -> Target:
             raise TopologyError("--num_slices needs --topology: this machine is one slice")
         devices = tuple(jax.devices())
         chip = chip_of(devices[0].device_kind)
-        return Target("this machine", 1, len(devices), chip, devices[0].platform, devices)
+        platform = devices[0].platform
+        return Target("this machine", 1, len(devices), chip, platform, devices, owned=True)
     chip, shape = parse_topology(name)
     num_chips = math.prod(shape) * num_slices
     # Nothing below may take a chip of this machine, or its memory.

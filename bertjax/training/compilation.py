@@ -23,7 +23,7 @@ from bertjax.training.sharding import replicated, row_sharding
 from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
-_USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
+USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
 
 
 class DoesNotFitError(ConfigError):
@@ -92,7 +92,7 @@ def compile_train_step(
         candidates = [config.num_microbatches]
     elif memory:
         state_bytes = bytes_a_device(abstract_state)
-        room = _USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
+        room = USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
         fitting = [n for n in candidates if rows / n * activation_bytes(config, phase) <= room]
         candidates = candidates[candidates.index(fitting[0]) if fitting else -1 :]
     batch = abstract_batch(phase, mesh)
@@ -127,7 +127,7 @@ def compile_train_step(
             f" of {memory / 1e9:.1f}" if memory else "",
         )
         if compiled is not None and (
-            config.num_microbatches or not memory or needed <= _USABLE * memory
+            config.num_microbatches or not memory or needed <= USABLE * memory
         ):
             return compiled, parts
     raise DoesNotFitError(

@@ -1,0 +1,172 @@
+"""Plans BASE and LARGE for slices of every TPU generation, and tabulates what came out.
+
+    python -m benchmarks.plan_table [--rows=N]
+
+Each row is a compile of the real training step in a process of its own, minutes on two free cores,
+most useful first. A result is written to benchmarks/results/plan.json as it arrives, and rows that
+are there are skipped, so the command can be stopped and run again; docs/results/plan.md is written
+anew each time. Needs pip install 'bertjax[plan]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.hardware import cpu_name
+
+RESULTS = Path(__file__).parent / "results" / "plan.json"
+TABLE = Path(__file__).parent.parent / "docs" / "results" / "plan.md"
+FSDP = "--config.mesh.data=1 --config.mesh.fsdp=16"
+# recipe, phase (0 = length 128, 1 = length 512), topology, slices, other flags
+ROWS: list[tuple[str, int, str, int, str]] = [
+    ("base", 0, "v5e:4x4", 1, ""),
+    ("large", 0, "v5e:16x16", 1, ""),
+    ("large", 0, "v5e:4x4", 1, FSDP),
+    ("base", 0, "v5e:4x4", 2, ""),
+    ("large", 1, "v5e:4x4", 1, "--config.num_microbatches=1"),
+    ("large", 1, "v5e:4x4", 1, ""),
+    ("base", 1, "v5e:4x4", 1, ""),
+    ("large", 0, "v5p:2x2x4", 1, ""),
+    ("large", 0, "v6e:4x4", 1, ""),
+    ("base", 0, "v4:2x2x2", 1, ""),
+    ("base", 0, "v5e:16x16", 1, ""),
+    ("large", 1, "v5e:16x16", 1, ""),
+    ("large", 0, "v5e:4x4", 1, ""),
+    ("base", 0, "v6e:4x4", 1, ""),
+    ("base", 0, "v5p:2x2x4", 1, ""),
+    ("large", 0, "v4:2x2x2", 1, ""),
+    ("large", 0, "v5e:4x4", 2, ""),
+    ("large", 1, "v6e:4x4", 1, ""),
+    ("large", 1, "v5p:2x2x4", 1, ""),
+    ("base", 1, "v5e:16x16", 1, ""),
+    ("base", 1, "v6e:4x4", 1, ""),
+    ("base", 1, "v5p:2x2x4", 1, ""),
+    ("base", 1, "v4:2x2x2", 1, ""),
+    ("base", 1, "v5e:4x4", 2, ""),
+    ("large", 1, "v4:2x2x2", 1, ""),
+    ("large", 1, "v5e:4x4", 2, ""),
+    ("large", 1, "v5e:4x4", 1, FSDP),
+    ("base", 0, "v5e:4x4", 1, FSDP),
+    ("base", 1, "v5e:4x4", 1, FSDP),
+]
+
+
+def main() -> None:
+    """Plans what is missing, at most `--rows` of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=len(ROWS), help="compile at most so many")
+    limit = parser.parse_args().rows
+    results: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    done = {result["command"] for result in results}
+    for row in ROWS:
+        command = command_of(*row)
+        if command in done:
+            continue
+        if limit == 0:
+            break
+        limit -= 1
+        print(command, flush=True)
+        results.append(plan(command))
+        write(RESULTS, json.dumps(results, indent=2) + "\n")
+        write(TABLE, table(results))
+    write(TABLE, table(results))
+
+
+def command_of(recipe: str, phase: int, topology: str, slices: int, flags: str) -> str:
+    """The command that plans one row."""
+    several = f" --num_slices={slices}" if slices > 1 else ""
+    return (
+        f"python -m bertjax.plan --config={recipe} --topology={topology}{several} --phase={phase} "
+        f"--json {flags}"
+    ).strip()
+
+
+def plan(command: str) -> dict[str, Any]:
+    """Runs a command; an answer is both "it fits" (exit code 0) and "it does not" (1)."""
+    result = subprocess.run(
+        [sys.executable, *command.split()[1:]], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if result.returncode not in (0, 1) or not result.stdout.startswith("{"):
+        raise SystemExit(f"exit code {result.returncode} of {command}")
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "compiled_on": f"{os.cpu_count()} x {cpu_name()}",
+        "python": platform.python_version(),
+        **json.loads(result.stdout),
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file at once, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The page docs/results/plan.md."""
+    lines = [
+        "# Plans for slices, from real compiles",
+        "",
+        "Written by `python -m benchmarks.plan_table` from `benchmarks/results/plan.json`, which "
+        "has command, date, versions and every figure of each row; how they are counted and what "
+        "they cannot know is in [../design/plan.md](../design/plan.md). Nothing ran on a TPU: "
+        "sequences/s and hours are bounds that no run can pass, not measurements.",
+        "",
+        f"{len(results)} of {len(ROWS)} rows are compiled.",
+        "",
+        "| recipe | length | topology | chips | data x fsdp x tensor | microbatches | GB a chip | "
+        "fits | TFLOP a chip | MB sent a chip, by kind | bound, sequences/s | bound, hours of the "
+        "phase | checks | compiled in, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        (phase,) = result["phases"]
+        slices = f" x {result['num_slices']}" if result["num_slices"] > 1 else ""
+        sent: dict[str, float] = {}
+        for item in phase["collectives"]:
+            name = f"{item['kind']} ({item['axes']})"
+            sent[name] = sent.get(name, 0) + item["sent_bytes"] / 1e6
+        bound = phase["bound_sequences_per_second"]
+        hours = bound and phase["num_steps"] * phase["global_batch_size"] / bound / 3600
+        failed = [name for name, found in phase["checks"].items() if found is not True]
+        missing = (phase["peak_bytes_per_chip"] - phase["hbm_bytes_per_chip"]) / 1e9
+        would = "; ".join(phase["would_fit"][:3]).replace("--config.", "")
+        lines.append(
+            "| "
+            + " | ".join(
+                (
+                    result["recipe"],
+                    str(phase["max_length"]),
+                    result["topology"] + slices,
+                    str(result["chips"]),
+                    " x ".join(str(size) for size in phase["mesh"].values()),
+                    str(phase["num_microbatches"]),
+                    f"{phase['peak_bytes_per_chip'] / 1e9:.2f} of "
+                    f"{phase['hbm_bytes_per_chip'] / 1e9:.2f}",
+                    "yes" if phase["fits"] else f"no, {missing:.2f} GB too much; would: {would}",
+                    f"{phase['flops_per_chip'] / 1e12:.2f}" if phase["fits"] else "",
+                    ", ".join(f"{name} {size:,.0f}" for name, size in sent.items()),
+                    f"{bound:,.0f} ({phase['bound_by']})" if bound else "",
+                    f"{hours:,.1f}" if hours else "",
+                    ("failed: " + ", ".join(failed)) if failed else "all hold" * phase["fits"],
+                    f"{phase['compile_seconds']:.0f}",
+                )
+            )
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
