@@ -6,7 +6,6 @@ Rows of 32 tokens first, 128 then: docs/results/tiny.md says why.
 from bertjax.config import (
     CheckpointConfig,
     Config,
-    DataConfig,
     EvalConfig,
     LogConfig,
     ModelConfig,
