@@ -158,8 +158,15 @@ start() {
   # shellcheck disable=SC2016  # expanded by the shell that it starts
   setsid nohup bash -c '"$@" & echo $! >pid; wait $!; echo $? >exit_code' bash "${command[@]}" \
     >>train.log 2>&1 </dev/null &
-  while [[ ! -s pid ]]; do sleep 0.1; done
-  echo "$(hostname): started, process $(<pid)"
+  local wait
+  for wait in {1..100}; do
+    if [[ -s pid ]]; then
+      echo "$(hostname): started, process $(<pid)"
+      return
+    fi
+    sleep 0.1
+  done
+  fail "no process after $((wait / 10)) s; is the disk of $PWD full or gone?"
 }
 
 status() {
