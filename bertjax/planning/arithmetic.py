@@ -1,7 +1,7 @@
 """A plan without a compiler: what the sizes alone say, for chips that cannot be compiled for here.
 
-Also used to try many meshes before a few are compiled. Against compiled steps of BASE and LARGE its
-memory is off by a few percent to a fifth; see docs/design/plan.md.
+Also used to try many meshes before a few are compiled. Memory is a fair guess, traffic a rough one:
+see docs/design/plan.md for both against a compiled step.
 """
 
 from __future__ import annotations
