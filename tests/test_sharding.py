@@ -76,8 +76,8 @@ def test_meshes_and_microbatches_give_the_same_losses():
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
         assert not run["rematerialised"], run
-        # The rest are LayerNorm and the biases that no axis splits: more in so small a model.
-        assert run["sharded_share"] > 0.9 or run["mesh"][1] * run["mesh"][2] == 1, run
+        # Under fsdp the rest are LayerNorm and biases; tensor keeps the odd vocabulary whole at rest.
+        assert run["sharded_share"] > 0.9 or run["mesh"][1] == 1, run
 
 
 def test_a_step_moves_only_what_its_mesh_asks_for():
