@@ -76,7 +76,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
         assert not run["rematerialised"], run
-        # Under fsdp the rest are LayerNorm and biases; tensor keeps the odd vocabulary whole at rest.
+        # Under fsdp the rest are LayerNorm and biases; tensor alone keeps an odd vocabulary whole.
         assert run["sharded_share"] > 0.9 or run["mesh"][1] == 1, run
 
 
