@@ -29,8 +29,8 @@ def get_config() -> Config:
             attention_dropout_rate=0.0,
         ),
         phases=(
-            Phase(num_steps=3_000, max_length=32, global_batch_size=64),
-            Phase(num_steps=4_000, max_length=128, global_batch_size=32),
+            Phase(num_steps=6_000, max_length=32, global_batch_size=64),
+            Phase(num_steps=12_000, max_length=128, global_batch_size=32),
         ),
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=300),
         checkpoint=CheckpointConfig(every_steps=1_000),
