@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The encoder and its pre-training heads (Devlin et al. 2019, section 3)."""
+    """The encoder and what stands on it (Devlin et al. 2019, section 3)."""
 
     vocab_size: int = 30_522  # entries of the word table; must equal the store's vocabulary
     hidden_size: int = 768
@@ -35,6 +35,10 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02  # standard deviation, truncated at two of it
     next_sentence: bool = True  # False: no NSP head, no NSP loss, rows of running sentences
+    pooler: bool = True  # False: no pooled output; NSP and classification need it
+    head: str = "pretraining"  # or "encoder" (none), "classification", "regression", "span" or
+    # "tagging": fine-tuning sets it
+    num_labels: int = 0  # of classification and tagging; 1 for regression
     dtype: str = "auto"  # of the computation: "float32", "bfloat16"; "auto": float32 on CPU only
     scan_layers: bool = False  # one compiled layer in a loop: faster to compile
     remat: str = "none"  # recompute in the backward pass: "none", "attention" or "layer"

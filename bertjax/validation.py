@@ -5,6 +5,9 @@ import dataclasses
 from bertjax.config import Config, ConfigError, check_types, closest
 
 
+HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
+
+
 def validate(config: Config) -> None:
     """Checks everything that can be known without devices and without the store.
 
@@ -17,6 +20,7 @@ def validate(config: Config) -> None:
         ("model.gelu", model.gelu, ("tanh", "erf")),
         ("model.dtype", model.dtype, ("auto", "float32", "bfloat16")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
+        ("model.head", model.head, HEADS),
         ("data.masking", data.masking, ("token", "whole_word", "span")),
         ("optimizer.name", optimizer.name, ("bert_adamw", "adamw", "lamb")),
         (
@@ -68,6 +72,17 @@ def validate(config: Config) -> None:
         not model.next_sentence or model.num_token_types >= 2,
         f"config.model.num_token_types = {model.num_token_types}: sentence pairs need 2; raise it "
         "or set config.model.next_sentence=false",
+    )
+    pooled = {"pretraining": model.next_sentence, "classification": True, "regression": True}
+    _require(
+        model.pooler or not pooled.get(model.head, False),
+        f"config.model.pooler = False, but config.model.head = {model.head!r} "
+        "reads the pooled output" + (", for next sentence" if model.head == "pretraining" else ""),
+    )
+    fewest = {"classification": 2, "regression": 1, "tagging": 2}.get(model.head, 0)
+    _require(
+        model.num_labels >= fewest,
+        f"config.model.num_labels = {model.num_labels}: {model.head} needs {fewest} at least",
     )
     _validate_phases(config)
     axes = dataclasses.asdict(config.mesh)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,14 +14,18 @@ from bertjax.models import abstract_params
 from bertjax.models.partition import PARAMETER_AXES, logical_axes, parameter_spec, path_name
 from bertjax.training import sharding
 from bertjax.training.sharding import make_mesh
+from bertjax.validation import HEADS
 
 
-@pytest.mark.parametrize("name", ["tiny", "base", "large"])
-def test_every_parameter_matches_exactly_one_line(name):
-    params = abstract_params(cli.load_recipe(name).model)
-    paths = {
-        path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+def test_every_parameter_matches_exactly_one_line():
+    models = [cli.load_recipe(name).model for name in ("tiny", "base", "large")]
+    models += [dataclasses.replace(models[0], head=head, num_labels=3) for head in HEADS]
+    leaves = [
+        leaf
+        for model in models
+        for leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model))
+    ]
+    paths = {path_name(path): leaf.shape for path, leaf in leaves}
     for path, shape in paths.items():
         assert len(logical_axes(path, shape)) == len(shape)
     for pattern, _ in PARAMETER_AXES:

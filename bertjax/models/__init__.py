@@ -1,22 +1,30 @@
 """The BERT encoder and its heads: Flax Linen modules, used through pure `apply` only."""
 
-from bertjax.models.bert import (
-    BertEncoder,
-    BertForPreTraining,
+from bertjax.models.bert import BertEncoder
+from bertjax.models.build import (
+    MODELS,
     abstract_params,
     apply_model,
     compute_dtype,
     init_params,
+    make_model,
 )
 from bertjax.models.dropout import dropout, split_row_keys
+from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
+from bertjax.models.pretraining import BertForPreTraining
 
 __all__ = [
+    "MODELS",
     "BertEncoder",
+    "BertForClassification",
     "BertForPreTraining",
+    "BertForSpans",
+    "BertForTagging",
     "abstract_params",
     "apply_model",
     "compute_dtype",
     "dropout",
     "init_params",
+    "make_model",
     "split_row_keys",
 ]

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019; google-research/bert at eedf571, modeling.py and run_pretraining.py).
+"""The BERT encoder (Devlin et al. 2019; google-research/bert at eedf571, modeling.py).
 
 Parameters are one subtree a layer with 2-D kernels [in, out], in memory as on disk; their paths and
 shapes are a public format. See docs/design/model.md.
@@ -6,7 +6,6 @@ shapes are a public format. See docs/design/model.md.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,7 @@ from flax import linen as nn
 from bertjax.config import ModelConfig
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.heads import MaskedLanguageModelHead
-from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal, wide_dtype
+from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal
 from bertjax.models.partition import gather_params, split_rows
 
 
@@ -177,7 +175,8 @@ class BertEncoder(nn.Module):
             )
         self.embeddings = Embeddings(self.config)
         self.encoder = LayerStack(self.config)
-        self.pooler = dense(self.config, self.config.hidden_size)
+        if self.config.pooler:
+            self.pooler = dense(self.config, self.config.hidden_size)
 
     def __call__(
         self,
@@ -185,7 +184,7 @@ class BertEncoder(nn.Module):
         token_type_ids: jax.Array,
         attention_mask: jax.Array,
         row_keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Encodes rows of tokens.
 
         Args:
@@ -196,8 +195,8 @@ class BertEncoder(nn.Module):
             on its key alone.
 
         Returns:
-          hidden_states [b, t, d] and pooled [b, d] (tanh of a dense layer on token 0), both in
-          the compute dtype.
+          hidden_states [b, t, d], and pooled [b, d] (tanh of a dense layer on token 0) or None
+          where `config.pooler` is off; both in the compute dtype.
 
         Raises:
           ValueError: rows longer than `max_positions`, `dtype` not resolved, or a number of keys
@@ -206,94 +205,8 @@ class BertEncoder(nn.Module):
         embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
         x = self.embeddings(input_ids, token_type_ids, embedding_keys)
         x = self.encoder(x, attention_mask, layer_keys)
-        return x, jnp.tanh(self.pooler(x[:, 0]))
+        return x, jnp.tanh(self.pooler(x[:, 0])) if self.config.pooler else None
 
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""
         return self.embeddings.word.embedding
-
-
-class BertForPreTraining(nn.Module):
-    """The encoder with the heads for masked tokens and, unless switched off, next sentence."""
-
-    config: ModelConfig
-
-    def setup(self) -> None:
-        """Declares encoder and heads; the encoder's parameters stand at the root."""
-        self.bert = BertEncoder(self.config)
-        nn.share_scope(self, self.bert)
-        self.mlm_head = MaskedLanguageModelHead(self.config)
-        if self.config.next_sentence:
-            self.nsp_head = dense(self.config, 2)
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        attention_mask: jax.Array,
-        masked_positions: jax.Array,
-        row_keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Predicts masked tokens and whether B follows A.
-
-        Args:
-          input_ids: [b, t]; it and the next two as in `BertEncoder`.
-          token_type_ids: [b, t].
-          attention_mask: [b, t].
-          masked_positions: [b, m], each in [0, t); unused places hold any of them.
-          row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
-
-        Returns:
-          Float32 MLM logits [b, m, v], and float32 NSP logits [b, 2] (0 = B is the real next,
-          1 = random) or None where `config.next_sentence` is off.
-
-        Raises:
-          ValueError: as in `BertEncoder`.
-        """
-        hidden_states, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
-        mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
-        if not self.config.next_sentence:
-            return mlm_logits, None
-        return mlm_logits, self.nsp_head(pooled).astype(wide_dtype(self.config))
-
-
-def compute_dtype(config: ModelConfig, backend: str) -> str:
-    """Resolves `config.dtype` for a JAX backend ("cpu", "gpu", "tpu").
-
-    Returns:
-      A dtype's name; "auto" becomes float32 on CPU, which computes bfloat16 slowly, and bfloat16
-      on the others.
-    """
-    if config.dtype != "auto":
-        return config.dtype
-    return "float32" if backend == "cpu" else "bfloat16"
-
-
-def apply_model(model: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:
-    """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
-    gathered = {
-        name: tree if name == "encoder" else gather_params(tree, name)
-        for name, tree in params.items()
-    }
-    return model.apply({"params": gathered}, *inputs)
-
-
-def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
-    """Draws the parameters of `BertForPreTraining`.
-
-    Each one is drawn from a key that depends on the seed and its own path, so the other layers,
-    heads and settings do not change it. Pure: may be traced, `seed` too.
-
-    Returns:
-      Nested dict of float32 arrays: kernels and tables from a normal cut at two standard
-      deviations (`initializer_range`), biases 0, LayerNorm scales 1.
-    """
-    # The forward pass of initialisation only declares shapes; one token of one row is enough.
-    ids = jnp.zeros((1, 1), jnp.int32)
-    model = BertForPreTraining(dataclasses.replace(config, dtype="float32"))
-    return model.init(jax.random.key(seed), ids, ids, ids, ids)["params"]
-
-
-def abstract_params(config: ModelConfig) -> dict[str, Any]:
-    """The tree of `init_params` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
-    return jax.eval_shape(lambda: init_params(config, 0))

@@ -32,8 +32,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"encoder/layer_\d+/mlp/output/kernel", ("mlp", "embed")),
     (r"encoder/layer_\d+/mlp/output/bias", (None,)),
     (r"encoder/layer_\d+/(attention|mlp)_layer_norm/(scale|bias)", (None,)),
-    (r"(pooler|mlm_head/dense|nsp_head)/kernel", ("embed", None)),
-    (r"(pooler|mlm_head/dense|nsp_head)/bias", (None,)),
+    (r"(pooler|mlm_head/dense|(nsp|classification|span|tagging)_head)/kernel", ("embed", None)),
+    (r"(pooler|mlm_head/dense|(nsp|classification|span|tagging)_head)/bias", (None,)),
     (r"mlm_head/layer_norm/(scale|bias)", (None,)),
     (r"mlm_head/output/bias", ("vocab",)),
 )

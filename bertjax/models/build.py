@@ -1,0 +1,75 @@
+"""From a configuration to a model and its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+from bertjax.models.bert import BertEncoder
+from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
+from bertjax.models.partition import gather_params
+from bertjax.models.pretraining import BertForPreTraining
+
+MODELS: dict[str, type[nn.Module]] = {  # by `ModelConfig.head`
+    "pretraining": BertForPreTraining,
+    "encoder": BertEncoder,
+    "classification": BertForClassification,
+    "regression": BertForClassification,
+    "span": BertForSpans,
+    "tagging": BertForTagging,
+}
+
+
+def make_model(config: ModelConfig) -> nn.Module:
+    """Returns the module that `config.head` names; `config.dtype` must be resolved to call it."""
+    model: Any = MODELS[config.head]
+    return model(config)
+
+
+def compute_dtype(config: ModelConfig, backend: str) -> str:
+    """Resolves `config.dtype` for a JAX backend ("cpu", "gpu", "tpu").
+
+    Returns:
+      A dtype's name; "auto" becomes float32 on CPU, which computes bfloat16 slowly, and bfloat16
+      on the others.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if backend == "cpu" else "bfloat16"
+
+
+def apply_model(model: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:
+    """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
+    gathered = {
+        name: tree if name == "encoder" else gather_params(tree, name)
+        for name, tree in params.items()
+    }
+    return model.apply({"params": gathered}, *inputs)
+
+
+def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
+    """Draws the parameters of the model that `config.head` names.
+
+    Each one is drawn from a key that depends on the seed and its own path, so the other layers,
+    heads and settings do not change it. Pure: may be traced, `seed` too.
+
+    Returns:
+      Nested dict of float32 arrays: kernels and tables from a normal cut at two standard
+      deviations (`initializer_range`), biases 0, LayerNorm scales 1.
+    """
+    # The forward pass of initialisation only declares shapes; one token of one row is enough.
+    ids = jnp.zeros((1, 1), jnp.int32)
+    model = make_model(dataclasses.replace(config, dtype="float32"))
+    inputs = (ids,) * (4 if config.head == "pretraining" else 3)
+    return model.init(jax.random.key(seed), *inputs)["params"]
+
+
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `init_params` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
+    return jax.eval_shape(lambda: init_params(config, 0))

@@ -1,0 +1,55 @@
+"""The model that pre-training trains: the encoder with both heads."""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+from bertjax.models.bert import BertEncoder
+from bertjax.models.heads import MaskedLanguageModelHead
+from bertjax.models.layers import dense, wide_dtype
+
+
+class BertForPreTraining(nn.Module):
+    """The encoder with the heads for masked tokens and, unless switched off, next sentence."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declares encoder and heads; the encoder's parameters stand at the root."""
+        self.bert = BertEncoder(self.config)
+        nn.share_scope(self, self.bert)
+        self.mlm_head = MaskedLanguageModelHead(self.config)
+        if self.config.next_sentence:
+            self.nsp_head = dense(self.config, 2)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        attention_mask: jax.Array,
+        masked_positions: jax.Array,
+        row_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Predicts masked tokens and whether B follows A.
+
+        Args:
+          input_ids: [b, t]; it and the next two as in `BertEncoder`.
+          token_type_ids: [b, t].
+          attention_mask: [b, t].
+          masked_positions: [b, m], each in [0, t); unused places hold any of them.
+          row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
+
+        Returns:
+          Float32 MLM logits [b, m, v], and float32 NSP logits [b, 2] (0 = B is the real next,
+          1 = random) or None where `config.next_sentence` is off.
+
+        Raises:
+          ValueError: as in `BertEncoder`.
+        """
+        hidden_states, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
+        mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
+        if not self.config.next_sentence:
+            return mlm_logits, None
+        return mlm_logits, self.nsp_head(pooled).astype(wide_dtype(self.config))
