@@ -21,8 +21,12 @@ import jax
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
 from bertjax.models import BertForPreTraining, abstract_params
-from bertjax.training.compilation import abstract_batch
-from bertjax.training.objectives import pretraining_denominators, pretraining_loss, pretraining_sums
+from bertjax.training.objectives import (
+    pretraining_batch,
+    pretraining_denominators,
+    pretraining_loss,
+    pretraining_sums,
+)
 from bertjax.training.sharding import make_mesh
 
 RESULT = Path(__file__).parent / "results" / "model_program.json"
@@ -62,7 +66,7 @@ def loss_function(model: ModelConfig, rows: str, mesh: Any) -> tuple[Callable, d
         sums = pretraining_sums(BertForPreTraining(model), params, batch, keys)
         return pretraining_loss(sums, pretraining_denominators(batch))
 
-    batch = abstract_batch(ROWS[rows], mesh)
+    batch = pretraining_batch(ROWS[rows], mesh)
     return loss, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
 
 

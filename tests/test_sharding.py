@@ -106,7 +106,7 @@ import jax
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
 from bertjax.models import BertForPreTraining
 from bertjax.training import sharding
-from bertjax.training.compilation import abstract_batch
+from bertjax.training.objectives import pretraining_batch
 from bertjax.training.objectives import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.start import abstract_state
@@ -128,7 +128,7 @@ for axes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
             functools.partial(train_step, objective, optimizer, 2),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
         )
-        batch = abstract_batch(Phase(1, 16, 16, 4), mesh)
+        batch = pretraining_batch(Phase(1, 16, 16, 4), mesh)
         text = step.lower(state, batch, key).compile().as_text()
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     print(*sorted(set(re.findall(rf" ({kinds})(?:-start)?[(]", text))))

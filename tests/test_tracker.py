@@ -16,9 +16,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertjax.config import Config, LogConfig
-from bertjax.training.curves import plot_curves
-from bertjax.training.tracker import STEP_KEYS, Tracker, write_summary
+from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
+from bertjax.training.pretraining import Pretraining
+from bertjax.training.tracker import Tracker, step_keys, write_summary
 
+NAMES = Pretraining.metric_names
 CONFIG = Config(num_steps=20, log=LogConfig(tensorboard=False))
 WITH_TENSORBOARD = Config(num_steps=20)
 
@@ -53,7 +55,7 @@ def evaluation(step):
 
 
 def run_steps(workdir, first, last, config=CONFIG):
-    with Tracker(workdir, config, resume_step=first - 1) as tracker:
+    with Tracker(workdir, config, NAMES, resume_step=first - 1) as tracker:
         for step in range(first, last + 1):
             tracker.log_step(record(step))
             if step % 5 == 0:
@@ -71,19 +73,19 @@ def lines(path):
 
 
 def test_a_line_is_complete_as_soon_as_it_is_logged(tmp_path):
-    with Tracker(tmp_path / "new" / "run", CONFIG) as tracker:
+    with Tracker(tmp_path / "new" / "run", CONFIG, NAMES) as tracker:
         values = {"loss": jnp.float32(2.5), "grad_norm": np.float64(0.5), "phase": np.int64(1)}
         tracker.log_step(record(1, **values, mfu=None))
         (line,) = lines(tmp_path / "new" / "run" / "metrics.jsonl")  # before it is closed
         tracker.log_eval(evaluation(1))
         assert lines(tmp_path / "new" / "run" / "evals.jsonl") == [evaluation(1)]
-    assert tuple(line) == STEP_KEYS
+    assert tuple(line) == step_keys(NAMES)
     unknown = {"mfu": None, "sequences_per_second": None, "real_tokens_per_second": None}
     assert line == {**record(1), "loss": 2.5, "grad_norm": 0.5, "phase": 1, **unknown}
 
 
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
-    with Tracker(tmp_path, WITH_TENSORBOARD) as tracker:
+    with Tracker(tmp_path, WITH_TENSORBOARD, NAMES) as tracker:
         tracker.log_step(record(1, loss=jnp.float32(np.nan), grad_norm=np.inf, mlm_loss=-np.inf))
         tracker.log_eval({"step": 1, "heldout_mlm_loss": np.float32(np.nan)})
     (line,) = lines(tmp_path / "metrics.jsonl")
@@ -96,7 +98,7 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
 
 def test_a_name_that_is_not_a_key_is_refused(tmp_path):
     with (
-        Tracker(tmp_path, CONFIG) as tracker,
+        Tracker(tmp_path, CONFIG, NAMES) as tracker,
         pytest.raises(
             ValueError, match=r"'mlm_acuracy' is not a key of metrics\.jsonl; did you me"
         ),
@@ -116,7 +118,7 @@ def test_no_step_stands_twice_after_a_resume(tmp_path, resume_step, torn):
     else:
         for name, content in whole.items():
             (tmp_path / name).write_bytes(content + torn)
-    with Tracker(tmp_path, CONFIG, resume_step=resume_step):
+    with Tracker(tmp_path, CONFIG, NAMES, resume_step=resume_step):
         steps = lines(tmp_path / "metrics.jsonl")
         assert [line["step"] for line in steps] == list(range(1, resume_step + 1))
     run_steps(tmp_path, resume_step + 1, 12)
@@ -131,7 +133,7 @@ def test_a_damaged_line_is_named(tmp_path, caplog):
     run_steps(tmp_path, 1, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b'{"step": 2,', b'{"stop": 2,'))
-    with Tracker(tmp_path, CONFIG, resume_step=3):
+    with Tracker(tmp_path, CONFIG, NAMES, resume_step=3):
         assert f"{path}:2 is left out" in caplog.text
     assert [line["step"] for line in lines(path)] == [1, 3]
 
@@ -139,7 +141,7 @@ def test_a_damaged_line_is_named(tmp_path, caplog):
 def test_without_a_terminal_each_step_is_a_line_of_the_log(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     rates = {"sequences_per_second": 812.25, "real_tokens_per_second": 98_123.4, "mfu": 0.4125}
-    with Tracker(tmp_path, Config(num_steps=10_000, log=CONFIG.log)) as tracker:
+    with Tracker(tmp_path, Config(num_steps=10_000, log=CONFIG.log), NAMES) as tracker:
         tracker.log_step(record(4, **rates), seconds_left=3_725.2)
         tracker.log_step(record(5, loss=float("nan")))
         tracker.log_eval(evaluation(4))
@@ -159,7 +161,7 @@ def test_a_terminal_has_one_progress_line(tmp_path, monkeypatch, columns):
     termios.tcsetwinsize(writer, (24, columns))
     with os.fdopen(writer, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with Tracker(tmp_path, CONFIG, resume_step=5) as tracker:
+        with Tracker(tmp_path, CONFIG, NAMES, resume_step=5) as tracker:
             for step in (6, 7, 20):
                 tracker.log_step(record(step), seconds_left=20 - step)
     text = b""
@@ -257,7 +259,7 @@ def colours(path):
 def test_curves(tmp_path):
     run_steps(tmp_path, 1, 20)
     write_summary(tmp_path, {"parameters": 28_764_736, "steps": 20, "seconds": 75.2})
-    assert colours(plot_curves(tmp_path)) == {TRAIN, HELDOUT, BASELINE}
+    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN, HELDOUT, BASELINE}
     assert "matplotlib.pyplot" not in sys.modules or not pyplot_figures()
 
 
@@ -266,10 +268,10 @@ def pyplot_figures():
 
 
 def test_curves_of_what_there_is(tmp_path):
-    with Tracker(tmp_path, CONFIG) as tracker:
-        assert colours(plot_curves(tmp_path)) == set()  # nothing yet
+    with Tracker(tmp_path, CONFIG, NAMES) as tracker:
+        assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == set()  # nothing yet
         for step in (1, 2):
             tracker.log_step(record(step, nsp_accuracy=None, nsp_loss=None, loss=np.nan))
-    assert colours(plot_curves(tmp_path)) == {TRAIN}
+    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN}
     run_steps(tmp_path, 3, 5)
-    assert colours(plot_curves(tmp_path)) == {TRAIN, HELDOUT, BASELINE}
+    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN, HELDOUT, BASELINE}

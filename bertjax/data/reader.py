@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,24 @@ from bertjax.data.store import Split
 _ORDER, _PAIR, _MASK = range(3)  # what a key is for
 
 Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """A source of rows that depend on their positions alone.
+
+    Attributes:
+        num_rows: of one epoch.
+        max_length: tokens of a row.
+    """
+
+    num_rows: int
+
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+
+    def rows(self, positions: np.ndarray) -> Batch:
+        """The rows at positions [b], as arrays [b, ...]; `row_ids` int64 [b] says which."""
+        ...
 
 
 class RowReader:
@@ -66,6 +85,11 @@ class RowReader:
         self.starts = row_index(split, spec.room, cache)
         self.num_rows = len(self.starts) - 1  # of one epoch
         self._keys = [stream_key(seed, stream_id, purpose) for purpose in (_ORDER, _PAIR, _MASK)]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row."""
+        return self.spec.max_length
 
     def rows(self, positions: np.ndarray) -> Batch:
         """The rows at some positions.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.data.reader import Batch, RowReader
+from bertjax.data.reader import Batch, Rows
 
 # Tokens made by one call, 2,048 rows of 128: below that the cost of NumPy's calls shows (a call for
 # a batch of 32 rows takes nine times as long a row), above it the arrays leave the cache.
@@ -41,7 +41,7 @@ class BatchStream:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: Rows,
         *,
         global_batch_size: int,
         offsets: np.ndarray | None = None,
@@ -70,7 +70,7 @@ class BatchStream:
             )
         batch_size = len(offsets)
         # Several small batches are made by one call and handed out as slices of it.
-        self._batches_per_block = max(1, _BLOCK_TOKENS // (batch_size * reader.spec.max_length))
+        self._batches_per_block = max(1, _BLOCK_TOKENS // (batch_size * reader.max_length))
         self._batch_size = batch_size
         begins = np.arange(self._batches_per_block)[:, None] * global_batch_size
         in_block = (position + begins + offsets).ravel()
@@ -92,7 +92,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch: what `RowReader.rows` returns, not to be written to.
+        """The next batch: what `rows` of the reader returns, not to be written to.
 
         Raises:
             StreamError: the reader failed.
@@ -123,7 +123,7 @@ class _TensorFlowPipeline:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: Rows,
         positions: Callable[[int], np.ndarray],
         num_threads: int,
         prefetch_blocks: int,
@@ -186,7 +186,7 @@ class _ThreadPipeline:
 
     def __init__(
         self,
-        reader: RowReader,
+        reader: Rows,
         positions: Callable[[int], np.ndarray],
         num_threads: int,
         prefetch_blocks: int,

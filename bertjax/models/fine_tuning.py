@@ -6,6 +6,8 @@ The names of the new layers' parameters say the task: `classification_head`, `sp
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -37,6 +39,7 @@ class BertForClassification(nn.Module):
         row_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Maps rows of tokens [b, t], as in `BertEncoder`, to logits [b, num_labels]."""
+        pooled: Any
         _, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
         pooled = dropout(pooled, self.config.dropout_rate, _head_keys(self.config, row_keys))
         return self.classification_head(pooled).astype(wide_dtype(self.config))

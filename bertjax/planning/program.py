@@ -15,7 +15,7 @@ from bertjax.models import BertForPreTraining, compute_dtype
 from bertjax.planning import collectives, hlo, work
 from bertjax.planning.topology import Target
 from bertjax.training.compilation import compile_train_step, program_bytes
-from bertjax.training.objectives import pretraining_objective
+from bertjax.training.objectives import pretraining_batch, pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.start import abstract_state
 from bertjax.training.step import TrainState
@@ -74,6 +74,7 @@ def compile_phase(
             pretraining_objective(BertForPreTraining(config.model)),
             make_optimizer(config.optimizer, config.total_steps),
             make_state(config, mesh),
+            pretraining_batch(phase, mesh),
             mesh,
             memory,
         )

@@ -104,6 +104,7 @@ class CheckpointStore:
         """
         self.directory = Path(workdir).resolve() / "checkpoints"
         self._keep = keep
+        self.protected_step: int | None = None  # a checkpoint that is never removed: the best one
         self._last_saved: int | None = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -263,7 +264,7 @@ class CheckpointStore:
         self._last_saved = step
         if jax.process_index() == 0 and self._keep > 0:
             try:
-                checkpoint_directory.prune(self.directory, self._keep)
+                checkpoint_directory.prune(self.directory, self._keep, self.protected_step)
             except OSError as error:
                 _log.warning("an old checkpoint could not be removed: %s", error)
 

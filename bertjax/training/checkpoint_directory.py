@@ -80,9 +80,11 @@ def remove_failed_save(directory: Path) -> None:
         _log.warning("the partial output of a failed save stays: %s", error)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Removes all but the newest `keep` (at least 1) checkpoints."""
+def prune(directory: Path, keep: int, protected_step: int | None = None) -> None:
+    """Removes all but the newest `keep` (at least 1) checkpoints and the protected one."""
     for step in finished_steps(directory)[:-keep]:
+        if step == protected_step:
+            continue
         # Renamed first: a process killed in between must not leave half a checkpoint.
         path = step_path(directory, step)
         shutil.rmtree(path.rename(directory / f".removing_{path.name}"))

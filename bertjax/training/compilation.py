@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from bertjax.config import Config, ConfigError, Phase
 from bertjax.training.metrics import flops_per_row, peak_flops
 from bertjax.training.objectives import Objective
 from bertjax.training.optimizer import Optimizer
-from bertjax.training.sharding import replicated, row_sharding
+from bertjax.training.sharding import replicated
 from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
@@ -40,29 +40,13 @@ class DoesNotFitError(ConfigError):
         self.num_microbatches = num_microbatches
 
 
-def abstract_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one global batch: b rows of t tokens with m masked positions."""
-    b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "input_ids": ((b, t), jnp.int32),
-        "token_type_ids": ((b, t), jnp.int32),
-        "attention_mask": ((b, t), jnp.int32),
-        "masked_positions": ((b, m), jnp.int32),
-        "masked_ids": ((b, m), jnp.int32),
-        "masked_weights": ((b, m), jnp.float32),
-        "next_sentence_labels": ((b,), jnp.int32),
-        "row_weights": ((b,), jnp.float32),
-    }
-    rows = row_sharding(mesh)
-    return {k: jax.ShapeDtypeStruct(s, d, sharding=rows) for k, (s, d) in shapes.items()}
-
-
 def compile_train_step(
     config: Config,
     phase: Phase,
     objective: Objective,
     optimizer: Optimizer,
     abstract_state: TrainState,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
     memory: int | None = None,
 ) -> tuple[Callable, int]:
@@ -73,6 +57,7 @@ def compile_train_step(
 
     Args:
       abstract_state: shapes, dtypes and shardings of the state.
+      batch: shapes, dtypes and shardings of one global batch.
       memory: bytes of a device; None = as it says itself, which one that is only compiled for
         cannot.
 
@@ -95,7 +80,6 @@ def compile_train_step(
         room = USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
         fitting = [n for n in candidates if rows / n * activation_bytes(config, phase) <= room]
         candidates = candidates[candidates.index(fitting[0]) if fitting else -1 :]
-    batch = abstract_batch(phase, mesh)
     key = jax.ShapeDtypeStruct(
         (), jax.eval_shape(jax.random.key, 0).dtype, sharding=replicated(mesh)
     )

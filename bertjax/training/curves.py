@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,16 +21,39 @@ _TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # told apart by t
 _SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
 
 
-def plot_curves(workdir: Path) -> Path:
-    """Draws MLM loss and accuracy, next-sentence accuracy and learning rate over the steps.
+class Panel(NamedTuple):
+    """One picture of a figure."""
+
+    name: str  # in metrics.jsonl; with heldout_ in evals.jsonl
+    title: str
+    unit: str
+    baseline: str = ""  # what the evaluation calls a trivial predictor's score, drawn dashed
+    baseline_label: str = ""
+
+
+PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
+    Panel("mlm_loss", "MLM loss", "nats per masked token", "heldout_unigram_entropy", "unigrams"),
+    Panel("mlm_accuracy", "MLM accuracy", "share of masked tokens"),
+    Panel(
+        "nsp_accuracy",
+        "Next-sentence accuracy",
+        "share of pairs",
+        "heldout_nsp_majority",
+        "majority",
+    ),
+)
+
+
+def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
+    """Draws the panels, three at most, and the learning rate over the steps.
 
     Training values are drawn pale, with their running mean on top; held-out values have markers.
-    The dashed lines are what frequencies alone would score: the unigram entropy for the MLM loss,
-    the more frequent label for next sentence. A dotted line is where a new phase begins. The title
-    has what summary.json says, where there is one: parameters, steps, hardware and time.
+    A dashed line is a trivial predictor's score, a dotted one is where a new phase begins. The
+    title has what summary.json says, where there is one: parameters, steps, hardware and time.
 
     Args:
       workdir: folder of the run; it may be still going.
+      panels: what to draw.
 
     Returns:
       The path of the picture, WORKDIR/curves.png.
@@ -43,15 +66,14 @@ def plot_curves(workdir: Path) -> Path:
     known = {**summary, **(evals[-1] if evals else {})}
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(_title(workdir.resolve().name, summary), fontsize=12)
-    (loss, accuracy), (next_sentence, rate) = figure.subplots(2, 2, sharex=True)
-    _draw(loss, steps, evals, "mlm_loss", "unigrams", known.get("heldout_unigram_entropy"))
-    loss.set(title="MLM loss", ylabel="nats per masked token")
-    _draw(accuracy, steps, evals, "mlm_accuracy")
-    accuracy.set(title="MLM accuracy", ylabel="share of masked tokens")
-    _draw(
-        next_sentence, steps, evals, "nsp_accuracy", "majority", known.get("heldout_nsp_majority")
-    )
-    next_sentence.set(title="Next-sentence accuracy", ylabel="share of pairs", xlabel="step")
+    places = figure.subplots(2, 2, sharex=True).ravel().tolist()
+    for axes in places[len(panels) + 1 :]:
+        axes.remove()
+    for axes, panel in zip(places, panels, strict=False):
+        baseline = known.get(panel.baseline)
+        _draw(axes, steps, evals, panel.name, panel.baseline_label, baseline)
+        axes.set(title=panel.title, ylabel=panel.unit)
+    rate = places[len(panels)]
     rate.plot(*_series(steps, "learning_rate"), color=_TRAIN)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="step")
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2e}")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.embedded import prepare_embedded
-from bertjax.data.reader import Batch, RowReader
+from bertjax.data.reader import Batch, RowReader, Rows
 from bertjax.data.rows import RowSpec
 from bertjax.data.store import MANIFEST, Split, Store, open_store
 from bertjax.data.stream import BatchStream
@@ -148,7 +148,7 @@ class DeviceBatches:
     Each process makes its own rows; together they are the global batch.
     """
 
-    def __init__(self, config: Config, reader: RowReader, phase: Phase, position: int, mesh: Mesh):
+    def __init__(self, config: Config, reader: Rows, phase: Phase, position: int, mesh: Mesh):
         """Opens the stream at `position`, counted in rows of the phase."""
         self._mesh = mesh
         self._global_batch_size = phase.global_batch_size

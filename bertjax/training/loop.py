@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import bertjax
 from bertjax.config import Config
-from bertjax.models import BertForPreTraining, compute_dtype
+from bertjax.models import compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import (
@@ -25,11 +25,9 @@ from bertjax.training.compilation import (
     device_memory_bytes,
     estimate_step_seconds,
 )
-from bertjax.training.curves import plot_curves
-from bertjax.training.evaluation import Evaluation
-from bertjax.training.input import Data, DeviceBatches, gather_row_ids, open_data
+from bertjax.training.input import DeviceBatches, gather_row_ids
+from bertjax.training.job import Job, OpenJob
 from bertjax.training.metrics import Throughput, mfu
-from bertjax.training.objectives import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.params_hash import params_sha256
 from bertjax.training.phases import Phases
@@ -39,6 +37,7 @@ from bertjax.training.preemption import (
     Preempted,
     PreemptionGuard,
 )
+from bertjax.training.pretraining import Pretraining
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
@@ -52,12 +51,13 @@ class TrainingDivergedError(RuntimeError):
     """A loss or gradient is not finite; names the step and the last good checkpoint."""
 
 
-def run(config: Config, workdir: str | Path) -> int:
+def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) -> int:
     """Trains until `config.last_step`, from wherever the workdir stands.
 
     Args:
       config: the recipe.
       workdir: folder of checkpoints, metrics, curves and summary; made if it is missing.
+      open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
 
     Returns:
       0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
@@ -86,16 +86,11 @@ def run(config: Config, workdir: str | Path) -> int:
     with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
         try:
             distributed.check_shared(workdir)
-            data = open_data(config, workdir)
-            distributed.check_alike(
-                {
-                    "store (config.data.store)": data.store_hash,
-                    "evaluation store (config.data.eval_store)": data.evaluation_hash,
-                }
-            )
+            job = open_job(_with_dtype(config), workdir, mesh)
+            distributed.check_alike(job.fingerprints)
             with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
-                trainer = _Trainer(config, workdir, mesh, data, checkpoints)
-                with Tracker(workdir, config, resume_step=trainer.step) as tracker:
+                trainer = _Trainer(config, workdir, mesh, job, checkpoints)
+                with Tracker(workdir, config, job.metric_names, trainer.step) as tracker:
                     finished = trainer.train(tracker, guard)
                 if finished:
                     trainer.summarize()
@@ -103,6 +98,12 @@ def run(config: Config, workdir: str | Path) -> int:
         except Preempted as preempted:
             _LOG.warning("%s before the first step: there was nothing to save", preempted)
             return EXIT_PREEMPTED
+
+
+def _with_dtype(config: Config) -> Config:
+    """The configuration with the dtype that "auto" means on these devices."""
+    dtype = compute_dtype(config.model, jax.default_backend())
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 class _Trainer:
@@ -113,18 +114,17 @@ class _Trainer:
         config: Config,
         workdir: Path,
         mesh: Mesh,
-        data: Data,
+        job: Job,
         checkpoints: CheckpointStore,
     ):
-        dtype = compute_dtype(config.model, jax.default_backend())
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.data, self.checkpoints = data, checkpoints
-        self.model = dataclasses.replace(config.model, dtype=dtype)
+        self.job, self.checkpoints = job, checkpoints
+        self.resolved = _with_dtype(config)
+        self.model = self.resolved.model
         self.phases = Phases(config)
-        self.objective = pretraining_objective(BertForPreTraining(self.model))
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)
         self.state, self.seconds_before = start(
-            config, self.model, data, self.optimizer, checkpoints, mesh
+            config, self.model, job.source, self.optimizer, checkpoints, mesh
         )
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -133,11 +133,10 @@ class _Trainer:
         self.started = self.saved_at = time.monotonic()
         self.throughput = Throughput()
         self.agreement = distributed.Agreement(mesh)
-        self.evaluations: dict[int, Evaluation] = {}  # by phase
         _LOG.info(
             "%s parameters in float32, computing in %s on %d x %s, mesh %s",
             f"{self.num_parameters:,}",
-            dtype,
+            self.model.dtype,
             jax.device_count(),
             jax.devices()[0].device_kind,
             " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
@@ -175,38 +174,32 @@ class _Trainer:
             "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
         write_summary(self.workdir, summary)
-        plot_curves(self.workdir)
+        self.job.plot(self.workdir)
         _LOG.info(
-            "finished %s steps in %.0f s: held-out MLM loss %.3f nats (training unigrams: %.3f)%s",
+            "finished %s steps in %.0f s: %s",
             f"{self.step:,}",
             self._seconds(),
-            heldout["heldout_mlm_loss"],
-            heldout["heldout_unigram_entropy"],
-            ", NSP accuracy {:.3f} (majority: {:.3f})".format(
-                heldout["heldout_nsp_accuracy"], heldout["heldout_nsp_majority"]
-            )
-            if self.model.next_sentence
-            else "",
+            self.job.describe(heldout),
         )
         _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir)
 
     def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps of one phase; False = asked to stop."""
         phase, end = self.phases[index], self.phases.end(index)
-        resolved = dataclasses.replace(self.config, model=self.model)
-        seconds, reason = estimate_step_seconds(resolved, phase, self.mesh)
+        seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
         step_function, _ = compile_train_step(
-            resolved,
+            self.resolved,
             phase,
-            self.objective,
+            self.job.objective,
             self.optimizer,
             abstract_state(self.model, self.optimizer, self.mesh),
+            self.job.abstract_batch(phase, self.mesh),
             self.mesh,
             memory=distributed.smallest(device_memory_bytes(self.mesh)),
         )
         self.throughput.restart()
-        reader = self.data.training_rows(self.config, index)
+        reader = self.job.training_rows(index)
         _LOG.info(
             "%s rows an epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
@@ -227,6 +220,7 @@ class _Trainer:
                 stop, save = self.agreement.soon(guard.requested, self._minutes_are_up())
                 save |= self._is_due(self.config.checkpoint.every_steps)
                 evaluate = self._is_due(self.config.eval.every_steps)
+                save |= evaluate and self.job.main_metric is not None  # it may be the best
                 if (evaluate or save) and self.step < self.config.last_step:
                     # Reported, so known to be finite, before it is believed.
                     self._report(tracker, index, self.step, last)
@@ -293,16 +287,12 @@ class _Trainer:
 
     def _evaluate(self, tracker: Tracker) -> None:
         index = self.phases.index(self.step - 1)
-        if index not in self.evaluations:  # kept, for what it has compiled and counted
-            self.evaluations[index] = Evaluation(
-                self.objective,
-                self.data.evaluation_rows(self.config, self.phases[index]),
-                self.data.store.train.unigrams,
-                self.config.eval.max_rows,
-                self.mesh,
-            )
-        record = self.evaluations[index].run(self.state.params)
+        record = self.job.evaluate(index, self.state.params)
         tracker.log_eval({"step": self.step, "phase": index, **record})
+        metric = self.job.main_metric
+        if metric and tracker.evaluations:  # in process 0, which removes old checkpoints
+            best = max(tracker.evaluations, key=lambda line: line[metric])
+            self.checkpoints.protected_step = best["step"]
 
     def _save(self) -> None:
         """Saves, unless this very step was saved or is the one that the run resumed from."""
@@ -315,7 +305,7 @@ class _Trainer:
             self.step,
             self.state.params,
             self.state.opt_state,
-            progress_record(self.step, index, position, self._seconds(), self.data),
+            progress_record(self.step, index, position, self._seconds(), self.job.source),
             dataclasses.asdict(self.config),
         )
         self.saved_step = self.step

@@ -53,14 +53,17 @@ def flops_per_row(model: ModelConfig, length: int, max_predictions: int) -> floa
 
         forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + 2 d^2
 
-    (projections, feed-forward, attention; MLM head; pooler, which only next sentence needs). Only
+    (projections, feed-forward, attention; MLM head, of pre-training only; pooler, where it is used;
+    the layers that fine-tuning adds are too small to count). Only
     matrix products count, and what remat computes again does not. `length` and `max_predictions`
     are those of the row's array, padding included. For BERT-BASE and t = 128, 69.9e9.
     """
     d, f = model.hidden_size, model.intermediate_size
     layer = 8 * d * d + 4 * d * f + 4 * length * d
-    mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
-    pooler = 2 * d * d if model.next_sentence else 0
+    mlm_head, pooler = 0, 2 * d * d if model.pooler else 0
+    if model.head == "pretraining":
+        mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
+        pooler = 2 * d * d if model.next_sentence else 0
     return 3.0 * (model.num_layers * length * layer + mlm_head + pooler)
 
 

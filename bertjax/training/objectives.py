@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from bertjax.config import Phase
 from bertjax.models import BertForPreTraining, apply_model
+from bertjax.training.sharding import row_sharding
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -152,3 +155,20 @@ def pretraining_metrics(
         metrics["nsp_loss"] = sums["nsp_loss_sum"] / nsp_weight
         metrics["nsp_accuracy"] = sums["nsp_correct"] / nsp_weight
     return metrics
+
+
+def pretraining_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one global batch: b rows of t tokens with m masked positions."""
+    b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "input_ids": ((b, t), jnp.int32),
+        "token_type_ids": ((b, t), jnp.int32),
+        "attention_mask": ((b, t), jnp.int32),
+        "masked_positions": ((b, m), jnp.int32),
+        "masked_ids": ((b, m), jnp.int32),
+        "masked_weights": ((b, m), jnp.float32),
+        "next_sentence_labels": ((b,), jnp.int32),
+        "row_weights": ((b,), jnp.float32),
+    }
+    rows = row_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct(s, d, sharding=rows) for k, (s, d) in shapes.items()}

@@ -21,7 +21,7 @@ import bertjax
 from bertjax.config import Config, ConfigError, ModelConfig, differences
 from bertjax.models import abstract_params, init_params
 from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
-from bertjax.training.input import Data
+from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
 from bertjax.training.sharding import parameter_shardings, replicated
 from bertjax.training.step import TrainState
@@ -51,7 +51,7 @@ MAY_CHANGE = (
 def start(
     config: Config,
     model: ModelConfig,
-    data: Data,
+    source: Source,
     optimizer: Optimizer,
     checkpoints: CheckpointStore,
     mesh: Mesh,
@@ -73,23 +73,23 @@ def start(
     abstract = abstract_state(model, optimizer, mesh)
     newest = checkpoints.latest()
     if newest is not None:
-        _check_same_run(newest, config, data)
+        _check_same_run(newest, config, source)
         _LOG.info("resuming from step %d: %s", newest.step, newest.path)
         params = newest.restore_params(abstract.params)
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
         return TrainState(step, params, opt_state), newest.progress["seconds"]
     if config.init_from:
-        source = resolve(config.init_from)
-        if source.progress["tokenizer_hash"] != data.store.tokenizer_hash:
+        initial = resolve(config.init_from)
+        if initial.progress["tokenizer_hash"] != source.tokenizer_hash:
             raise ConfigError(
                 f"config.init_from={config.init_from} was trained with the tokenizer "
-                f"{source.progress['tokenizer_hash'][:12]}, the store {data.store.path} was made "
-                f"with {data.store.tokenizer_hash[:12]}: prepare the corpus with the tokenizer of "
-                "that run's store"
+                f"{initial.progress['tokenizer_hash'][:12]}, {source.name} was made with "
+                f"{source.tokenizer_hash[:12]}: prepare the corpus with the tokenizer of that "
+                "run's store"
             )
-        _LOG.info("starting at step 0 with the parameters of %s", source.path)
-        params = source.restore_params(abstract.params)
+        _LOG.info("starting at step 0 with the parameters of %s", initial.path)
+        params = initial.restore_params(abstract.params)
     else:
         _LOG.info("starting at step 0 with parameters drawn from seed %d", config.seed)
         params = jax.jit(
@@ -123,7 +123,7 @@ def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> Trai
 
 
 def progress_record(
-    step: int, phase: int, position: int, seconds: float, data: Data
+    step: int, phase: int, position: int, seconds: float, source: Source
 ) -> dict[str, Any]:
     """What a checkpoint says of the run beside its arrays.
 
@@ -139,8 +139,8 @@ def progress_record(
         "phase": phase,
         "position": position,
         "seconds": seconds,
-        "tokenizer_hash": data.store.tokenizer_hash,
-        "store_hash": data.store_hash,
+        "tokenizer_hash": source.tokenizer_hash,
+        "store_hash": source.data_hash,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
             "bertjax": bertjax.__version__,
@@ -150,7 +150,7 @@ def progress_record(
     }
 
 
-def _check_same_run(checkpoint: Checkpoint, config: Config, data: Data) -> None:
+def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> None:
     saved = Config.from_json(json.dumps(checkpoint.config))
     changed = differences(saved, config)
     refused = {}
@@ -160,8 +160,8 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, data: Data) -> None:
         else:
             refused[f"config.{name}"] = (old, new)
     for name, new in (
-        ("tokenizer_hash", data.store.tokenizer_hash),
-        ("store_hash", data.store_hash),
+        ("tokenizer_hash", source.tokenizer_hash),
+        ("store_hash", source.data_hash),
     ):
         if checkpoint.progress[name] != new:
             refused[name] = (checkpoint.progress[name], new)

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -28,23 +28,28 @@ METRICS = "metrics.jsonl"
 EVALS = "evals.jsonl"
 SUMMARY = "summary.json"
 
-# The keys of every line of metrics.jsonl, in this order; null where a value is not known.
-STEP_KEYS = (
-    "step",  # updates made, this one included
-    "phase",  # counted from 0
-    "position",  # rows of the phase read so far
-    "loss",
-    "mlm_loss",  # nats per masked token
-    "nsp_loss",  # nats per pair
-    "mlm_accuracy",
-    "nsp_accuracy",
-    "learning_rate",
-    "grad_norm",  # before clipping
-    "sequences_per_second",
-    "real_tokens_per_second",
-    "mfu",
-    "rows_sha256",  # of the ids of the step's rows
-)
+
+def step_keys(metric_names: Sequence[str]) -> tuple[str, ...]:
+    """The keys of every line of metrics.jsonl, in this order; null where a value is not known.
+
+    Args:
+      metric_names: of the objective.
+    """
+    return (
+        "step",  # updates made, this one included
+        "phase",  # counted from 0
+        "position",  # rows of the phase read so far
+        "loss",
+        *metric_names,
+        "learning_rate",
+        "grad_norm",  # before clipping
+        "sequences_per_second",
+        "real_tokens_per_second",
+        "mfu",
+        "rows_sha256",  # of the ids of the step's rows
+    )
+
+
 # Not worth a chart.
 _NOT_CHARTED = {"step", "position", "rows_sha256", "not_finite"}
 
@@ -61,13 +66,20 @@ class Tracker:
     Only process 0 writes; in the others every method does nothing.
     """
 
-    def __init__(self, workdir: Path, config: Config, resume_step: int = 0):
+    def __init__(
+        self, workdir: Path, config: Config, metric_names: Sequence[str], resume_step: int = 0
+    ):
         """Opens the files of `workdir`, cut back to the steps up to `resume_step`.
+
+        Args:
+          metric_names: of the objective, see `step_keys`.
 
         Raises:
           OSError: a file cannot be written.
         """
         self.last_evaluation: int | None = None  # step of the last line of evals.jsonl
+        self.evaluations: list[dict[str, Any]] = []  # the lines of evals.jsonl, in process 0
+        self._keys = step_keys(metric_names)
         self._total_steps = config.last_step
         self._exits = contextlib.ExitStack()
         self._writes = jax.process_index() == 0
@@ -76,9 +88,9 @@ class Tracker:
         workdir.mkdir(parents=True, exist_ok=True)
         self._steps = self._open(workdir / METRICS, resume_step)
         self._evals = self._open(workdir / EVALS, resume_step)
-        evaluations = read_lines(workdir / EVALS)
-        if evaluations:
-            self.last_evaluation = evaluations[-1]["step"]
+        self.evaluations = read_lines(workdir / EVALS)
+        if self.evaluations:
+            self.last_evaluation = self.evaluations[-1]["step"]
         self._events: dict[str, EventWriter] = {}
         if config.log.tensorboard:
             for run in ("train", "heldout"):
@@ -111,19 +123,19 @@ class Tracker:
         """Records a training step.
 
         Args:
-          record: values by name, from STEP_KEYS; numbers, or arrays of one element. "step" must
+          record: values by name, from `step_keys`; numbers, or arrays of one element. "step" must
             be there, the others may be missing.
           seconds_left: expected time to the end of the run.
 
         Raises:
-          ValueError: a name is not one of STEP_KEYS.
+          ValueError: a name is not one of the keys.
         """
         if not self._writes:
             return
         for name in record:
-            if name not in STEP_KEYS:
-                raise ValueError(f"{name!r} is not a key of {METRICS}; {closest(name, STEP_KEYS)}")
-        line = _plain({name: record.get(name) for name in STEP_KEYS})
+            if name not in self._keys:
+                raise ValueError(f"{name!r} is not a key of {METRICS}; {closest(name, self._keys)}")
+        line = _plain({name: record.get(name) for name in self._keys})
         self._write(self._steps, "train", line)
         text = _progress(line, self._total_steps, seconds_left)
         if self._bar is None:
@@ -139,6 +151,7 @@ class Tracker:
         if not self._writes:
             return
         line = _plain(record)
+        self.evaluations.append(line)
         self._write(self._evals, "heldout", line)
         values = "  ".join(
             f"{_chart_name(name).replace('_', ' ')} {value:.4g}"
@@ -231,9 +244,12 @@ def _progress(line: Mapping[str, Any], total_steps: int, seconds_left: float | N
         "loss": "loss {:.3f}",
         "mlm_loss": "mlm {:.3f}",
         "nsp_loss": "nsp {:.3f}",
+        "accuracy": "accuracy {:.3f}",
         "sequences_per_second": "{:,.1f} sequences/s",
         "real_tokens_per_second": "{:,.0f} real tokens/s",
         "mfu": "MFU {:.1%}",
     }
-    parts += [form.format(line[name]) for name, form in formats.items() if line[name] is not None]
+    parts += [
+        form.format(line[name]) for name, form in formats.items() if line.get(name) is not None
+    ]
     return "  ".join(parts)

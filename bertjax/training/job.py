@@ -1,0 +1,69 @@
+"""What a run trains: pre-training or fine-tuning. The loop knows how, a job knows what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from bertjax.config import Config, Phase
+from bertjax.data.reader import Rows
+from bertjax.training.objectives import Objective
+from bertjax.training.step import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the rows of a run come from: what must be the same when it is resumed."""
+
+    name: str  # for messages
+    tokenizer_hash: str
+    data_hash: str
+
+
+class Job(Protocol):
+    """The part of a run that differs between pre-training and fine-tuning.
+
+    With several processes each holds one and makes the same calls.
+
+    Attributes:
+      objective: what is minimised.
+      source: of the training rows.
+      fingerprints: {what: hash} of everything that all processes must have read alike.
+      metric_names: of the objective's metrics, as metrics.jsonl lists them.
+      main_metric: the evaluation's score that says which checkpoint is best (higher is better) and
+        is never removed; None where the newest one is.
+    """
+
+    objective: Objective
+    source: Source
+    fingerprints: Mapping[str, str]
+    metric_names: tuple[str, ...]
+    main_metric: str | None
+
+    def training_rows(self, phase_index: int) -> Rows:
+        """Opens the rows of a phase."""
+        ...
+
+    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of one global batch."""
+        ...
+
+    def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
+        """Scores held-out rows as long as those of the phase; names begin with `heldout_`."""
+        ...
+
+    def describe(self, scores: Mapping[str, Any]) -> str:
+        """Says in words what an evaluation found."""
+        ...
+
+    def plot(self, workdir: Path) -> Path:
+        """Draws the curves of the run; returns the picture's path."""
+        ...
+
+
+OpenJob = Callable[[Config, Path, Mesh], Job]

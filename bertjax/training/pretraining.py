@@ -1,0 +1,89 @@
+"""Pre-training as a job of the loop: rows of a store, masked tokens and next sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from bertjax.config import Config, ConfigError, Phase
+from bertjax.data.reader import RowReader
+from bertjax.models import BertForPreTraining
+from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
+from bertjax.training.evaluation import Evaluation
+from bertjax.training.input import open_data
+from bertjax.training.job import Source
+from bertjax.training.objectives import pretraining_batch, pretraining_objective
+from bertjax.training.step import Tree
+
+
+class Pretraining:
+    """See `bertjax.training.job.Job`."""
+
+    metric_names: tuple[str, ...] = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
+    main_metric: str | None = None
+
+    def __init__(self, config: Config, workdir: Path, mesh: Mesh):
+        """Opens the stores.
+
+        Args:
+          config: with `model.dtype` resolved.
+
+        Raises:
+          ConfigError: as `input.open_data`, or the model's head is another.
+          StoreError: a store is missing or damaged.
+        """
+        if config.model.head != "pretraining":
+            raise ConfigError(
+                f"config.model.head = {config.model.head!r}: pre-training needs 'pretraining'; "
+                "python -m bertjax.finetune trains the others"
+            )
+        self._config, self._mesh = config, mesh
+        self._data = open_data(config, workdir)
+        self.objective = pretraining_objective(BertForPreTraining(config.model))
+        store = self._data.store
+        self.source = Source(f"the store {store.path}", store.tokenizer_hash, self._data.store_hash)
+        self.fingerprints: Mapping[str, str] = {
+            "store (config.data.store)": self._data.store_hash,
+            "evaluation store (config.data.eval_store)": self._data.evaluation_hash,
+        }
+        self._evaluations: dict[int, Evaluation] = {}  # by phase, for what they have compiled
+
+    def training_rows(self, phase_index: int) -> RowReader:
+        """Rows of the phase's length from the store."""
+        return self._data.training_rows(self._config, phase_index)
+
+    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of one global batch."""
+        return pretraining_batch(phase, mesh)
+
+    def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
+        """Losses and accuracies on held-out rows, beside those of frequencies alone."""
+        if phase_index not in self._evaluations:
+            phase = self._config.resolved_phases()[phase_index]
+            self._evaluations[phase_index] = Evaluation(
+                self.objective,
+                self._data.evaluation_rows(self._config, phase),
+                self._data.store.train.unigrams,
+                self._config.eval.max_rows,
+                self._mesh,
+            )
+        return self._evaluations[phase_index].run(params)
+
+    def describe(self, scores: Mapping[str, Any]) -> str:
+        """The held-out losses in one line."""
+        text = "held-out MLM loss {:.3f} nats (training unigrams: {:.3f})".format(
+            scores["heldout_mlm_loss"], scores["heldout_unigram_entropy"]
+        )
+        if self._config.model.next_sentence:
+            text += ", NSP accuracy {:.3f} (majority: {:.3f})".format(
+                scores["heldout_nsp_accuracy"], scores["heldout_nsp_majority"]
+            )
+        return text
+
+    def plot(self, workdir: Path) -> Path:
+        """Draws curves.png."""
+        return plot_curves(workdir, PRETRAINING_PANELS)
