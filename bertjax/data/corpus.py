@@ -9,7 +9,6 @@ file, the line and the reason.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import glob
@@ -23,6 +22,7 @@ from typing import Any
 import sentencex
 
 from bertjax.data.blocks import BLOCK_BYTES, Block, CorpusError, Problem, Source, read_file_blocks
+from bertjax.data.tfds_records import open_tfds
 
 _WINDOW = 20_000  # characters given to the sentence splitter at once
 
@@ -210,25 +210,13 @@ def _record_blocks(source: Source, texts: Iterable[str]) -> Iterator[Block]:
 
 
 def _open_tfds(name: str, data_dir: str | None) -> tuple[Any, Any]:
-    """The builder of a TFDS data set and the information about the split that `name` asks for."""
-    import tensorflow as tf
+    """The builder of a TFDS data set of texts and the information about its split."""
     import tensorflow_datasets as tfds
 
-    with contextlib.suppress(RuntimeError):  # too late: the caller uses TensorFlow himself
-        tf.config.set_visible_devices([], "GPU")  # text needs none, and another run may
-    data_set, colon, split = name.removeprefix("tfds:").rpartition(":")
-    if not colon or not data_set or not split:
-        raise CorpusError(f"--input={name}: expected tfds:NAME/CONFIG:SPLIT")
-    try:
-        builder = tfds.builder(data_set, data_dir=data_dir)
-        builder.download_and_prepare()
-        information = builder.info.splits[split]
-    except Exception as error:  # TFDS raises many kinds, down to HTTP errors
-        reason = str(error).partition("\n")[0]
-        raise CorpusError(f"--input={name}: TFDS cannot open it: {reason}") from error
+    builder, information = open_tfds(name, data_dir)
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or "text" not in features:
-        raise CorpusError(f'--input={name}: has no feature "text", only {features}')
+        raise CorpusError(f'{name}: has no feature "text", only {features}')
     return builder, information
 
 

@@ -98,6 +98,17 @@ class SentencePieceTokenizer(Tokenizer):
         ids = np.fromiter(chain.from_iterable(encoded), self.dtype, int(lengths.sum()))
         return self._from_text[ids], lengths
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the ids of `text`, and int32 start and end of each piece in it, in characters.
+
+        White space before a word is part of the word's first piece.
+        """
+        known = text.encode("utf-8", "replace").decode()  # "?" for each half of a surrogate pair
+        encoded = self._processor.encode(known, out_type="offset_mapping")
+        offsets = np.array(encoded["offsets"], np.int32).reshape(-1, 2)
+        ids = self._from_text[np.array(encoded["ids"], np.int64)]
+        return ids, offsets[:, 0].copy(), offsets[:, 1].copy()
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the pieces, special ones by name."""
         parts: list[str] = []

@@ -24,7 +24,7 @@ MAX_WORD_CHARACTERS = 200
 DEFAULT_CACHE_BYTES = 16 << 20  # English: 80 % of the speed without a limit
 
 # CJK Unified Ideographs and their extensions; kana and hangul are written with other rules.
-_CJK_RANGES = (
+CJK_RANGES = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
     (0x20000, 0x2A6DF),
@@ -38,7 +38,7 @@ _CJK_RANGES = (
 # Lines where str.split() alone does not give the reference's chunks: control characters that Python
 # takes for white space and the reference drops, and ideographs, each a chunk of its own.
 _NEEDS_CLEANING = re.compile(
-    "[\x0b\x0c\x1c-\x1f\x85" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _CJK_RANGES) + "]"
+    "[\x0b\x0c\x1c-\x1f\x85" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CJK_RANGES) + "]"
 )
 
 
@@ -54,7 +54,7 @@ class _CleanTable(dict[int, "int | str | None"]):
             value = None
         elif unicodedata.category(character) == "Zs":
             value = " "
-        elif any(first <= code <= last for first, last in _CJK_RANGES):
+        elif any(first <= code <= last for first, last in CJK_RANGES):
             value = f" {character} "
         self[code] = value
         return value
@@ -80,20 +80,20 @@ class _SplitTable(dict[int, "int | str | None"]):
         return value
 
 
-_CLEAN = _CleanTable()
-_SPLIT_CASED = _SplitTable(strip_accents=False)
-_SPLIT_UNCASED = _SplitTable(strip_accents=True)
+CLEAN = _CleanTable()
+SPLIT_CASED = _SplitTable(strip_accents=False)
+SPLIT_UNCASED = _SplitTable(strip_accents=True)
 
 
 def basic_tokenize(text: str, lower_case: bool) -> list[str]:
     """Split text into words and punctuation marks, before any vocabulary is looked at."""
     words: list[str] = []
-    for token in text.translate(_CLEAN).split():
+    for token in text.translate(CLEAN).split():
         # Word by word: what lower() makes of a sigma depends on what stands next to it.
         if lower_case:
-            token = unicodedata.normalize("NFD", token.lower()).translate(_SPLIT_UNCASED)
+            token = unicodedata.normalize("NFD", token.lower()).translate(SPLIT_UNCASED)
         else:
-            token = token.translate(_SPLIT_CASED)
+            token = token.translate(SPLIT_CASED)
         words += token.split()
     return words
 
@@ -101,7 +101,7 @@ def basic_tokenize(text: str, lower_case: bool) -> list[str]:
 def split_chunks(text: str) -> list[str]:
     """Split text at white space; the words of the chunks, joined, are the words of the text."""
     if _NEEDS_CLEANING.search(text):
-        text = text.translate(_CLEAN)
+        text = text.translate(CLEAN)
     return text.split()
 
 
@@ -222,6 +222,11 @@ class WordPieceTokenizer(Tokenizer):
     def encode_to_bytes(self, text: str) -> bytes:
         """Return the ids of `text` as bytes in `dtype`."""
         return b"".join(map(self._cache.__getitem__, split_chunks(text)))
+
+    def word_ids(self, word: str) -> list[int]:
+        """Return the ids of one word of `basic_tokenize`."""
+        ids = self._cache.initial.get(word) or self._cache.split_word(word)
+        return np.frombuffer(ids, self.dtype).tolist()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""

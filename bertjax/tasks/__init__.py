@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: examples → features, predictions → official metrics."""

@@ -1,0 +1,150 @@
+"""The GLUE tasks (Wang et al. 2019) by name, and classification and regression of any file.
+
+The official files are tables separated by tabs in which quotation marks are text. Columns are
+found by their names; CoLA's training and development files have no header, nor have those of
+the STS benchmark's own distribution. Labels are those of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bertjax.tasks.task import TaskError, check_options
+from bertjax.tasks.text_task import Columns, TextTask
+
+
+def _classification(
+    name: str, columns: Columns, labels: str, metrics: str, **more: Any
+) -> TextTask:
+    names = tuple(metrics.split())
+    return TextTask(name, "classification", columns, names, names[0], tuple(labels.split()), **more)
+
+
+_SENTENCE = Columns("sentence")
+_SENTENCES = Columns("sentence1", "sentence2")
+_COLA = Columns("sentence", headerless=("source", "label", "note", "sentence"), most=4)
+_STSB = Columns(
+    "sentence1",
+    "sentence2",
+    label="score",
+    headerless=("genre", "file", "year", "index", "score", "sentence1", "sentence2"),
+    most=9,  # some lines name the sources of the sentences
+)
+_MRPC = Columns("#1 String", "#2 String", label="Quality")
+# A few of QQP's training lines are cut short; TFDS leaves them out as well.
+_QQP = Columns("question1", "question2", label="is_duplicate", drop_short=True)
+_MNLI = Columns("sentence1", "sentence2", label="gold_label")
+
+# The first metric is the main one: that of Devlin et al. 2019, table 1.
+GLUE: dict[str, TextTask] = {
+    task.name: task
+    for task in (
+        _classification(
+            "cola",
+            _COLA,
+            "0 1",
+            "matthews accuracy",
+            tfds_columns=_SENTENCE,
+            tfds_labels={"unacceptable": "0", "acceptable": "1"},
+        ),
+        _classification(
+            "sst2", _SENTENCE, "0 1", "accuracy", tfds_labels={"negative": "0", "positive": "1"}
+        ),
+        # Pang and Lee's sentences of film reviews, in SST-2's columns. Not a GLUE task.
+        _classification("polarity", _SENTENCE, "0 1", "accuracy"),
+        _classification(
+            "mrpc",
+            _MRPC,
+            "0 1",
+            "f1 accuracy",
+            tfds_columns=_SENTENCES,
+            tfds_labels={"not_equivalent": "0", "equivalent": "1"},
+        ),
+        TextTask(
+            "stsb",
+            "regression",
+            _STSB,
+            ("spearman", "pearson"),
+            "spearman",
+            tfds_columns=_SENTENCES,
+        ),
+        _classification(
+            "qqp",
+            _QQP,
+            "0 1",
+            "f1 accuracy",
+            tfds_columns=Columns("question1", "question2"),
+            tfds_labels={"not_duplicate": "0", "duplicate": "1"},
+        ),
+        _classification(
+            "mnli",
+            _MNLI,
+            "contradiction entailment neutral",
+            "accuracy",
+            tfds_columns=Columns("premise", "hypothesis"),
+            groups={"mismatched": "_mismatched", "matched": "_matched"},
+        ),
+        _classification(
+            "qnli", Columns("question", "sentence"), "entailment not_entailment", "accuracy"
+        ),
+        _classification("rte", _SENTENCES, "entailment not_entailment", "accuracy"),
+        _classification(
+            "wnli",
+            _SENTENCES,
+            "0 1",
+            "accuracy",
+            tfds_labels={"not_entailment": "0", "entailment": "1"},
+        ),
+    )
+}
+
+
+def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
+    """Returns one of `GLUE`; it has no options."""
+    check_options(name, options, {})
+    return GLUE[name]
+
+
+def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
+    """Makes `classification` or `regression` of files with columns of any names.
+
+    Files: .csv with the usual quoting, .tsv and .txt separated by tabs without quoting, .jsonl;
+    a table begins with the names of its columns.
+
+    Args:
+        name: "classification" or "regression".
+        options: `text_column` ("text"), `text_pair_column` ("" = one text), `label_column`
+            ("label") and, for classification, `label_names` (those of the training file, sorted).
+
+    Raises:
+        TaskError: an option does not exist or has another type.
+    """
+    known: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
+    if name == "classification":
+        known["label_names"] = list
+    check_options(name, options, known)
+    labels = tuple(options.get("label_names", ()))
+    if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
+        raise TaskError(
+            f"option 'label_names' of task {name} is {labels}, expected names, once each"
+        )
+    columns = Columns(
+        options.get("text_column", "text"),
+        options.get("text_pair_column", ""),
+        options.get("label_column", "label"),
+    )
+    if name == "regression":
+        metrics: tuple[str, ...] = ("spearman", "pearson")
+        return TextTask(name, "regression", columns, metrics, metrics[0], options=options)
+    metrics = ("accuracy", "f1_macro")
+    return TextTask(
+        name,
+        "classification",
+        columns,
+        metrics,
+        metrics[0],
+        labels,
+        takes_labels=True,
+        options=options,
+    )

@@ -1,0 +1,147 @@
+"""Tables and text from files, gzip or not; every error names the file and the line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bertjax.config import closest
+from bertjax.tasks.task import TaskError
+
+FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".txt")
+
+
+def read_text(path: str) -> str:
+    """Read a UTF-8 file; gzip is known by its first bytes, a byte order mark is dropped.
+
+    Raises:
+        TaskError: it cannot be read, is cut short, is not UTF-8 or holds nothing.
+    """
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"{path}: cannot be read: {error.strerror} (working directory: {Path.cwd()})"
+        ) from error
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise TaskError(
+                f"{path}: the gzip file is broken or cut short ({error}); fetch it again"
+            ) from error
+    if not data.strip():
+        raise TaskError(f"{path}: is empty")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TaskError(
+            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file to UTF-8"
+        ) from error
+
+
+def read_lines(path: str) -> list[str]:
+    """Lines without their ends; only a line feed ends one, for text may hold other separators."""
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    """The (line number, columns) of a table: quoting as usual in .csv, none in any other."""
+    if _suffix(path) != ".csv":
+        for number, line in enumerate(read_lines(path), 1):
+            yield number, line.split("\t")
+        return
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    csv.field_size_limit(1 << 30)
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise TaskError(f"{path}:{number}: not CSV: {error}") from error
+        if row:
+            yield number, row
+
+
+def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The (line number, record) of a table with a header or of JSON lines.
+
+    Raises:
+        TaskError: a line has more or fewer columns than the header, or is no JSON object.
+    """
+    if _suffix(path) in (".jsonl", ".json"):
+        yield from _json_records(path)
+        return
+    rows = read_rows(path)
+    _, header = next(rows)
+    if len(set(header)) < len(header):
+        raise TaskError(f"{path}:1: a column comes twice: {', '.join(header)}")
+    for number, row in rows:
+        if len(row) != len(header):
+            raise ragged(path, number, len(row), str(len(header)))
+        yield number, dict(zip(header, row, strict=True))
+
+
+def _json_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TaskError(
+                f"{path}:{number}: not JSON ({error}); expected one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise TaskError(
+                f"{path}:{number}: found {type(record).__name__}, expected a JSON object a line"
+            )
+        yield number, record
+
+
+def ragged(path: str, number: int, found: int, expected: str) -> TaskError:
+    """The error of a line with too many or too few columns."""
+    return TaskError(
+        f"{path}:{number}: {found} columns found, {expected} expected; the line is cut short, "
+        "joined with another or separated otherwise"
+    )
+
+
+def take_column(path: str, number: int, record: Mapping[str, Any], column: str) -> Any:
+    """Return one column of a record.
+
+    Raises:
+        TaskError: it is not there; names the closest one and all that are.
+    """
+    if column not in record:
+        advice = closest(column, record)
+        there = "" if advice.startswith("choose") else f" (there are {', '.join(record)})"
+        raise TaskError(f"{path}:{number}: no column {column!r}; {advice}{there}")
+    return record[column]
+
+
+def _suffix(path: str) -> str:
+    """Which format a file has by its name, ".gz" aside.
+
+    Raises:
+        TaskError: by its name it has none of them.
+    """
+    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    if suffix not in FORMATS:
+        raise TaskError(
+            f"{path}: expected a name that ends in {', '.join(FORMATS)} (or these with .gz); "
+            ".tsv and .txt are separated by tabs and quote nothing"
+        )
+    return suffix

@@ -1,0 +1,180 @@
+"""What a task is: it reads examples, makes feature arrays and turns model outputs into scores.
+
+task = make_task("sst2")                            # bertjax.tasks.registry
+train = task.read("train.tsv.gz", needs_labels=True)
+task = task.with_labels(train)                      # fixes the label names where a file has them
+arrays = task.features(train, tokenizer, max_length=128)
+records = task.predictions(examples, arrays, outputs)
+scores = task.scores(examples, records)             # scores[task.main_metric]: higher is better
+
+Arrays have one row a row of the model's input and share the first dimension, so that a batch is
+`{name: array[rows] for ...}`. All have int32 [n, t] `input_ids`, `token_type_ids`,
+`attention_mask` and float32 [n] `row_weights`; what is beside them depends on the head:
+
+| head | arrays | outputs that come back, float32 |
+|---|---|---|
+| classification | `labels` int32 [n] | `logits` [n, c] |
+| regression | `targets` float32 [n] | `values` [n] |
+| span | `start_positions`, `end_positions` int32 [n] | `start_logits`, `end_logits` [n, t] |
+| tagging | `tag_ids` int32 [n, t], `tag_weights` float32 [n, t] | `logits` [n, t, c] |
+
+Arrays of the answers are missing where the examples have none (`needs_labels=False`). Others
+belong to the task: a model needs none of them, `predictions` does.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from bertjax.config import closest
+from bertjax.data.vocabulary import Tokenizer
+
+Arrays = dict[str, np.ndarray]
+Head = Literal["classification", "regression", "span", "tagging"]
+Example = TypeVar("Example")
+
+
+class TaskError(ValueError):
+    """Data, options or outputs that a task cannot use; says where, what was found and expected."""
+
+
+class Task(abc.ABC, Generic[Example]):
+    """One kind of fine-tuning data; never changed once made.
+
+    Attributes:
+        name: what `make_task` calls it.
+        head: kind of model head.
+        label_names: of classes or tags, in the order of their ids; () until they are known, and
+            for the heads that have none.
+        main_metric: the key of `scores` that tells the best checkpoint; higher is better.
+    """
+
+    head: Head
+    name: str
+    main_metric: str
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the model's output: c classes or tags, 1 for regression, 2 for spans."""
+        return {"regression": 1, "span": 2}.get(self.head, len(self.label_names))
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return `{"name", "options"}`, JSON-able: `make_task(**settings)` makes this task again.
+
+        The label names are among them, so that a checkpoint can be used without its training file.
+        """
+
+    def with_labels(self, examples: Sequence[Example]) -> Task[Example]:
+        """Return the task that knows its label names: given ones, else those of the examples."""
+        del examples
+        return self
+
+    @abc.abstractmethod
+    def read(self, source: str, needs_labels: bool) -> list[Example]:
+        """Read examples.
+
+        Args:
+            source: a file (gzip or not), several separated by commas, or `tfds:NAME:SPLIT`.
+            needs_labels: False reads no labels, and needs none in the source.
+
+        Raises:
+            TaskError: naming file and line, what was found, and what was expected.
+        """
+
+    @abc.abstractmethod
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+    ) -> Arrays:
+        """Make the arrays of the rows; in the order of the examples, one row each or several.
+
+        Raises:
+            TaskError: rows of `max_length` have no room, or a label is not among `label_names`.
+        """
+
+    @abc.abstractmethod
+    def predictions(
+        self, examples: Sequence[Example], arrays: Arrays, outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Make JSON-able records, one an example.
+
+        Args:
+            examples: those of `arrays`.
+            arrays: of `features`, all rows.
+            outputs: of the model for these rows, padding rows removed.
+
+        Raises:
+            TaskError: an output is missing, has another shape or is not finite.
+        """
+
+    @abc.abstractmethod
+    def scores(
+        self, examples: Sequence[Example], predictions: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """Score records of `predictions` with the official metrics.
+
+        Raises:
+            TaskError: the examples have no labels, or their number is another.
+        """
+
+    def files(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what to write beside the records: file name → JSON-able content."""
+        del predictions
+        return {}
+
+
+def take_output(outputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return one finite output of the model as float64.
+
+    Raises:
+        TaskError: it is missing, has another shape or holds NaN or infinity.
+    """
+    if name not in outputs:
+        raise TaskError(f"the model's outputs have no {name!r}, only {', '.join(sorted(outputs))}")
+    output = np.asarray(outputs[name], np.float64)
+    if output.shape != shape:
+        raise TaskError(f"the model's output {name!r} has shape {output.shape}, expected {shape}")
+    if not np.isfinite(output).all():
+        rows = np.unique(np.nonzero(~np.isfinite(output))[0])
+        raise TaskError(
+            f"the model's output {name!r} is not finite in {len(rows)} of {len(output)} rows, "
+            f"first in row {rows[0]}: training has diverged; lower the learning rate"
+        )
+    return output
+
+
+def check_same_number(examples: Sequence[Any], predictions: Sequence[Any]) -> None:
+    """Refuses predictions of other examples.
+
+    Raises:
+        TaskError: there are none, or more or fewer predictions than examples.
+    """
+    if not examples or len(examples) != len(predictions):
+        raise TaskError(
+            f"{len(predictions)} predictions for {len(examples)} examples; expected one for each, "
+            "and at least one"
+        )
+
+
+def check_options(task: str, options: Mapping[str, Any], known: Mapping[str, type]) -> None:
+    """Refuses options that a task does not have, or of another type.
+
+    Raises:
+        TaskError: naming the option, with the closest one or the type.
+    """
+    for option, value in options.items():
+        if option not in known:
+            advice = closest(option, known) if known else "it has none"
+            raise TaskError(f"task {task} has no option {option!r}; {advice}")
+        right = isinstance(value, known[option]) and (
+            known[option] is bool or not isinstance(value, bool)
+        )
+        if not right:
+            raise TaskError(
+                f"option {option!r} of task {task} is {value!r}, expected {known[option].__name__}"
+            )

@@ -1,0 +1,270 @@
+"""Classification and regression of one text or a pair, from tables, JSON lines and TFDS."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.blocks import CorpusError
+from bertjax.data.tfds_records import read_tfds_records
+from bertjax.data.vocabulary import Tokenizer
+from bertjax.tasks.metrics import METRICS
+from bertjax.tasks.tables import ragged, read_records, read_rows, take_column
+from bertjax.tasks.task import Arrays, Head, Task, TaskError, check_same_number, take_output
+from bertjax.tasks.text_rows import text_rows
+
+_LOG = logging.getLogger(__name__)
+_SHOWN_LABELS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExample:
+    """A text or a pair; the label is a name, a number for regression, or not there."""
+
+    text: str
+    text_pair: str | None
+    label: str | float | None
+    source: str
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Where the fields of an example are.
+
+    Attributes:
+        text, text_pair, label: names of columns; text_pair "" = one text.
+        headerless: the columns of a file whose first line does not name `text`.
+        most: columns that a headerless line may have (its last ones are not read).
+        drop_short: a line with too few columns is left out, with a warning, instead of an error.
+    """
+
+    text: str
+    text_pair: str = ""
+    label: str = "label"
+    headerless: tuple[str, ...] = ()
+    most: int = 0
+    drop_short: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask(Task[TextExample]):
+    """Classification or regression.
+
+    Attributes:
+        columns: in files; `tfds_columns` in TFDS, where they have other names.
+        tfds_labels: TFDS's name of a label → ours, where they differ.
+        metrics: keys of `METRICS`.
+        groups: a part of the source's name → what scores of those examples alone end in.
+        takes_labels: the label names are an option, not part of the task.
+        options: what `make_task` was given.
+    """
+
+    name: str
+    head: Head
+    columns: Columns
+    metrics: tuple[str, ...]
+    main_metric: str
+    label_names: tuple[str, ...] = ()
+    tfds_columns: Columns | None = None
+    tfds_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    takes_labels: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Task.settings`."""
+        options = dict(self.options)
+        if self.takes_labels and self.label_names:
+            options["label_names"] = list(self.label_names)
+        return {"name": self.name, "options": options}
+
+    def with_labels(self, examples: Sequence[TextExample]) -> TextTask:
+        """See `Task.with_labels`: sorted, where the task has none yet."""
+        if self.head == "regression" or self.label_names:
+            return self
+        names = sorted({str(example.label) for example in examples if example.label is not None})
+        if len(names) < 2:
+            raise TaskError(
+                f"task {self.name}: the examples have {len(names)} different labels "
+                f"({', '.join(names)}); expected at least two: is label_column = "
+                f"{self.columns.label!r} the right one?"
+            )
+        return dataclasses.replace(self, label_names=tuple(names))
+
+    def read(self, source: str, needs_labels: bool) -> list[TextExample]:
+        """See `Task.read`."""
+        examples: list[TextExample] = []
+        for part in filter(None, (part.strip() for part in source.split(","))):
+            from_tfds = part.startswith("tfds:")
+            columns = (self.tfds_columns if from_tfds else None) or self.columns
+            records = _tfds(part) if from_tfds else _records(part, columns)
+            before = len(examples)
+            for line, record in records:
+                examples.append(self._example(part, line, record, columns, needs_labels))
+            if len(examples) == before:
+                raise TaskError(f"{part}: has no examples, only its header")
+        if not examples:
+            raise TaskError(f"task {self.name}: no file to read is given ({source!r})")
+        return examples
+
+    def _example(
+        self, source: str, line: int, record: dict[str, Any], columns: Columns, needs_labels: bool
+    ) -> TextExample:
+        fields = [columns.text] + ([columns.text_pair] if columns.text_pair else [])
+        texts = [take_column(source, line, record, field) for field in fields]
+        for field, text in zip(fields, texts, strict=True):
+            if not isinstance(text, str):
+                raise TaskError(f"{source}:{line}: column {field!r} is {text!r}, expected a text")
+        label = None
+        if needs_labels:
+            label = self._label(source, line, take_column(source, line, record, columns.label))
+        return TextExample(texts[0], texts[1] if columns.text_pair else None, label, source, line)
+
+    def _label(self, source: str, line: int, label: Any) -> str | float:
+        where = f"{source}:{line}"
+        if label is None or label == "":
+            raise TaskError(f"{where}: has no label (a test set?); read it without labels")
+        if self.head == "regression":
+            try:
+                number = float(label)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise TaskError(f"{where}: label {label!r}, expected a number")
+            return number
+        name = str(label).lower() if isinstance(label, bool) else str(label)
+        if source.startswith("tfds:"):
+            name = self.tfds_labels.get(name, name)
+        if self.label_names and name not in self.label_names:
+            known = ", ".join(self.label_names[:_SHOWN_LABELS])
+            raise TaskError(f"{where}: unknown label {name!r}; the labels are {known}")
+        return name
+
+    def features(
+        self, examples: Sequence[TextExample], tokenizer: Tokenizer, max_length: int
+    ) -> Arrays:
+        """See `Task.features`."""
+        pairs = None
+        if self.columns.text_pair:
+            pairs = [example.text_pair or "" for example in examples]
+        arrays = text_rows(tokenizer, [example.text for example in examples], pairs, max_length)
+        if any(example.label is None for example in examples):
+            return arrays
+        if self.head == "regression":
+            targets = [float(example.label or 0.0) for example in examples]
+            arrays["targets"] = np.array(targets, np.float32)
+            return arrays
+        ids = {name: id for id, name in enumerate(self.label_names)}
+        for example in examples:
+            if example.label not in ids:
+                known = ", ".join(self.label_names[:_SHOWN_LABELS])
+                raise TaskError(
+                    f"{example.source}:{example.line}: unknown label {example.label!r}; the "
+                    f"labels are {known or 'not set: call with_labels(training examples) first'}"
+                )
+        arrays["labels"] = np.array([ids[str(example.label)] for example in examples], np.int32)
+        return arrays
+
+    def predictions(
+        self,
+        examples: Sequence[TextExample],
+        arrays: Arrays,
+        outputs: Mapping[str, np.ndarray],
+    ) -> list[dict[str, Any]]:
+        """Records `{"index", "label", "probabilities"}`, or `{"index", "value"}`."""
+        if self.head == "regression":
+            values = take_output(outputs, "values", (len(examples),))
+            return [{"index": i, "value": value} for i, value in enumerate(values.tolist())]
+        logits = take_output(outputs, "logits", (len(examples), self.num_labels))
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        return [
+            {
+                "index": i,
+                "label": self.label_names[best],
+                "probabilities": dict(zip(self.label_names, row, strict=True)),
+            }
+            for i, (best, row) in enumerate(
+                zip(logits.argmax(-1).tolist(), shares.tolist(), strict=True)
+            )
+        ]
+
+    def scores(
+        self, examples: Sequence[TextExample], predictions: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """See `Task.scores`; also of the groups alone, where the examples are of several."""
+        check_same_number(examples, predictions)
+        key = "value" if self.head == "regression" else "label"
+        groups: dict[str, list[int]] = {"": list(range(len(examples)))}
+        for i, example in enumerate(examples):
+            if example.label is None:
+                raise TaskError(
+                    f"{example.source}:{example.line}: no label to score against; read the "
+                    "examples with their labels"
+                )
+            for part, suffix in self.groups.items():
+                if part in example.source:
+                    groups.setdefault(suffix, []).append(i)
+                    break
+        if len(groups) == 2:  # one group alone is all there is
+            groups = {"": groups[""]}
+        return {
+            metric + suffix: METRICS[metric](
+                [examples[i].label for i in members], [predictions[i][key] for i in members]
+            )
+            for suffix, members in groups.items()
+            for metric in self.metrics
+        }
+
+
+def _records(path: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file that may lack a header or have broken lines."""
+    if not columns.headerless and not columns.drop_short:
+        yield from read_records(path)
+        return
+    rows = read_rows(path)
+    first = next(rows)
+    names: Sequence[str] = first[1]
+    most = len(names)
+    if columns.headerless and columns.text not in names:
+        names, most = columns.headerless, columns.most
+        yield from _named(path, [first], names, most)
+    if not columns.drop_short:
+        yield from _named(path, rows, names, most)
+        return
+    dropped: list[int] = []
+    for number, row in rows:
+        if len(row) < len(names):
+            dropped.append(number)
+        else:
+            yield from _named(path, [(number, row)], names, most)
+    if dropped:
+        _LOG.warning(
+            "%s: left out %d lines that are cut short, the first is line %d",
+            path,
+            len(dropped),
+            dropped[0],
+        )
+
+
+def _named(
+    path: str, rows: Any, names: Sequence[str], most: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in rows:
+        if not len(names) <= len(row) <= most:
+            expected = f"{len(names)} to {most}" if most > len(names) else str(len(names))
+            raise ragged(path, number, len(row), expected)
+        yield number, dict(zip(names, row, strict=False))
+
+
+def _tfds(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        yield from enumerate(read_tfds_records(source), 1)
+    except CorpusError as error:
+        raise TaskError(str(error)) from error
