@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from bertjax.config import Config, ConfigError, Phase, closest
 from bertjax.validation import validate
 
-_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting recipe and stop.")
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting recipe and stop.")
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -37,21 +37,43 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     )
 
 
-def run(main: Callable[[Config], int | None], config_flag: flags.FlagHolder) -> typing.NoReturn:
+def define_overrides(config: Config) -> flags.FlagHolder:
+    """Defines `--config.a.b=value` over a configuration that the command makes itself."""
+    holder = config_flags.DEFINE_config_dataclass(
+        "config", config, "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8."
+    )
+    flags.FLAGS["config"].default_as_str = "of the task"
+    return holder
+
+
+def overrides(config_flag: flags.FlagHolder) -> dict[str, Any]:
+    """The fields that the command line sets, by dotted name without `config.`."""
+    return config_flags.get_override_values(flags.FLAGS[config_flag.name])
+
+
+def run(
+    main: Callable[[Config], int | None], config_flag: flags.FlagHolder, *, recipe: bool = True
+) -> typing.NoReturn:
     """Parses the command line, checks the recipe and exits with what `main(config)` returns.
 
     A `ConfigError` becomes one line on stderr and exit code 2, before any work.
+
+    Args:
+      recipe: False where `config_flag` comes from `define_overrides`; main checks the result.
     """
     try:
-        sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:])]
-        app.run(lambda argv: _main(argv, main, config_flag), flags_parser=_parse_flags)
+        root = Config if recipe else type(flags.FLAGS["config"].default)
+        sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:], root)]
+        app.run(lambda argv: _main(argv, main, config_flag, recipe), flags_parser=_parse_flags)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     raise AssertionError("app.run returned")
 
 
-def _main(argv: Sequence[str], main: Callable, config_flag: flags.FlagHolder) -> int | None:
+def _main(
+    argv: Sequence[str], main: Callable, config_flag: flags.FlagHolder, recipe: bool
+) -> int | None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}: fields are set as --config.a.b=value")
     config = config_flag.value
@@ -59,11 +81,12 @@ def _main(argv: Sequence[str], main: Callable, config_flag: flags.FlagHolder) ->
         raise ConfigError(
             f"--config is missing: choose from {', '.join(recipe_names())}, or a path"
         )
-    config.phases = tuple(Phase(**p) if isinstance(p, dict) else p for p in config.phases)
-    validate(config)
-    if _PRINT_CONFIG.value:
-        print(config.to_json())
-        return 0
+    if recipe:
+        config.phases = tuple(Phase(**p) if isinstance(p, dict) else p for p in config.phases)
+        validate(config)
+        if PRINT_CONFIG.value:
+            print(config.to_json())
+            return 0
     # Lines with the time; of the libraries' own only warnings.
     logging.basicConfig(
         format="%(asctime)s %(message)s",
@@ -135,7 +158,7 @@ def _recipe_folder() -> Path:
     return Path(__file__).parent.parent / "configs"
 
 
-def _with_recipe_paths(argv: Sequence[str]) -> list[str]:
+def _with_recipe_paths(argv: Sequence[str], root: type[Config]) -> list[str]:
     """Puts recipe names into the paths that config_flags wants, and checks the field names."""
     result = []
     expect_name = False
@@ -146,15 +169,15 @@ def _with_recipe_paths(argv: Sequence[str]) -> list[str]:
         elif argument.startswith("-") and name == "config" and value:
             argument = f"--config={recipe_path(value)}"
         elif argument.startswith("-") and name.removeprefix("no").startswith("config."):
-            _check_field(name.removeprefix("no"))
+            _check_field(name.removeprefix("no"), root)
         expect_name = argument in ("--config", "-config")
         result.append(argument)
     return result
 
 
-def _check_field(dotted: str) -> None:
+def _check_field(dotted: str, root: type[Config]) -> None:
     """Raises with the closest name if a dotted field does not exist."""
-    node: Any = Config
+    node: Any = root
     where = "config"
     for part in dotted.split(".")[1:]:
         match = re.fullmatch(r"(\w+)(\[\d+\])?", part)

@@ -77,6 +77,8 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-6
     max_grad_norm: float = 1.0  # clip by the global norm; 0 = do not clip
+    layer_decay: float = 1.0  # learning rate of a layer / that of the one above it
+    frozen_layers: int = 0  # the embeddings and so many of the lowest layers are not trained
 
 
 @dataclasses.dataclass
@@ -179,6 +181,26 @@ class Config:
         config = _from_dict(cls, json.loads(text), "config")
         check_types(config)
         return config
+
+
+@dataclasses.dataclass
+class TaskConfig:
+    """What is fine-tuned for: `bertjax.tasks.registry.make_task(name, options)`."""
+
+    name: str = ""
+    options: dict = dataclasses.field(default_factory=dict)  # JSON; label names among them
+    train: str = ""  # files of the training examples, or tfds:NAME:SPLIT
+    eval: str = ""  # the same of the examples that are scored
+    max_length: int = 128  # tokens a row
+    batch_size: int = 32  # rows a step
+    num_epochs: float = 3.0
+
+
+@dataclasses.dataclass
+class FineTuningConfig(Config):
+    """Everything that decides a fine-tuning run."""
+
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
 
 
 def _max_predictions(mask_rate: float, max_length: int) -> int:

@@ -34,7 +34,7 @@ def validate(config: Config) -> None:
         ("model", "vocab_size hidden_size num_layers num_heads intermediate_size max_positions"),
         ("model", "num_token_types layer_norm_eps initializer_range"),
         ("data", "global_batch_size max_length prefetch_batches"),
-        ("optimizer", "learning_rate eps power"),
+        ("optimizer", "learning_rate eps power layer_decay"),
         ("checkpoint", "every_steps"),
         ("log", "every_steps"),
     ):
@@ -44,6 +44,7 @@ def validate(config: Config) -> None:
     for section, not_negative in (
         ("data", "max_predictions num_threads"),
         ("optimizer", "warmup_steps decay_steps end_learning_rate weight_decay max_grad_norm"),
+        ("optimizer", "frozen_layers"),
         ("checkpoint", "every_minutes keep"),
         ("eval", "every_steps max_rows"),
     ):
@@ -82,6 +83,11 @@ def validate(config: Config) -> None:
     _require(
         model.num_labels >= fewest,
         f"config.model.num_labels = {model.num_labels}: {model.head} needs {fewest} at least",
+    )
+    _require(
+        optimizer.frozen_layers <= model.num_layers,
+        f"config.optimizer.frozen_layers = {optimizer.frozen_layers} is more than "
+        f"config.model.num_layers = {model.num_layers}",
     )
     _validate_phases(config)
     axes = dataclasses.asdict(config.mesh)

@@ -101,15 +101,16 @@ def _draw(
     baseline_label: str = "",
     baseline: float | None = None,
 ) -> None:
-    x, y = _series(steps, name)
-    if len(x) == 0:
+    trained, heldout = _series(steps, name), _series(evals, f"heldout_{name}")
+    if not len(trained[0]) and not len(heldout[0]):
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
         axes.set_yticks([])
         return
-    axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=0.8)
-    axes.plot(*_running_mean(x, y), color=_TRAIN, label="training")
-    x, y = _series(evals, f"heldout_{name}")
-    if len(x):
+    if len(trained[0]):
+        axes.plot(*trained, color=_TRAIN, alpha=0.25, linewidth=0.8)
+        axes.plot(*_running_mean(*trained), color=_TRAIN, label="training")
+    if len(heldout[0]):
+        x, y = heldout
         marker = "o" if len(x) <= 50 else ""
         axes.plot(x, y, color=_HELDOUT, marker=marker, markersize=3.5, label="held out")
     if baseline is not None:

@@ -86,7 +86,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
     with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
         try:
             distributed.check_shared(workdir)
-            job = open_job(_with_dtype(config), workdir, mesh)
+            job = open_job(with_dtype(config), workdir, mesh)
             distributed.check_alike(job.fingerprints)
             with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
                 trainer = _Trainer(config, workdir, mesh, job, checkpoints)
@@ -100,7 +100,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
             return EXIT_PREEMPTED
 
 
-def _with_dtype(config: Config) -> Config:
+def with_dtype(config: Config) -> Config:
     """The configuration with the dtype that "auto" means on these devices."""
     dtype = compute_dtype(config.model, jax.default_backend())
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
@@ -119,7 +119,7 @@ class _Trainer:
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
-        self.resolved = _with_dtype(config)
+        self.resolved = with_dtype(config)
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)

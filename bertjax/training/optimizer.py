@@ -144,6 +144,30 @@ def decay_mask(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -> Tree:
+    """What each parameter's learning rate is multiplied by.
+
+    With L layers, `layer_decay` to the power L - 1 - i for layer i and L for the embeddings (Howard
+    and Ruder 2018, "discriminative fine-tuning"); 1 for pooler and heads. 0 for the embeddings and
+    the layers below `frozen_layers`, unless that is 0.
+
+    Returns:
+      The same nested dicts with floats at the leaves.
+    """
+    num_layers = len(params["encoder"])
+
+    def scale(path: Any, _: Any) -> float:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if layer := re.match(r"encoder/layer_(\d+)/", name):
+            index = int(layer[1])
+            return 0.0 if index < frozen_layers else layer_decay ** (num_layers - 1 - index)
+        if name.startswith("embeddings/"):
+            return 0.0 if frozen_layers else layer_decay**num_layers
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
     """The optimiser that `config` describes (formulas at the top of this file).
 
@@ -182,6 +206,9 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
         grads: Tree, opt_state: Tree, params: Tree, step: jax.typing.ArrayLike
     ) -> tuple[Tree, Tree, Tree]:
         grads = optax.tree.cast(grads, jnp.float32)
+        scales = learning_rate_scales(params, config.layer_decay, config.frozen_layers)
+        # Frozen parameters count neither in the norm nor in the clipping.
+        grads = jax.tree.map(lambda g, scale: g if scale else jnp.zeros_like(g), grads, scales)
         learning_rate = schedule(step)
         info = {"learning_rate": learning_rate, "grad_norm": optax.tree.norm(grads)}
         grads, _ = clip.update(grads, clip.init(params))
@@ -189,7 +216,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
         direction, moments = adam.update(grads, adam_state)
         # Decay and trust ratio have no state of their own.
         direction, _ = after_adam.update(direction, after_adam.init(params), params)
-        updates = optax.tree.scale(-learning_rate, direction)
+        updates = jax.tree.map(lambda d, scale: -learning_rate * scale * d, direction, scales)
         new_params = optax.apply_updates(params, updates)
         return new_params, {"mu": moments.mu, "nu": moments.nu}, info
 

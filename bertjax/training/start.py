@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax.config import Config, ConfigError, ModelConfig, differences
+from bertjax.config import Config, ConfigError, FineTuningConfig, ModelConfig, differences
 from bertjax.models import abstract_params, init_params
 from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
 from bertjax.training.job import Source
@@ -42,6 +42,8 @@ MAY_CHANGE = (
     "data.eval_store",
     "data.num_threads",
     "data.prefetch_batches",
+    "task.train",  # likewise
+    "task.eval",
     "model.dtype",
     "model.scan_layers",
     "model.remat",
@@ -151,7 +153,13 @@ def progress_record(
 
 
 def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> None:
-    saved = Config.from_json(json.dumps(checkpoint.config))
+    if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
+        kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"
+        raise ConfigError(
+            f"{checkpoint.path} belongs to a {kind} run: choose another --workdir (what a run "
+            "starts from is said with init_from)"
+        )
+    saved = type(config).from_json(json.dumps(checkpoint.config))
     changed = differences(saved, config)
     refused = {}
     for name, (old, new) in changed.items():

@@ -1,0 +1,244 @@
+"""Fine-tunes: `python -m bertjax.finetune --task=sst2 --init_from=WORKDIR --train=... --eval=...`.
+
+One small layer on a pre-trained encoder, on the same loop, checkpoints and resume as pre-training:
+run the command again with the same --workdir to resume. Lists (--seed=0,1,2
+--learning_rate=2e-5,3e-5,5e-5) make one run for each combination, in folders of their own, and a
+table of means and deviations. Exit codes are those of `bertjax.train`.
+
+The published settings (Devlin et al. 2019, appendix A.3): batch 16 or 32, learning rate 5e-5, 3e-5
+or 2e-5, 2 to 4 epochs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from bertjax import cli
+from bertjax.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    FineTuningConfig,
+    LogConfig,
+    OptimizerConfig,
+    Phase,
+    TaskConfig,
+)
+from bertjax.tasks.registry import TASK_NAMES, make_task
+from bertjax.tasks.task import Task, TaskError
+from bertjax.validation import validate
+
+_LOG = logging.getLogger(__name__)
+
+_CONFIG = cli.define_overrides(
+    FineTuningConfig(
+        optimizer=OptimizerConfig(name="adamw", warmup_steps=0),
+        checkpoint=CheckpointConfig(keep=1),
+        log=LogConfig(every_steps=20),
+    )
+)
+_TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASK_NAMES)}.")
+_OPTION = flags.DEFINE_multi_string(
+    "option",
+    [],
+    "Option of the task as NAME=VALUE, once for each, e.g. --option=text_column=sentence.",
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", None, "A workdir or a checkpoint of bertjax, or hf:FOLDER of a Hugging Face model."
+)
+_TRAIN = flags.DEFINE_string("train", None, "Training examples: files, or tfds:NAME:SPLIT.")
+_EVAL = flags.DEFINE_string("eval", None, "Examples to score on: files, or tfds:NAME:SPLIT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or of the runs of a list.")
+_LEARNING_RATE = flags.DEFINE_list("learning_rate", ["3e-5"], "Peak learning rates.")
+_BATCH_SIZE = flags.DEFINE_list("batch_size", ["32"], "Rows a step, over all devices.")
+_EPOCHS = flags.DEFINE_list("epochs", None, "Times each example is seen: 3; 2 for squad.")
+_SEED = flags.DEFINE_list("seed", ["0"], "Seeds of the new layer, the order and dropout.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Tokens a row: 128; 384 for squad.")
+_WARMUP = flags.DEFINE_float("warmup_share", 0.1, "Share of the steps until the peak rate.")
+
+
+def main(overridden: Config) -> int:
+    """Fine-tunes and turns foreseen errors into one line on stderr."""
+    for flag in (_TASK, _INIT_FROM, _TRAIN, _EVAL, _WORKDIR):
+        if not flag.value:
+            raise ConfigError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
+    from bertjax.data.store import StoreError
+    from bertjax.data.vocabulary import TokenizerError
+    from bertjax.training import loop
+    from bertjax.training.checkpoint import CheckpointError
+    from bertjax.training.workdir_lock import WorkdirInUseError
+
+    try:
+        return _run(overridden)
+    except (TaskError, ConfigError) as error:
+        raise ConfigError(str(error)) from error  # cli.run prints it; exit code 2
+    except (
+        CheckpointError,
+        StoreError,
+        TokenizerError,
+        WorkdirInUseError,
+        loop.TrainingDivergedError,
+    ) as error:
+        _LOG.debug("details", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _run(overridden: Config) -> int:
+    from bertjax.training.fine_tuning import Examples
+    from bertjax.training.fine_tuning_run import fine_tune
+    from bertjax.training.initial import open_initial
+
+    assert isinstance(overridden, FineTuningConfig)
+    # All that can be wrong is found before the first step of the first run.
+    task = make_task(_TASK.value, dict(map(_option, _OPTION.value)))
+    initial = open_initial(_INIT_FROM.value)
+    is_squad = task.head == "span"
+    max_length = _MAX_LENGTH.value or (384 if is_squad else 128)
+    if max_length > initial.model.max_positions:
+        raise ConfigError(
+            f"--max_length={max_length} is beyond the {initial.model.max_positions} positions of "
+            f"{_INIT_FROM.value}: set --max_length={initial.model.max_positions} or less"
+        )
+    examples = task.read(_TRAIN.value, needs_labels=True)
+    task = task.with_labels(examples)
+    training = Examples(task, examples, initial.tokenizer, max_length)
+    evaluation = Examples(
+        task, task.read(_EVAL.value, needs_labels=True), initial.tokenizer, max_length
+    )
+    num_rows = len(training.arrays["row_weights"])
+    _LOG.info(
+        "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",
+        task.name,
+        f"{len(examples):,}",
+        f"{num_rows:,}",
+        max_length,
+        f"{len(evaluation.examples):,}",
+    )
+    model = dataclasses.replace(
+        initial.model,
+        head=task.head,
+        num_labels=task.num_labels,
+        pooler=task.head in ("classification", "regression"),
+    )
+    settings = list(
+        itertools.product(
+            _numbers(_LEARNING_RATE, float),
+            _numbers(_BATCH_SIZE, int),
+            _numbers(_EPOCHS, float) if _EPOCHS.value else [2.0 if is_squad else 3.0],
+            _numbers(_SEED, int),
+        )
+    )
+    configs = [
+        _make_config(overridden, model, task, max_length, num_rows, *setting)
+        for setting in settings
+    ]
+    for config in configs:
+        validate(config)
+    if cli.PRINT_CONFIG.value:
+        print("\n".join(config.to_json() for config in configs))
+        return 0
+    workdir = Path(_WORKDIR.value)
+    folders = [workdir] if len(configs) == 1 else [workdir / _name(config) for config in configs]
+    for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
+        if len(configs) > 1:
+            _LOG.info("run %d of %d: %s", number, len(configs), folder)
+        exit_code = fine_tune(config, folder, training, evaluation, initial.tokenizer)
+        if exit_code:
+            return exit_code
+    if len(configs) > 1:
+        from bertjax.training.fine_tuning_table import summarize
+
+        print(summarize(workdir, folders))
+    return 0
+
+
+def _make_config(
+    overridden: FineTuningConfig,
+    model: Any,
+    task: Task[Any],
+    max_length: int,
+    num_rows: int,
+    learning_rate: float,
+    batch_size: int,
+    num_epochs: float,
+    seed: int,
+) -> FineTuningConfig:
+    """The configuration of one run: what the flags say, then what `--config.` overrides."""
+    num_steps = max(1, math.floor(num_rows * num_epochs / batch_size))
+    config = FineTuningConfig.from_json(overridden.to_json())
+    config.seed, config.init_from, config.model = seed, _INIT_FROM.value, dataclasses.replace(model)
+    config.phases = (Phase(num_steps, max_length, batch_size),)
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.warmup_steps = round(_WARMUP.value * num_steps)
+    # Once an epoch, and at the end.
+    config.eval.every_steps = math.ceil(num_steps / max(1, round(num_epochs)))
+    config.task = TaskConfig(
+        name=task.name,
+        options=task.settings()["options"],
+        train=_TRAIN.value,
+        eval=_EVAL.value,
+        max_length=max_length,
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+    )
+    for name, value in cli.overrides(_CONFIG).items():
+        if name.startswith(("task", "data", "phases", "seed", "init_from", "model.head")):
+            raise ConfigError(f"--config.{name} is decided by other flags here: see --help")
+        *sections, field = name.split(".")
+        node: Any = config
+        for section in sections:
+            node = getattr(node, section)
+        setattr(node, field, value)
+    return config
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value that is JSON (a number, true, a list) is read as such."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--option={text}: expected NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
+    try:
+        numbers: Sequence[Any] = [kind(text) for text in flag.value]
+    except ValueError:
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+        raise ConfigError(
+            f"--{flag.name}={','.join(flag.value)}: expected different positive numbers, separated "
+            "by commas"
+        )
+    return list(numbers)
+
+
+def _name(config: FineTuningConfig) -> str:
+    """Folder of one run of several."""
+    task = config.task
+    return (
+        f"lr_{config.optimizer.learning_rate:g}_batch_{task.batch_size}_epochs_"
+        f"{task.num_epochs:g}_seed_{config.seed}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, _CONFIG, recipe=False)

@@ -1,0 +1,197 @@
+"""Fine-tuning as a job of the loop: the rows of a task, scored with the task's own metrics."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bertjax.config import Config, FineTuningConfig, ModelConfig, Phase
+from bertjax.data.example_rows import ExampleRows, batches_in_order
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.models import make_model
+from bertjax.tasks.task import Task
+from bertjax.training.curves import Panel, plot_curves
+from bertjax.training.fine_tuning_objectives import (
+    ANSWERS,
+    fine_tuning_batch,
+    fine_tuning_objective,
+    fine_tuning_sums,
+    run_model,
+)
+from bertjax.training.input import device_batch
+from bertjax.training.job import Source
+from bertjax.training.sharding import local_rows, replicated
+from bertjax.training.step import Tree
+
+_TOKENS_A_DEVICE = 8_192  # in one batch of an evaluation
+_MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
+
+
+class Examples:
+    """Examples of a task and their rows.
+
+    Attributes:
+      arrays: of `Task.features`, [n, ...] each.
+      has_answers: whether the examples have labels.
+    """
+
+    def __init__(
+        self, task: Task[Any], examples: Sequence[Any], tokenizer: Tokenizer, max_length: int
+    ):
+        """Makes the rows.
+
+        Raises:
+          TaskError: an example does not fit the task, the labels or the rows.
+        """
+        self.task, self.examples = task, examples
+        self.arrays = task.features(examples, tokenizer, max_length)
+        answers = ANSWERS[task.head]
+        self.has_answers = all(name in self.arrays for name in answers)
+
+    def model_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that the model and its objective read."""
+        names = [*_MODEL_ARRAYS, *(ANSWERS[self.task.head] if self.has_answers else ())]
+        return {name: self.arrays[name] for name in names}
+
+    def sha256(self) -> str:
+        """Of the arrays that the model reads, and of the names of the labels."""
+        digest = hashlib.sha256(json.dumps(self.task.label_names).encode())
+        for name, array in sorted(self.model_arrays().items()):
+            digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+class Scorer:
+    """Runs the model over examples and scores it."""
+
+    def __init__(self, examples: Examples, model: ModelConfig, mesh: Mesh):
+        """Prepares; compiles at the first call.
+
+        Args:
+          model: with its dtype resolved.
+        """
+        self._examples, self._mesh = examples, mesh
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        max_length = examples.arrays["input_ids"].shape[1]
+        most = max(1, _TOKENS_A_DEVICE // max_length)
+        fewest = -(-len(examples.arrays["row_weights"]) // shards)  # not more than there are
+        self._batch_size = shards * min(most, fewest)
+        module = make_model(model)
+        has_answers = examples.has_answers
+
+        def step(params: Tree, batch: dict[str, jax.Array]) -> Any:
+            outputs = run_model(module, model, params, batch)
+            sums = fine_tuning_sums(model, outputs, batch) if has_answers else {}
+            return outputs, sums
+
+        self._step = jax.jit(step, out_shardings=replicated(mesh))
+        self._objective = fine_tuning_objective(module, model)
+
+    def run(self, params: Tree) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Predicts and scores.
+
+        Returns:
+          `Task.predictions`, and the scores of `Task.scores` with the `loss` beside them; no
+          scores where the examples have no labels.
+
+        Raises:
+          TaskError: an output is not finite.
+        """
+        rows = local_rows(self._mesh, self._batch_size)
+        # Kept on the devices while the next batches are made, fetched once.
+        results = [
+            self._step(params, device_batch(batch, self._mesh, self._batch_size))
+            for batch in batches_in_order(
+                self._examples.model_arrays(), global_batch_size=self._batch_size, offsets=rows
+            )
+        ]
+        parts, sums = zip(*jax.device_get(results), strict=True)
+        num_rows = len(self._examples.arrays["row_weights"])
+        outputs = jax.tree.map(lambda *x: np.concatenate(x)[:num_rows], *parts)
+        task, examples = self._examples.task, self._examples.examples
+        predictions = task.predictions(examples, self._examples.arrays, outputs)
+        if not self._examples.has_answers:
+            return predictions, {}
+        totals = jax.tree.map(lambda *x: np.float32(np.sum(x, dtype=np.float64)), *sums)
+        loss = float(self._objective.loss(totals, totals))
+        return predictions, {"loss": loss, **task.scores(examples, predictions)}
+
+
+class FineTuning:
+    """See `bertjax.training.job.Job`."""
+
+    def __init__(
+        self,
+        training: Examples,
+        evaluation: Examples,
+        tokenizer: Tokenizer,
+        config: Config,
+        workdir: Path,
+        mesh: Mesh,
+    ):
+        """Opens the job.
+
+        Args:
+          training: with labels.
+          evaluation: with labels.
+          tokenizer: that made both.
+          config: a `FineTuningConfig` with `model.dtype` resolved.
+        """
+        del workdir  # nothing is kept there but what the loop keeps
+        assert isinstance(config, FineTuningConfig)
+        self._config, self._task = config, training.task
+        self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
+        self._scorer = Scorer(evaluation, config.model, mesh)
+        self.objective = fine_tuning_objective(make_model(config.model), config.model)
+        self.source = Source(f"the task {config.task.name}", tokenizer.hash, training.sha256())
+        self.fingerprints: Mapping[str, str] = {
+            "training examples (config.task.train)": self.source.data_hash,
+            "evaluation examples (config.task.eval)": evaluation.sha256(),
+        }
+        regression = config.model.head == "regression"
+        self.metric_names: tuple[str, ...] = () if regression else ("accuracy",)
+        self.main_metric: str | None = f"heldout_{self._task.main_metric}"
+
+    def training_rows(self, phase_index: int) -> ExampleRows:
+        """The rows of the training examples, shuffled anew each epoch."""
+        del phase_index  # fine-tuning has one phase
+        return self._rows
+
+    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of one global batch."""
+        return fine_tuning_batch(self._config.model, phase, mesh)
+
+    def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
+        """The task's official metrics on the evaluation examples, and the loss."""
+        del phase_index
+        return {f"heldout_{name}": value for name, value in self._scorer.run(params)[1].items()}
+
+    def describe(self, scores: Mapping[str, Any]) -> str:
+        """The scores in one line."""
+        return ", ".join(
+            f"{name.removeprefix('heldout_').replace('_', ' ')} {value:.4g}"
+            for name, value in scores.items()
+        )
+
+    def plot(self, workdir: Path) -> Path:
+        """Draws curves.png: the losses and the main metric."""
+        metric = self._task.main_metric
+        panels = (
+            Panel("loss", "Loss", "squared error" if not self.metric_names else "nats"),
+            Panel(metric, metric.replace("_", " ").capitalize(), "score"),
+        )
+        return plot_curves(workdir, panels)
+
+
+def open_fine_tuning(training: Examples, evaluation: Examples, tokenizer: Tokenizer) -> Any:
+    """What `loop.run` opens the job with."""
+    return functools.partial(FineTuning, training, evaluation, tokenizer)

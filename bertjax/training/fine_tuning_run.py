@@ -1,0 +1,115 @@
+"""One fine-tuning run from start to scores: train, take the best checkpoint, predict, write."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bertjax.config import FineTuningConfig
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.models import abstract_params
+from bertjax.training import loop
+from bertjax.training.checkpoint import resolve
+from bertjax.training.checkpoint_directory import step_path
+from bertjax.training.fine_tuning import Examples, Scorer, open_fine_tuning
+from bertjax.training.preemption import EXIT_FINISHED
+from bertjax.training.sealing import write_durably
+from bertjax.training.sharding import make_mesh, parameter_shardings
+from bertjax.training.tracker import EVALS, SUMMARY, read_lines
+
+SCORES = "scores.json"
+PREDICTIONS = "predictions.jsonl"
+LABELS = "labels.json"
+_LOG = logging.getLogger(__name__)
+
+
+def fine_tune(
+    config: FineTuningConfig,
+    workdir: Path,
+    training: Examples,
+    evaluation: Examples,
+    tokenizer: Tokenizer,
+) -> int:
+    """Trains or resumes a run, then scores its best checkpoint on the evaluation examples.
+
+    Leaves in `workdir` what every run leaves, and tokenizer/, labels.json, predictions.jsonl (one
+    record an example), scores.json and the task's own files.
+
+    Returns:
+      0 when finished, 75 when preempted, as `loop.run`.
+
+    Raises:
+      TaskError: the examples do not fit the task.
+      Exception: as `loop.run`.
+    """
+    if jax.process_index() == 0:
+        tokenizer.save(workdir / "tokenizer")
+        _write_json(workdir / LABELS, list(training.task.label_names))
+    exit_code = loop.run(config, workdir, open_fine_tuning(training, evaluation, tokenizer))
+    if exit_code != EXIT_FINISHED:
+        return exit_code
+    best = best_evaluation(workdir, f"heldout_{training.task.main_metric}")
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = loop.with_dtype(config).model
+        shapes = abstract_params(model)
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            parameter_shardings(shapes, mesh),
+        )
+        checkpoint = resolve(step_path(workdir / "checkpoints", best["step"]))
+        params = checkpoint.restore_params(abstract)
+        predictions, scores = Scorer(evaluation, model, mesh).run(params)
+    if jax.process_index() != 0:
+        return exit_code
+    summary = json.loads((workdir / SUMMARY).read_text("utf-8"))
+    _write_lines(workdir / PREDICTIONS, predictions)
+    for name, content in training.task.files(predictions).items():
+        _write_json(workdir / name, content)
+    result = {
+        "task": config.task.name,
+        "main_metric": training.task.main_metric,
+        "scores": scores,
+        "best_step": best["step"],
+        "steps": summary["steps"],
+        "learning_rate": config.optimizer.learning_rate,
+        "batch_size": config.task.batch_size,
+        "num_epochs": config.task.num_epochs,
+        "seed": config.seed,
+        "init_from": config.init_from,
+        "train": config.task.train,
+        "eval": config.task.eval,
+        "seconds": summary["seconds"],
+        "hardware": summary["hardware"],
+    }
+    _write_json(workdir / SCORES, result)
+    _LOG.info(
+        "best at step %s of %s: %s; %s and %s: %s",
+        f"{best['step']:,}",
+        f"{summary['steps']:,}",
+        ", ".join(f"{name} {value:.4g}" for name, value in scores.items()),
+        PREDICTIONS,
+        SCORES,
+        workdir,
+    )
+    return exit_code
+
+
+def best_evaluation(workdir: Path, metric: str) -> dict[str, Any]:
+    """The first line of evals.jsonl with the highest value of the metric."""
+    return max(read_lines(workdir / EVALS), key=lambda line: line[metric])
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_durably(path, "".join(lines).encode())
