@@ -62,7 +62,7 @@ def run(
       recipe: False where `config_flag` comes from `define_overrides`; main checks the result.
     """
     try:
-        root = Config if recipe else type(flags.FLAGS["config"].default)
+        root: Any = Config if recipe else type(flags.FLAGS["config"].default)
         sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:], root)]
         app.run(lambda argv: _main(argv, main, config_flag, recipe), flags_parser=_parse_flags)
     except ConfigError as error:

@@ -99,27 +99,28 @@ def main(overridden: Config) -> int:
 
 
 def _run(overridden: Config) -> int:
+    from bertjax.interop.formats import read_weights
     from bertjax.training.fine_tuning import Examples
     from bertjax.training.fine_tuning_run import fine_tune
-    from bertjax.training.initial import open_initial
 
     assert isinstance(overridden, FineTuningConfig)
     # All that can be wrong is found before the first step of the first run.
-    task = make_task(_TASK.value, dict(map(_option, _OPTION.value)))
-    initial = open_initial(_INIT_FROM.value)
+    task = make_task(_text(_TASK), dict(map(_option, _OPTION.value)))
+    init_from = _text(_INIT_FROM)
+    initial = read_weights(init_from.removeprefix("hf:"))
+    tokenizer = initial.tokenizer
+    assert tokenizer is not None
     is_squad = task.head == "span"
     max_length = _MAX_LENGTH.value or (384 if is_squad else 128)
-    if max_length > initial.model.max_positions:
+    if max_length > initial.config.max_positions:
         raise ConfigError(
-            f"--max_length={max_length} is beyond the {initial.model.max_positions} positions of "
-            f"{_INIT_FROM.value}: set --max_length={initial.model.max_positions} or less"
+            f"--max_length={max_length} is beyond the {initial.config.max_positions} positions of "
+            f"{init_from}: set --max_length={initial.config.max_positions} or less"
         )
-    examples = task.read(_TRAIN.value, needs_labels=True)
+    examples = task.read(_text(_TRAIN), needs_labels=True)
     task = task.with_labels(examples)
-    training = Examples(task, examples, initial.tokenizer, max_length)
-    evaluation = Examples(
-        task, task.read(_EVAL.value, needs_labels=True), initial.tokenizer, max_length
-    )
+    training = Examples(task, examples, tokenizer, max_length)
+    evaluation = Examples(task, task.read(_text(_EVAL), needs_labels=True), tokenizer, max_length)
     num_rows = len(training.arrays["row_weights"])
     _LOG.info(
         "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",
@@ -130,7 +131,7 @@ def _run(overridden: Config) -> int:
         f"{len(evaluation.examples):,}",
     )
     model = dataclasses.replace(
-        initial.model,
+        initial.config,
         head=task.head,
         num_labels=task.num_labels,
         pooler=task.head in ("classification", "regression"),
@@ -152,12 +153,12 @@ def _run(overridden: Config) -> int:
     if cli.PRINT_CONFIG.value:
         print("\n".join(config.to_json() for config in configs))
         return 0
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(_text(_WORKDIR))
     folders = [workdir] if len(configs) == 1 else [workdir / _name(config) for config in configs]
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
         if len(configs) > 1:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
-        exit_code = fine_tune(config, folder, training, evaluation, initial.tokenizer)
+        exit_code = fine_tune(config, folder, training, evaluation, tokenizer)
         if exit_code:
             return exit_code
     if len(configs) > 1:
@@ -181,7 +182,8 @@ def _make_config(
     """The configuration of one run: what the flags say, then what `--config.` overrides."""
     num_steps = max(1, math.floor(num_rows * num_epochs / batch_size))
     config = FineTuningConfig.from_json(overridden.to_json())
-    config.seed, config.init_from, config.model = seed, _INIT_FROM.value, dataclasses.replace(model)
+    config.seed, config.init_from = seed, _text(_INIT_FROM)
+    config.model = dataclasses.replace(model)
     config.phases = (Phase(num_steps, max_length, batch_size),)
     config.optimizer.learning_rate = learning_rate
     config.optimizer.warmup_steps = round(_WARMUP.value * num_steps)
@@ -190,8 +192,8 @@ def _make_config(
     config.task = TaskConfig(
         name=task.name,
         options=task.settings()["options"],
-        train=_TRAIN.value,
-        eval=_EVAL.value,
+        train=_text(_TRAIN),
+        eval=_text(_EVAL),
         max_length=max_length,
         batch_size=batch_size,
         num_epochs=num_epochs,
@@ -205,6 +207,11 @@ def _make_config(
             node = getattr(node, section)
         setattr(node, field, value)
     return config
+
+
+def _text(flag: flags.FlagHolder) -> str:
+    """The value of a flag that main has found to be there."""
+    return flag.value
 
 
 def _option(text: str) -> tuple[str, Any]:

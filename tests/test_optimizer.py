@@ -10,7 +10,12 @@ import optax
 import pytest
 
 from bertjax.config import ConfigError, OptimizerConfig
-from bertjax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from bertjax.training.optimizer import (
+    decay_mask,
+    learning_rate_scales,
+    make_optimizer,
+    make_schedule,
+)
 
 # Path, shape and whether it is decayed: said here by hand, not taken from the table under test.
 PARAMETERS = {
@@ -310,3 +315,42 @@ def test_decay_mask_refuses_a_path_in_two_rows(monkeypatch):
     monkeypatch.setattr("bertjax.training.optimizer.DECAYED", ((".*kernel", True), (".*", False)))
     with pytest.raises(ValueError, match=r"'pooler/kernel' matches '\.\*kernel' and '\.\*'"):
         decay_mask({"pooler": {"kernel": 0}})
+
+
+# Layer-wise rates and frozen layers
+
+
+def test_rates_fall_from_the_head_down():
+    scales = flat(learning_rate_scales(nested(random_parameters(0)), 0.5, 0))
+    expected = {"embeddings": 0.25, "encoder/layer_0": 0.5, "encoder/layer_1": 1.0}
+    for path, scale in scales.items():
+        part = next((part for part in expected if path.startswith(part)), None)
+        assert scale == expected.get(part, 1.0), path
+
+
+@pytest.mark.parametrize("name", ["bert_adamw", "adamw", "lamb"])
+def test_a_step_is_scaled_layer_by_layer(name):
+    config = OptimizerConfig(name=name, learning_rate=0.02, warmup_steps=0, schedule="constant")
+    params = nested(random_parameters(0))
+    steps = {}
+    for decay in (1.0, 0.5):
+        optimizer = make_optimizer(dataclasses.replace(config, layer_decay=decay), 10)
+        after, _, _ = optimizer.update(nested(gradients(0)), optimizer.init(params), params, 0)
+        steps[decay] = flat(jax.tree.map(lambda a, b: a - b, after, params))
+    scales = flat(learning_rate_scales(params, 0.5, 0))
+    for path, step in steps[1.0].items():
+        np.testing.assert_allclose(steps[0.5][path], scales[path] * step, rtol=1e-3, atol=1e-7)
+
+
+def test_frozen_layers_neither_move_nor_count_in_the_norm():
+    config = OptimizerConfig(name="adamw", learning_rate=0.02, warmup_steps=0, frozen_layers=1)
+    optimizer = make_optimizer(config, 10)
+    before = random_parameters(0)
+    params, state = nested(before), optimizer.init(nested(before))
+    for step in range(3):
+        params, state, info = optimizer.update(nested(gradients(step)), state, params, step)
+    frozen = [p for p in before if p.startswith(("embeddings/", "encoder/layer_0/"))]
+    trained = {p: gradients(2)[p] for p in before if p not in frozen}
+    assert float(info["grad_norm"]) == pytest.approx(norm(trained), rel=1e-5)
+    for path, value in flat(params).items():
+        assert np.array_equal(value, before[path]) == (path in frozen), path

@@ -5,7 +5,7 @@
 | classification | cross-entropy | google-research/bert, run_classifier.py |
 | regression | squared error | transformers, BertForSequenceClassification with one label |
 | span | mean of the cross-entropies of start and end, over all positions | run_squad.py |
-| tagging | sum of the cross-entropies of the tokens that carry a tag | Devlin et al. 2019, section 5.3 |
+| tagging | sum of the cross-entropies of the tokens with a tag | Devlin et al. 2019, section 5.3 |
 
 The loss of a batch is the mean over rows, for tagging over tags. Rows that only fill up the batch
 have `row_weights` 0.
