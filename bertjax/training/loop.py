@@ -43,6 +43,7 @@ from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir_lock import lock_workdir
+from bertjax.training.workdir_tokenizer import keep_tokenizer
 from bertjax.validation import validate
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def run(config: Config, workdir: str | Path) -> int:
 
     Args:
       config: the recipe.
-      workdir: folder of checkpoints, metrics, curves and summary; made if it is missing.
+      workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing.
 
     Returns:
       0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
@@ -95,6 +96,8 @@ def run(config: Config, workdir: str | Path) -> int:
             )
             with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
                 trainer = _Trainer(config, workdir, mesh, data, checkpoints)
+                if jax.process_index() == 0:
+                    keep_tokenizer(workdir, data.tokenizer, resumed=trainer.step > 0)
                 with Tracker(workdir, config, resume_step=trainer.step) as tracker:
                     finished = trainer.train(tracker, guard)
                 if finished:
