@@ -4,7 +4,6 @@ import dataclasses
 
 from bertjax.config import Config, ConfigError, check_types, closest
 
-
 HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
 
 
