@@ -115,14 +115,13 @@ class Encoder:
         attention_mask = np.zeros(shape[:2], np.float32)
         for chosen, inputs in self._batches(rows):
             outputs = self._encode(self.params, *inputs)
-            hidden, pool, mean = (None if x is None else np.asarray(x) for x in outputs)
-            assert hidden is not None and mean is not None
+            hidden, pool, mean = jax.device_get(outputs)
             for place, i in enumerate(chosen):
                 n = len(rows[i].ids)
                 hidden_states[i, :n] = hidden[place, :n]
                 attention_mask[i, :n] = 1
             mean_pooled[chosen] = mean[: len(chosen)]
-            if pooled is not None and pool is not None:
+            if pooled is not None:
                 pooled[chosen] = pool[: len(chosen)]
         return Encoded(hidden_states, pooled, mean_pooled, attention_mask)
 
@@ -154,20 +153,17 @@ class Encoder:
                 f"the text has {text.count('[MASK]')} [MASK], of which {len(positions)} are among "
                 f"the first {len(row.ids)} tokens; expected one or more, and all of them"
             )
-        inputs = pad_rows([row], 1, self._padded_length(len(row.ids)), self.tokenizer.pad_id)
-        slots = np.zeros((1, _at_least(len(positions), _LENGTHS, len(row.ids))), np.int32)
+        length = self._padded_length(len(row.ids))
+        inputs = pad_rows([row], 1, length, self.tokenizer.pad_id)
+        slots = np.zeros((1, _at_least(len(positions), _LENGTHS, length)), np.int32)
         slots[0, : len(positions)] = positions
         logits, _ = self._predict(self.params, *inputs, slots)
         probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))[: len(positions)]
         result = []
         for line in probabilities:
-            best = np.argsort(-line, kind="stable")[:top_k]
-            result.append(
-                [
-                    Prediction(self.tokenizer.id_to_piece(i), i, float(line[i]))
-                    for i in best.tolist()
-                ]
-            )
+            best = np.argsort(-line, kind="stable")[:top_k].tolist()
+            pieces = map(self.tokenizer.id_to_piece, best)
+            result.append(list(map(Prediction, pieces, best, line[best].tolist())))
         return result
 
     def next_sentence(self, first: str, second: str) -> float:

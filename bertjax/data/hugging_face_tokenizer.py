@@ -183,13 +183,14 @@ def _unigram_description(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, A
     """SentencePiece's rules in the words of the `tokenizers` library."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.content)
+    model_proto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+    proto = model_proto.FromString(tokenizer.content)
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
         raise TokenizerError(
             "Hugging Face's tokenizer files can be written for SentencePiece models of the type "
             "unigram; this one has another type"
         )
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    kinds = model_proto.SentencePiece
     silent = -1e6  # a score that text never chooses: pieces that stand for none
     scores = [
         piece.score if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.BYTE) else silent
@@ -309,12 +310,12 @@ def _casing(
 ) -> bool:
     """Whether text is lowered: what the files say alike, checked against the vocabulary."""
     normalizer = description.get("normalizer") or {}
-    said = {
+    answers = {
         "tokenizer_config.json, do_lower_case": settings.get("do_lower_case"),
         "tokenizer.json, normalizer.lowercase": normalizer.get("lowercase"),
         "the capitals A to Z in the vocabulary": guess_casing(pieces),
     }
-    said = {name: value for name, value in said.items() if value is not None}
+    said: dict[str, bool] = {name: bool(v) for name, v in answers.items() if v is not None}
     if len(set(said.values())) > 1:
         lines = "; ".join(f"{name}: {'lower' if v else 'keep'} case" for name, v in said.items())
         raise TokenizerError(f"{folder}: the casing is contradictory ({lines}); correct the files")

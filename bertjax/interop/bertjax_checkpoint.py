@@ -45,11 +45,7 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
     config = model_config(checkpoint)
     if tokenizer is None:
         if workdir is None or not (workdir / TOKENIZER_FOLDER).is_dir():
-            where = (
-                f"{workdir} has no folder {TOKENIZER_FOLDER}"
-                if workdir
-                else "it stands in no workdir"
-            )
+            where = f"no folder {workdir / TOKENIZER_FOLDER}" if workdir else "it is in no workdir"
             raise TokenizerError(
                 f"{checkpoint.path}: its tokenizer is not there ({where}); name it, for example "
                 "the folder tokenizer of the store that the run was trained on: "

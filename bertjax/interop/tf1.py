@@ -26,9 +26,7 @@ _HEADS = {  # what an output's weights are called, and the head that it is
     "cls/squad/output_weights": "span",
     "cls/predictions/output_bias": "pretraining",
 }
-_OPTIMIZER = re.compile(
-    r"global_step|.*/(adam|lamb)_[mv]|(adam|lamb)_[mv]|.*/Adam(_1)?|beta\d_power"
-)
+_OPTIMIZER = re.compile(r"global_step|.*/(adam|lamb)_[mv]|.*/Adam(_1)?|beta\d_power")
 
 
 def is_tf1(path: Path) -> bool:
@@ -69,12 +67,7 @@ def read_tf1(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
 
 def parameter_names(config: ModelConfig) -> dict[str, str]:
     """Their name of every parameter of a model, by our path."""
-    last = {
-        "classification": "",
-        "regression": "",
-        "span": "cls/squad/",
-        "pretraining": "cls/seq_relationship/",
-    }
+    last = {"span": "cls/squad/", "pretraining": "cls/seq_relationship/"}.get(config.head, "")
     names = {}
     for path in parameter_shapes(config):
         name = re.sub(r"^(embeddings|encoder|pooler)", r"bert/\1", path)
@@ -94,7 +87,7 @@ def parameter_names(config: ModelConfig) -> dict[str, str]:
         name = name.replace("LayerNorm/bias", "LayerNorm/beta")
         if path.startswith(("nsp_head", "classification_head", "span_head")):
             leaf = "output_weights" if path.endswith("kernel") else "output_bias"
-            name = last[config.head] + leaf
+            name = last + leaf
         names[path] = name
     return names
 
