@@ -128,7 +128,6 @@ def from_model_config(
         "hidden_act": _HIDDEN_ACT[config.gelu],
         "position_embedding_type": "absolute",
         "pad_token_id": pad_id,
-        "torch_dtype": "float32",
     }
     if config.head in ("classification", "regression", "tagging"):
         names = labels or [f"LABEL_{i}" for i in range(config.num_labels)]
