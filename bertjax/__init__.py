@@ -1,6 +1,20 @@
 """bertjax: pre-training of BERT-like encoders in JAX on TPUs and GPUs."""
 
+from typing import TYPE_CHECKING, Any
+
 from bertjax.config import Config, ConfigError
 
-__all__ = ["Config", "ConfigError"]
+if TYPE_CHECKING:
+    from bertjax.encoder import Encoder, load
+
+__all__ = ["Config", "ConfigError", "Encoder", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `load` and `Encoder`, and with them jax, when they are first asked for."""
+    if name in ("Encoder", "load"):
+        from bertjax import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module 'bertjax' has no attribute {name!r}")

@@ -131,7 +131,8 @@ class Config:
 
     seed: int = 0
     num_steps: int = 0  # stops the whole run early; 0 = the sum of the phases
-    init_from: str = ""  # a workdir or a checkpoint to take the parameters from
+    init_from: str = ""  # a workdir or checkpoint to take the parameters from, or hf:FOLDER of a
+    # Hugging Face model; heads that it does not have are drawn from the seed
     num_microbatches: int = 0  # parts of a batch, one after the other; 0 = chosen to fit the memory
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -75,6 +75,7 @@ def main(overridden: Config) -> int:
             raise ConfigError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
     from bertjax.data.store import StoreError
     from bertjax.data.vocabulary import TokenizerError
+    from bertjax.interop.weights import WeightsError
     from bertjax.training import loop
     from bertjax.training.checkpoint import CheckpointError
     from bertjax.training.workdir_lock import WorkdirInUseError
@@ -87,6 +88,7 @@ def main(overridden: Config) -> int:
         CheckpointError,
         StoreError,
         TokenizerError,
+        WeightsError,
         WorkdirInUseError,
         loop.TrainingDivergedError,
     ) as error:

@@ -34,8 +34,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the store.", required=T
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     None,
-    "wordpiece:PATH (or PATH.txt), sentencepiece:PATH (or PATH.model), or train:wordpiece or "
-    "train:sentencepiece to train one on the training documents (about 256 MiB of them).",
+    "wordpiece:PATH (or PATH.txt), sentencepiece:PATH (or PATH.model), hf:FOLDER of a Hugging Face "
+    "model, the folder of a saved tokenizer, or train:wordpiece or train:sentencepiece to train "
+    "one on the training documents (about 256 MiB of them).",
     required=True,
 )
 _VOCAB_SIZE = flags.DEFINE_integer(

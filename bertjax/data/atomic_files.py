@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename."""
+"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,31 @@ class ArrayFile:
         descr = np.lib.format.dtype_to_descr(self.dtype.newbyteorder("<"))
         text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
         return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, which becomes `path` if the block ends well.
+
+    Raises:
+        FileExistsError: `path` is there already and is no empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already; name a new folder")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __reduce__(self):
         """Pickle as the model's bytes."""
-        return _sentencepiece_from_pickle, (self._content, self.vocab_size)
+        return _sentencepiece_from_pickle, (self.content, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""

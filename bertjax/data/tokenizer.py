@@ -13,10 +13,11 @@ import string
 from collections.abc import Iterable
 from pathlib import Path
 
+from bertjax.data.hugging_face_tokenizer import load_hugging_face
 from bertjax.data.sentence_piece import SentencePieceTokenizer, load_sentencepiece
 from bertjax.data.train_tokenizer import train_sentencepiece, train_wordpiece
 from bertjax.data.vocabulary import FORMAT_VERSION, METADATA_FILE, Tokenizer, TokenizerError
-from bertjax.data.wordpiece import WordPieceTokenizer, load_wordpiece
+from bertjax.data.wordpiece import WordPieceTokenizer, guess_casing, load_wordpiece
 
 __all__ = [
     "SentencePieceTokenizer",
@@ -24,6 +25,7 @@ __all__ = [
     "TokenizerError",
     "WordPieceTokenizer",
     "from_argument",
+    "load_folder",
     "load_tokenizer",
     "train_sentencepiece",
     "train_wordpiece",
@@ -31,8 +33,8 @@ __all__ = [
 
 DEFAULT_VOCAB_SIZE = 30_522  # of a trained vocabulary; BERT's uncased English one
 ARGUMENT_FORMS = (
-    "wordpiece:PATH/vocab.txt, sentencepiece:PATH.model, the folder of a saved tokenizer such as "
-    "STORE/tokenizer, train:wordpiece or train:sentencepiece"
+    "wordpiece:PATH/vocab.txt, sentencepiece:PATH.model, hf:FOLDER of a Hugging Face model, the "
+    "folder of a saved tokenizer such as STORE/tokenizer, train:wordpiece or train:sentencepiece"
 )
 
 
@@ -81,6 +83,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer
 
 
+def load_folder(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer of a folder: one that `Tokenizer.save` wrote, or a Hugging Face model.
+
+    Raises:
+        TokenizerError: as `load_tokenizer` and `load_hugging_face`.
+    """
+    if (Path(folder) / METADATA_FILE).is_file():
+        return load_tokenizer(folder)
+    return load_hugging_face(folder)
+
+
 def from_argument(
     argument: str,
     *,
@@ -92,10 +105,10 @@ def from_argument(
 
     Args:
         argument: `wordpiece:PATH` (or a path that ends in .txt), `sentencepiece:PATH` (or a path
-            that ends in .model), the folder of a saved tokenizer, `train:wordpiece` or
-            `train:sentencepiece`.
+            that ends in .model), `hf:FOLDER` (a Hugging Face model), the folder of a saved
+            tokenizer, `train:wordpiece` or `train:sentencepiece`.
         lower_case: None = True for WordPiece, False for training SentencePiece, and what it does
-            for a SentencePiece model or a saved tokenizer.
+            for a SentencePiece model, a Hugging Face model or a saved tokenizer.
         vocab_size: of a trained vocabulary, 30,522 if None. A given one is filled up to this size
             with `[unusedN]`, or as it is if None.
         lines: the text to train on; not touched for a given vocabulary.
@@ -120,8 +133,8 @@ def from_argument(
         return wordpiece
     if form == "sentencepiece" and path:
         tokenizer: Tokenizer = load_sentencepiece(path, vocab_size=vocab_size)
-    elif argument and Path(argument).is_dir():
-        tokenizer = load_tokenizer(argument)
+    elif (form == "hf" and path) or (argument and Path(argument).is_dir()):
+        tokenizer = load_folder(path if form == "hf" else argument)
         if vocab_size not in (None, tokenizer.vocab_size):
             raise TokenizerError(
                 f"{argument}: this tokenizer has {tokenizer.vocab_size} pieces, which "
@@ -139,20 +152,15 @@ def from_argument(
 
 
 def _check_casing(tokenizer: WordPieceTokenizer, path: str) -> None:
-    """Refuse a casing that would waste or miss the vocabulary without a word.
-
-    A cased vocabulary has the capitals A to Z as pieces, an uncased one does not (stray capitals
-    as in Chinese BERT's `<S>` are no such pieces). A vocabulary without Latin letters passes.
-    """
-    pieces = set(tokenizer.pieces)
-    capitals = len(pieces.intersection(string.ascii_uppercase))
-    small = len(pieces.intersection(string.ascii_lowercase))
-    if tokenizer.lower_case and capitals > 13:
+    """Refuse a casing that would waste or miss the vocabulary without a word."""
+    uncased = guess_casing(tokenizer.pieces)
+    if tokenizer.lower_case and uncased is False:
+        capitals = len(set(tokenizer.pieces).intersection(string.ascii_uppercase))
         raise TokenizerError(
             f"{path}: {capitals} of the capitals A-Z are pieces, so this is a cased vocabulary; "
             "lowered text would never use them: give --lower_case=false"
         )
-    if not tokenizer.lower_case and small > 13 and capitals == 0:
+    if not tokenizer.lower_case and uncased is True:
         raise TokenizerError(
             f"{path}: none of the capitals A-Z is a piece, so this is an uncased vocabulary; every "
             "word with a capital would be [UNK]: give --lower_case=true"

@@ -37,6 +37,7 @@ class Tokenizer(abc.ABC):
         lower_case: True if upper and lower case give the same ids.
         word_starts: bool [v], True where a piece begins a word; special pieces count as words.
         dtype: of stored ids: uint16 for up to 65,536 ids, else uint32.
+        content: the bytes of the vocabulary or model.
         hash: sha256, hexadecimal, over all that decides which ids a text gets.
     """
 
@@ -62,7 +63,7 @@ class Tokenizer(abc.ABC):
         self.word_starts = word_starts
         self.word_starts.flags.writeable = False
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-        self._content = content
+        self.content = content
         behaviour = {"kind": self.kind, "lower_case": lower_case, "vocab_size": self.vocab_size}
         self.hash = hashlib.sha256(
             json.dumps(behaviour, sort_keys=True).encode() + b"\n" + content
@@ -102,7 +103,7 @@ class Tokenizer(abc.ABC):
         """Write the vocabulary or model and, last, `bertjax_tokenizer.json` that describes it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.content_file).write_bytes(self._content)
+        (folder / self.content_file).write_bytes(self.content)
         metadata: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,

@@ -12,6 +12,7 @@ The speed comes from a cache: white-space chunks repeat, so a line is encoded by
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -280,6 +281,20 @@ def read_vocabulary(path: str | Path) -> list[str]:
         ) from error
     # A piece that is itself a separator (U+2028 in some vocabularies) keeps its line.
     return [line.strip() or line.rstrip("\r") for line in lines]
+
+
+def guess_casing(pieces: Iterable[str]) -> bool | None:
+    """True = an uncased vocabulary, False = a cased one, None = its letters do not say.
+
+    A cased vocabulary has the capitals A to Z as pieces, an uncased one does not (stray capitals
+    as in Chinese BERT's `<S>` are no such pieces). One without Latin letters does not say.
+    """
+    known = set(pieces)
+    capitals = len(known.intersection(string.ascii_uppercase))
+    if capitals > 13:
+        return False
+    small = len(known.intersection(string.ascii_lowercase))
+    return True if small > 13 and capitals == 0 else None
 
 
 def load_wordpiece(

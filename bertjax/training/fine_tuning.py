@@ -152,7 +152,7 @@ class FineTuning:
         self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
         self._scorer = Scorer(evaluation, config.model, mesh)
         self.objective = fine_tuning_objective(make_model(config.model), config.model)
-        self.source = Source(f"the task {config.task.name}", tokenizer.hash, training.sha256())
+        self.source = Source(tokenizer, training.sha256())
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,
             "evaluation examples (config.task.eval)": evaluation.sha256(),

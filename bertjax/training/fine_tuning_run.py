@@ -47,7 +47,6 @@ def fine_tune(
       Exception: as `loop.run`.
     """
     if jax.process_index() == 0:
-        tokenizer.save(workdir / "tokenizer")
         _write_json(workdir / LABELS, list(training.task.label_names))
     exit_code = loop.run(config, workdir, open_fine_tuning(training, evaluation, tokenizer))
     if exit_code != EXIT_FINISHED:

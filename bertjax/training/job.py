@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, Phase
 from bertjax.data.reader import Rows
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.objectives import Objective
 from bertjax.training.step import Tree
 
@@ -20,8 +21,7 @@ from bertjax.training.step import Tree
 class Source:
     """Where the rows of a run come from: what must be the same when it is resumed."""
 
-    name: str  # for messages
-    tokenizer_hash: str
+    tokenizer: Tokenizer
     data_hash: str
 
 

@@ -42,6 +42,7 @@ from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir_lock import lock_workdir
+from bertjax.training.workdir_tokenizer import keep_tokenizer
 from bertjax.validation import validate
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
 
     Args:
       config: the recipe.
-      workdir: folder of checkpoints, metrics, curves and summary; made if it is missing.
+      workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing.
       open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
 
     Returns:
@@ -90,6 +91,8 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
             distributed.check_alike(job.fingerprints)
             with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
                 trainer = _Trainer(config, workdir, mesh, job, checkpoints)
+                if jax.process_index() == 0:
+                    keep_tokenizer(workdir, job.source.tokenizer, resumed=trainer.step > 0)
                 with Tracker(workdir, config, job.metric_names, trainer.step) as tracker:
                     finished = trainer.train(tracker, guard)
                 if finished:

@@ -44,8 +44,7 @@ class Pretraining:
         self._config, self._mesh = config, mesh
         self._data = open_data(config, workdir)
         self.objective = pretraining_objective(BertForPreTraining(config.model))
-        store = self._data.store
-        self.source = Source(f"the store {store.path}", store.tokenizer_hash, self._data.store_hash)
+        self.source = Source(self._data.tokenizer, self._data.store_hash)
         self.fingerprints: Mapping[str, str] = {
             "store (config.data.store)": self._data.store_hash,
             "evaluation store (config.data.eval_store)": self._data.evaluation_hash,

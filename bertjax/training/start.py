@@ -1,7 +1,7 @@
 """Where a run starts from, in this order, logged first:
 
 1. the newest sound checkpoint in the workdir;
-2. else the parameters of `config.init_from`;
+2. else the parameters of `config.init_from` (see `initial_params`);
 3. else parameters drawn from `config.seed`.
 """
 
@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 import bertjax
 from bertjax.config import Config, ConfigError, FineTuningConfig, ModelConfig, differences
 from bertjax.models import abstract_params, init_params
-from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
+from bertjax.training.checkpoint import Checkpoint, CheckpointStore
+from bertjax.training.initial_params import initial_params
 from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
 from bertjax.training.sharding import parameter_shardings, replicated
@@ -67,10 +68,9 @@ def start(
       The state, and the seconds that the run took before this start.
 
     Raises:
-      CheckpointError: the workdir has checkpoints but no sound one; `init_from` is not sound or
-        holds another model.
-      ConfigError: the workdir's run had other settings or another store, or the vocabulary of
-        `init_from` is another.
+      CheckpointError: the workdir has checkpoints but no sound one; `init_from` is not sound.
+      ConfigError: the workdir's run had other settings or another store; `init_from` is another
+        model or has another vocabulary.
     """
     abstract = abstract_state(model, optimizer, mesh)
     newest = checkpoints.latest()
@@ -82,16 +82,13 @@ def start(
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
         return TrainState(step, params, opt_state), newest.progress["seconds"]
     if config.init_from:
-        initial = resolve(config.init_from)
-        if initial.progress["tokenizer_hash"] != source.tokenizer_hash:
-            raise ConfigError(
-                f"config.init_from={config.init_from} was trained with the tokenizer "
-                f"{initial.progress['tokenizer_hash'][:12]}, {source.name} was made with "
-                f"{source.tokenizer_hash[:12]}: prepare the corpus with the tokenizer of that "
-                "run's store"
-            )
-        _LOG.info("starting at step 0 with the parameters of %s", initial.path)
-        params = initial.restore_params(abstract.params)
+        params = initial_params(
+            config.init_from,
+            model,
+            abstract.params,
+            seed=config.seed,
+            tokenizer_hash=source.tokenizer.hash,
+        )
     else:
         _LOG.info("starting at step 0 with parameters drawn from seed %d", config.seed)
         params = jax.jit(
@@ -141,7 +138,7 @@ def progress_record(
         "phase": phase,
         "position": position,
         "seconds": seconds,
-        "tokenizer_hash": source.tokenizer_hash,
+        "tokenizer_hash": source.tokenizer.hash,
         "store_hash": source.data_hash,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -168,7 +165,7 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> N
         else:
             refused[f"config.{name}"] = (old, new)
     for name, new in (
-        ("tokenizer_hash", source.tokenizer_hash),
+        ("tokenizer_hash", source.tokenizer.hash),
         ("store_hash", source.data_hash),
     ):
         if checkpoint.progress[name] != new:

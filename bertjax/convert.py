@@ -1,0 +1,65 @@
+"""Converts a BERT between Hugging Face and bertjax; TF1 checkpoints to either.
+
+    python -m bertjax.convert --input=runs/mine --output=mine_hf
+    python -m bertjax.convert --input=FOLDER_OF_A_BERT --output=bert_bertjax
+
+A bertjax workdir or checkpoint becomes a folder that transformers' AutoModel and AutoTokenizer
+open; a Hugging Face folder (config.json, model.safetensors, vocab.txt) or a TF1 checkpoint
+(bert_config.json, vocab.txt, *.ckpt.*) becomes a workdir for --config.init_from and bertjax.load.
+Heads, labels, tokenizer, casing and the form of GELU go along. The output is a new folder, written
+whole or not at all. Exit codes: 0 converted; 1 an error, in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from absl import app, flags
+
+from bertjax.config import ConfigError
+
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "A bertjax workdir or checkpoint, a Hugging Face folder, or a TF1 checkpoint (the folder, or "
+    "FOLDER/model.ckpt-1000).",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The new folder.", required=True)
+_TO = flags.DEFINE_enum(
+    "to",
+    None,
+    ["huggingface", "bertjax"],
+    "Format of the output. Default: huggingface from bertjax, bertjax from the others.",
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "Folder of the tokenizer, where it does not lie with the weights; STORE/tokenizer for example.",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Converts; 0 = converted, 1 = an error."""
+    if len(argv) > 1:
+        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
+        return 1
+    from bertjax.data.tokenizer import TokenizerError, load_folder
+    from bertjax.interop.conversion import convert
+    from bertjax.interop.weights import WeightsError
+    from bertjax.training.sealing import CheckpointError
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("bertjax").setLevel(logging.INFO)
+    try:
+        tokenizer = load_folder(_TOKENIZER.value) if _TOKENIZER.value else None
+        convert(_INPUT.value, _OUTPUT.value, _TO.value, tokenizer)
+    except (WeightsError, TokenizerError, CheckpointError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,330 @@
+"""Hugging Face's tokenizer files: those of a BERT folder read, and ours written so.
+
+Read are vocab.txt or the WordPiece model of tokenizer.json, with the casing of
+tokenizer_config.json, and SentencePiece models. A setting that would give a text other ids than
+ours is refused by name; what is left is that ours takes words of up to 200 characters, as
+google-research/bert, where theirs stops at 100.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from bertjax.data.sentence_piece import SentencePieceTokenizer, load_sentencepiece
+from bertjax.data.vocabulary import SPECIAL_PIECES, Tokenizer, TokenizerError, with_filler
+from bertjax.data.wordpiece import (
+    MAX_WORD_CHARACTERS,
+    WordPieceTokenizer,
+    guess_casing,
+    read_vocabulary,
+)
+
+_MODEL_FILES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_SPECIAL_NAMES = dict(
+    zip(
+        ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"),
+        SPECIAL_PIECES,
+        strict=True,
+    )
+)
+
+
+def load_hugging_face(folder: str | Path) -> Tokenizer:
+    """Loads the tokenizer of a Hugging Face BERT folder.
+
+    The vocabulary is filled up with `[unusedN]` to the vocab_size of config.json, so that it is as
+    large as the word table.
+
+    Raises:
+        TokenizerError: there is none, it is not one of BERT's, or its settings are not ours.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder}: no such folder; expected one with vocab.txt")
+    vocab_size = _read_json(folder / "config.json").get("vocab_size")
+    settings = _read_json(folder / "tokenizer_config.json")
+    for name in _MODEL_FILES:
+        if (folder / name).is_file():
+            tokenizer = load_sentencepiece(folder / name, vocab_size=vocab_size)
+            _check_model(folder, settings, tokenizer)
+            return tokenizer
+    description = _read_json(folder / "tokenizer.json")
+    _check_settings(folder, settings)
+    _check_description(folder, description)
+    if (folder / "vocab.txt").is_file():
+        source = folder / "vocab.txt"
+        pieces = read_vocabulary(source)
+    elif description:
+        source = folder / "tokenizer.json"
+        pieces = _pieces_of(source, description["model"]["vocab"])
+    else:
+        raise TokenizerError(
+            f"{folder}: no vocab.txt, tokenizer.json or {' or '.join(_MODEL_FILES)}; copy the "
+            "tokenizer's files there"
+        )
+    added = sorted(
+        str(token.get("content"))
+        for token in description.get("added_tokens", ())
+        if token.get("content") not in SPECIAL_PIECES
+    ) + sorted(_read_json(folder / "added_tokens.json"))
+    if added:
+        raise TokenizerError(
+            f"{folder}: has added tokens ({', '.join(added[:5])}), which text could spell; "
+            "bertjax reads vocabularies without any"
+        )
+    pieces = with_filler(pieces, vocab_size, str(source))
+    lower_case = _casing(folder, settings, description, pieces)
+    return WordPieceTokenizer(pieces, lower_case=lower_case, source=str(source))
+
+
+def hugging_face_files(tokenizer: Tokenizer, max_positions: int) -> dict[str, str]:
+    """The files, by name, that `AutoTokenizer.from_pretrained` wants beside a vocabulary.
+
+    `Tokenizer.save` writes the vocabulary or model itself.
+    """
+    names = _special_names(tokenizer)
+    settings: dict[str, Any] = {"model_max_length": max_positions, **names}
+    if isinstance(tokenizer, WordPieceTokenizer):
+        settings |= {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": tokenizer.lower_case,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+        }
+        model, normalizer, pre_tokenizer = _wordpiece_description(tokenizer)
+        decoder: dict[str, Any] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        model, normalizer, pre_tokenizer = _unigram_description(tokenizer)
+        decoder = pre_tokenizer
+    else:
+        raise TypeError(f"no Hugging Face form of {type(tokenizer).__name__}")
+    cls, sep = names["cls_token"], names["sep_token"]
+    description = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id,
+                "content": tokenizer.id_to_piece(id),
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for id in sorted({*tokenizer.special_ids, tokenizer.unk_id})
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [_special(cls, 0), _sequence("A", 0), _special(sep, 0)],
+            "pair": [
+                _special(cls, 0),
+                _sequence("A", 0),
+                _special(sep, 0),
+                _sequence("B", 1),
+                _special(sep, 1),
+            ],
+            "special_tokens": {
+                name: {"id": name, "ids": [id], "tokens": [name]}
+                for name, id in ((cls, tokenizer.cls_id), (sep, tokenizer.sep_id))
+            },
+        },
+        "decoder": decoder,
+        "model": model,
+    }
+    return {
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(names, indent=2) + "\n",
+        "tokenizer.json": json.dumps(description, indent=1, ensure_ascii=False) + "\n",
+    }
+
+
+def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special pieces by the keys that tokenizer_config.json has for them."""
+    t = tokenizer
+    ids = (t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id)
+    return {key: t.id_to_piece(id) for key, id in zip(_SPECIAL_NAMES, ids, strict=True)}
+
+
+def _special(name: str, type_id: int) -> dict[str, Any]:
+    return {"SpecialToken": {"id": name, "type_id": type_id}}
+
+
+def _sequence(name: str, type_id: int) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": type_id}}
+
+
+def _wordpiece_description(tokenizer: WordPieceTokenizer) -> tuple[dict[str, Any], ...]:
+    model = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": MAX_WORD_CHARACTERS,
+        "vocab": {piece: id for id, piece in enumerate(tokenizer.pieces)},
+    }
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": tokenizer.lower_case,
+    }
+    return model, normalizer, {"type": "BertPreTokenizer"}
+
+
+def _unigram_description(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], ...]:
+    """SentencePiece's rules in the words of the `tokenizers` library."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model_proto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+    proto = model_proto.FromString(tokenizer.content)
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        raise TokenizerError(
+            "Hugging Face's tokenizer files can be written for SentencePiece models of the type "
+            "unigram; this one has another type"
+        )
+    kinds = model_proto.SentencePiece
+    silent = -1e6  # a score that text never chooses: pieces that stand for none
+    scores = [
+        piece.score if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.BYTE) else silent
+        for piece in proto.pieces
+    ]
+    scores += [silent] * (tokenizer.vocab_size - len(scores))
+    model = {
+        "type": "Unigram",
+        "unk_id": tokenizer.unk_id,
+        "vocab": [[piece, score] for piece, score in zip(tokenizer.pieces, scores, strict=True)],
+        "byte_fallback": proto.trainer_spec.byte_fallback,
+    }
+    steps: list[dict[str, Any]] = []
+    if proto.normalizer_spec.precompiled_charsmap:
+        charsmap = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    word_starts = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "always" if proto.normalizer_spec.add_dummy_prefix else "never",
+        "split": True,
+    }
+    return model, {"type": "Sequence", "normalizers": steps}, word_starts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a tokenizer_config.json whose ids would not be ours."""
+    path = folder / "tokenizer_config.json"
+    kind = settings.get("tokenizer_class")
+    if kind not in (None, "BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"):
+        raise TokenizerError(
+            f"{path}: tokenizer_class is {kind!r}; expected BertTokenizer, or the folder of a BERT "
+            f"with a SentencePiece model ({', '.join(_MODEL_FILES)})"
+        )
+    _check_special(path, settings, _SPECIAL_NAMES)
+    for key in ("do_basic_tokenize", "tokenize_chinese_chars"):
+        if settings.get(key, True) is not True:
+            raise TokenizerError(
+                f"{path}: {key} is {settings[key]!r}; bertjax splits text as BERT does, with true"
+            )
+
+
+def _check_special(path: Path, settings: dict[str, Any], names: dict[str, str]) -> None:
+    for key, expected in names.items():
+        found = settings.get(key, expected)
+        found = found.get("content") if isinstance(found, dict) else found
+        if found != expected:
+            raise TokenizerError(f"{path}: {key} is {found!r}; expected {expected!r}")
+
+
+def _check_model(folder: Path, settings: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
+    """Refuses settings that change text or special pieces beside a SentencePiece model."""
+    path = folder / "tokenizer_config.json"
+    _check_special(path, settings, _special_names(tokenizer))
+    if settings.get("do_lower_case") not in (None, tokenizer.lower_case):
+        does = "lowers" if tokenizer.lower_case else "keeps"
+        raise TokenizerError(
+            f"{path}: do_lower_case is {settings['do_lower_case']}, but the SentencePiece model "
+            f"{does} case; bertjax does what the model does"
+        )
+
+
+def _check_description(folder: Path, description: dict[str, Any]) -> None:
+    """Refuses a tokenizer.json that is not BERT's WordPiece."""
+    if not description:
+        return
+    path = folder / "tokenizer.json"
+    expected: tuple[tuple[str, str, Any], ...] = (
+        ("model", "type", "WordPiece"),
+        ("model", "continuing_subword_prefix", "##"),
+        ("model", "unk_token", "[UNK]"),
+        ("normalizer", "type", "BertNormalizer"),
+        ("normalizer", "clean_text", True),
+        ("normalizer", "handle_chinese_chars", True),
+        ("pre_tokenizer", "type", "BertPreTokenizer"),
+    )
+    for section, key, value in expected:
+        found = (description.get(section) or {}).get(key, value if key != "type" else None)
+        if section == "model" and key == "type" and found is None:  # old files do not say it
+            continue
+        if found != value:
+            raise TokenizerError(
+                f"{path}: {section}.{key} is {found!r}; bertjax reads BERT's tokenizer, with "
+                f"{value!r}"
+            )
+
+
+def _pieces_of(path: Path, vocabulary: dict[str, int]) -> list[str]:
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    for id, piece in enumerate(pieces):
+        if vocabulary[piece] != id:
+            raise TokenizerError(
+                f"{path}: model.vocab has no piece with the id {id}; expected the ids 0 to "
+                f"{len(pieces) - 1}, each once"
+            )
+    return pieces
+
+
+def _casing(
+    folder: Path, settings: dict[str, Any], description: dict[str, Any], pieces: list[str]
+) -> bool:
+    """Whether text is lowered: what the files say alike, checked against the vocabulary."""
+    normalizer = description.get("normalizer") or {}
+    answers = {
+        "tokenizer_config.json, do_lower_case": settings.get("do_lower_case"),
+        "tokenizer.json, normalizer.lowercase": normalizer.get("lowercase"),
+        "the capitals A to Z in the vocabulary": guess_casing(pieces),
+    }
+    said: dict[str, bool] = {name: bool(v) for name, v in answers.items() if v is not None}
+    if len(set(said.values())) > 1:
+        lines = "; ".join(f"{name}: {'lower' if v else 'keep'} case" for name, v in said.items())
+        raise TokenizerError(f"{folder}: the casing is contradictory ({lines}); correct the files")
+    lower_case = next(iter(said.values()), True)  # transformers' default
+    for name, section in (("tokenizer_config.json", settings), ("tokenizer.json", normalizer)):
+        accents = section.get("strip_accents")
+        if accents not in (None, lower_case):
+            raise TokenizerError(
+                f"{folder / name}: strip_accents is {accents}, but case is "
+                f"{'lowered' if lower_case else 'kept'}; bertjax does both or neither"
+            )
+    return lower_case

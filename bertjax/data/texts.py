@@ -1,0 +1,98 @@
+"""Texts and pairs of texts as rows of tokens: special tokens, truncation, padding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertjax.data.vocabulary import Tokenizer
+
+Text = str | tuple[str, str]  # one text, or a pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+
+    Attributes:
+      ids: int32 [n].
+      num_first: tokens of segment 0: `[CLS] A [SEP]`.
+      is_cut: whether the texts were longer.
+    """
+
+    ids: np.ndarray
+    num_first: int
+    is_cut: bool
+
+
+def make_row(
+    tokenizer: Tokenizer, first: Sequence[int], second: Sequence[int] | None, max_length: int
+) -> Row:
+    """Joins the ids of one text or two, cut to `max_length` tokens with the special ones.
+
+    One text is cut at its end; of two, the longer one is, token by token, the second where they are
+    alike (google-research/bert, run_classifier.py).
+    """
+    if second is None:
+        a, b = min(len(first), max_length - 2), 0
+        is_cut = a < len(first)
+        ids = [tokenizer.cls_id, *first[:a], tokenizer.sep_id]
+    else:
+        a, b = truncated_lengths(len(first), len(second), max_length - 3)
+        is_cut = a + b < len(first) + len(second)
+        ids = [tokenizer.cls_id, *first[:a], tokenizer.sep_id, *second[:b], tokenizer.sep_id]
+    return Row(np.array(ids, np.int32), a + 2, is_cut)
+
+
+def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths of a pair after tokens were dropped from the longer side until both fit `room`."""
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if second <= half:
+        return room - second, second
+    if first <= room - half:
+        return first, room - first
+    return room - half, half
+
+
+def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:
+    """The row of a text or of a pair of texts.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if isinstance(text, str):
+        return make_row(tokenizer, tokenizer.encode(text), None, max_length)
+    if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        first, second = text
+        return make_row(tokenizer, tokenizer.encode(first), tokenizer.encode(second), max_length)
+    raise TypeError(f"expected a text or a tuple of two texts, found {text!r}")
+
+
+def encode_masked(tokenizer: Tokenizer, text: str, mask: str = "[MASK]") -> list[int]:
+    """The ids of a text in which `mask` stands for a masked token; no other piece is special."""
+    ids = tokenizer.encode((parts := text.split(mask))[0])
+    for part in parts[1:]:
+        ids += [tokenizer.mask_id, *tokenizer.encode(part)]
+    return ids
+
+
+def pad_rows(
+    rows: Sequence[Row], num_rows: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows as one batch, filled up with padding and with rows of nothing else.
+
+    Returns:
+      input_ids, token_type_ids and attention_mask, each int32 [num_rows, length].
+    """
+    input_ids = np.full((num_rows, length), pad_id, np.int32)
+    token_type_ids = np.zeros((num_rows, length), np.int32)
+    attention_mask = np.zeros((num_rows, length), np.int32)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row.ids)] = row.ids
+        token_type_ids[i, row.num_first : len(row.ids)] = 1
+        attention_mask[i, : len(row.ids)] = 1
+    return input_ids, token_type_ids, attention_mask

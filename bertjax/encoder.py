@@ -1,0 +1,261 @@
+"""`bertjax.load`: weights of any format as an object that encodes text.
+
+import bertjax
+
+bert = bertjax.load("runs/mine")  # or a Hugging Face folder, or a TF1 checkpoint
+bert.encode(["A text.", ("A question?", "A text.")]).mean_pooled  # float32 [2, d]
+bert.fill_mask("Paris is the [MASK] of France.")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.config import ModelConfig
+from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, pad_rows
+from bertjax.data.tokenizer import load_folder
+from bertjax.data.vocabulary import Tokenizer
+from bertjax.interop.formats import read_weights
+from bertjax.models import BertEncoder, apply_model, compute_dtype, make_model
+
+_LOG = logging.getLogger(__name__)
+
+# Rows are padded to one of few shapes, each of which is compiled once.
+_LENGTHS = (16, 32, 64, 128, 256)  # then the model's number of positions
+_NUM_ROWS = (1, 8, 64, 256)
+_BATCH_TOKENS = 4_096  # rows x length at most, padding included
+
+
+class HeadError(ValueError):
+    """The weights lack the head that was asked for."""
+
+
+class Encoded(NamedTuple):
+    """Numpy arrays in float32; b texts in their order, t tokens of the longest, d hidden."""
+
+    hidden_states: np.ndarray  # [b, t, d] of the last layer; 0 at padding
+    pooled: np.ndarray | None  # [b, d]: tanh of a dense layer on [CLS]; None without pooler
+    mean_pooled: np.ndarray  # [b, d]: mean of the hidden states, special tokens included
+    attention_mask: np.ndarray  # [b, t]: 1 = a token, 0 = padding
+
+
+class Prediction(NamedTuple):
+    """What may stand at a [MASK]."""
+
+    piece: str
+    id: int
+    probability: float
+
+
+class Encoder:
+    """A BERT with its tokenizer, on JAX's default device; see `load`.
+
+    Attributes:
+      model: the Flax module that `config.head` names, for use with `model.apply`.
+      params: its parameters, nested dict of jax.Array in float32.
+      tokenizer: see `bertjax.data.tokenizer`.
+      config: `ModelConfig`, its dtype resolved.
+      labels: names of the labels of a classification or tagging head, where they are known.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        labels: tuple[str, ...] = (),
+    ):
+        """Puts the parameters onto the default device.
+
+        Args:
+          config: with a resolved dtype.
+          params: nested dict of arrays.
+          tokenizer: with as many pieces as the word table has rows.
+          labels: of a classification or tagging head.
+        """
+        self.config = config
+        self.model = make_model(config)
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.tokenizer = tokenizer
+        self.labels = labels
+        self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
+        self._predict = jax.jit(functools.partial(apply_model, self.model))
+
+    def encode(self, texts: Text | Sequence[Text]) -> Encoded:
+        """Encodes texts; those of more than `config.max_positions` tokens are cut, with a warning.
+
+        Args:
+          texts: a text, a pair of texts as a tuple, or a list of texts and pairs.
+
+        Returns:
+          The arrays, texts in the order given. What else is in the list, and so how a text is
+          padded, changes a number by float32 rounding only.
+
+        Raises:
+          TypeError: a text is neither a str nor a tuple of two.
+        """
+        texts = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        longest = self.config.max_positions
+        rows = [encode_text(self.tokenizer, text, longest) for text in texts]
+        self._warn_of_cuts(rows)
+        length = max((len(row.ids) for row in rows), default=0)
+        shape = (len(rows), length, self.config.hidden_size)
+        hidden_states = np.zeros(shape, np.float32)
+        pooled = np.zeros((shape[0], shape[2]), np.float32) if self.config.pooler else None
+        mean_pooled = np.zeros((shape[0], shape[2]), np.float32)
+        attention_mask = np.zeros(shape[:2], np.float32)
+        for chosen, inputs in self._batches(rows):
+            outputs = self._encode(self.params, *inputs)
+            hidden, pool, mean = jax.device_get(outputs)
+            for place, i in enumerate(chosen):
+                n = len(rows[i].ids)
+                hidden_states[i, :n] = hidden[place, :n]
+                attention_mask[i, :n] = 1
+            mean_pooled[chosen] = mean[: len(chosen)]
+            if pooled is not None:
+                pooled[chosen] = pool[: len(chosen)]
+        return Encoded(hidden_states, pooled, mean_pooled, attention_mask)
+
+    def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+        """Predicts what stands at each [MASK] of a text, most probable first.
+
+        Args:
+          text: with one or more `[MASK]`.
+          top_k: predictions for each.
+
+        Returns:
+          For each `[MASK]` in its order, `top_k` predictions.
+
+        Raises:
+          HeadError: the weights have no head for masked tokens.
+          ValueError: there is no [MASK], or it lies beyond what the model can read.
+        """
+        if self.config.head != "pretraining":
+            raise HeadError(
+                f"these weights have no head for masked tokens (their head is "
+                f"{self.config.head!r}): load the model that pre-training has left"
+            )
+        ids = encode_masked(self.tokenizer, text)
+        row = make_row(self.tokenizer, ids, None, self.config.max_positions)
+        self._warn_of_cuts([row])
+        positions = np.flatnonzero(row.ids == self.tokenizer.mask_id)
+        if len(positions) < text.count("[MASK]") or not len(positions):
+            raise ValueError(
+                f"the text has {text.count('[MASK]')} [MASK], of which {len(positions)} are among "
+                f"the first {len(row.ids)} tokens; expected one or more, and all of them"
+            )
+        length = self._padded_length(len(row.ids))
+        inputs = pad_rows([row], 1, length, self.tokenizer.pad_id)
+        slots = np.zeros((1, _at_least(len(positions), _LENGTHS, length)), np.int32)
+        slots[0, : len(positions)] = positions
+        logits, _ = self._predict(self.params, *inputs, slots)
+        probabilities = np.asarray(jax.nn.softmax(logits[0], axis=-1))[: len(positions)]
+        result = []
+        for line in probabilities:
+            best = np.argsort(-line, kind="stable")[:top_k].tolist()
+            pieces = map(self.tokenizer.id_to_piece, best)
+            result.append(list(map(Prediction, pieces, best, line[best].tolist())))
+        return result
+
+    def next_sentence(self, first: str, second: str) -> float:
+        """The probability that `second` follows `first` in a text, by the pre-training head.
+
+        Raises:
+          HeadError: the weights have no head for next sentence.
+        """
+        if self.config.head != "pretraining" or not self.config.next_sentence:
+            raise HeadError(
+                "these weights have no head for next sentence (config.head = "
+                f"{self.config.head!r}, config.next_sentence = {self.config.next_sentence}): load "
+                "a model that was pre-trained with it"
+            )
+        row = encode_text(self.tokenizer, (first, second), self.config.max_positions)
+        self._warn_of_cuts([row])
+        inputs = pad_rows([row], 1, self._padded_length(len(row.ids)), self.tokenizer.pad_id)
+        _, logits = self._predict(self.params, *inputs, np.zeros((1, 1), np.int32))
+        return float(jax.nn.softmax(logits[0])[0])  # label 0 = the real next sentence
+
+    def _batches(self, rows: list[Row]) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
+        """Yields rows of like lengths together: their indices, and the padded batch."""
+        by_length: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            by_length.setdefault(self._padded_length(len(row.ids)), []).append(i)
+        for length, indices in sorted(by_length.items()):
+            most = max(1, min(_NUM_ROWS[-1], _BATCH_TOKENS // length))
+            for begin in range(0, len(indices), most):
+                chosen = indices[begin : begin + most]
+                num_rows = _at_least(len(chosen), _NUM_ROWS, most)
+                batch = [rows[i] for i in chosen]
+                yield chosen, pad_rows(batch, num_rows, length, self.tokenizer.pad_id)
+
+    def _padded_length(self, length: int) -> int:
+        return _at_least(length, _LENGTHS, self.config.max_positions)
+
+    def _warn_of_cuts(self, rows: Sequence[Row]) -> None:
+        count = sum(row.is_cut for row in rows)
+        if count:
+            _LOG.warning(
+                "%d of %d texts are longer than %d tokens, the positions of this model, and were "
+                "cut",
+                count,
+                len(rows),
+                self.config.max_positions,
+            )
+
+
+def _encode(
+    model: BertEncoder,
+    params: Any,
+    input_ids: jax.Array,
+    token_type_ids: jax.Array,
+    attention_mask: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Hidden states [b, t, d], pooled [b, d] or None, and mean of the tokens [b, d], in float32."""
+    hidden_states, pooled = apply_model(model, params, input_ids, token_type_ids, attention_mask)
+    hidden_states = hidden_states.astype(jnp.float32)
+    weights = attention_mask[:, :, None].astype(jnp.float32)
+    count = jnp.maximum(weights.sum(axis=1), 1)  # rows that fill the batch have no tokens
+    mean_pooled = (hidden_states * weights).sum(axis=1) / count
+    return hidden_states, None if pooled is None else pooled.astype(jnp.float32), mean_pooled
+
+
+def _at_least(size: int, sizes: Sequence[int], most: int) -> int:
+    """The smallest of `sizes` that is no smaller than `size`, but not above `most`."""
+    return min(next((s for s in sizes if s >= size), most), most)
+
+
+def load(
+    path: str | Path, tokenizer: str | Path | Tokenizer | None = None, dtype: str = "float32"
+) -> Encoder:
+    """Loads a model: `encode`, `fill_mask` and `next_sentence` of `Encoder` run it.
+
+    Args:
+      path: a bertjax workdir or checkpoint, whatever devices trained it; a Hugging Face folder of a
+        BERT (safetensors); a TF1 checkpoint of google-research/bert, which alone needs TensorFlow.
+      tokenizer: a folder with one, where it does not lie with the weights.
+      dtype: of the computation: "float32", "bfloat16", or "auto" = bfloat16 on GPU and TPU.
+
+    Returns:
+      The `Encoder`, on JAX's default device.
+
+    Raises:
+      WeightsError: the folder holds no weights of a BERT that bertjax has; says which file, key or
+        tensor.
+      TokenizerError: there is no tokenizer, or not the one of the weights.
+      CheckpointError: a bertjax checkpoint is not sound.
+    """
+    given = load_folder(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    weights = read_weights(path, given)
+    assert weights.tokenizer is not None
+    config = dataclasses.replace(weights.config, dtype=dtype)
+    config = dataclasses.replace(config, dtype=compute_dtype(config, jax.default_backend()))
+    return Encoder(config, weights.params, weights.tokenizer, weights.labels)

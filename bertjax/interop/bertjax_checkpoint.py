@@ -1,0 +1,107 @@
+"""Weights from a bertjax workdir or checkpoint, and a workdir with one checkpoint from weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import bertjax
+from bertjax.config import Config, ModelConfig
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.vocabulary import Tokenizer, TokenizerError
+from bertjax.interop.weights import Weights, WeightsError
+from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
+from bertjax.training.workdir_tokenizer import TOKENIZER_FOLDER
+
+LABELS = "labels.json"  # of a workdir: names of the labels, in the order of their ids
+
+
+def model_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The model's configuration that travels with a checkpoint."""
+    return Config.from_json(json.dumps({"model": checkpoint.config["model"]})).model
+
+
+def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
+    """Reads the parameters of a workdir's newest sound checkpoint, or of one checkpoint.
+
+    Args:
+      path: see `bertjax.training.checkpoint.resolve`.
+      tokenizer: None = the copy in the workdir.
+
+    Raises:
+      CheckpointError: there is no sound checkpoint.
+      TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
+      WeightsError: labels.json does not fit the head.
+    """
+    checkpoint = resolve(path)
+    folder = checkpoint.path.parent
+    workdir = folder.parent if folder.name == "checkpoints" else None
+    config = model_config(checkpoint)
+    if tokenizer is None:
+        if workdir is None or not (workdir / TOKENIZER_FOLDER).is_dir():
+            where = f"no folder {workdir / TOKENIZER_FOLDER}" if workdir else "it is in no workdir"
+            raise TokenizerError(
+                f"{checkpoint.path}: its tokenizer is not there ({where}); name it, for example "
+                "the folder tokenizer of the store that the run was trained on: "
+                f'bertjax.load("{path}", tokenizer="STORE/tokenizer"), or --tokenizer'
+            )
+        tokenizer = load_tokenizer(workdir / TOKENIZER_FOLDER)
+    expected = checkpoint.progress["tokenizer_hash"]
+    if tokenizer.hash != expected:
+        raise TokenizerError(
+            f"{checkpoint.path} was trained with the tokenizer {expected[:12]}, but the one given "
+            f"is {tokenizer.hash[:12]}; give the tokenizer of that run"
+        )
+    labels = _read_labels(workdir / LABELS, config) if workdir else ()
+    return Weights(str(checkpoint.path), config, checkpoint.restore_params(), tokenizer, labels)
+
+
+def write_checkpoint(weights: Weights, path: Path) -> None:
+    """Writes a workdir with one checkpoint, of step 0 and without optimiser state.
+
+    `config.init_from` and `bertjax.load` open it.
+
+    Args:
+      weights: with a tokenizer.
+      path: an empty folder.
+    """
+    assert weights.tokenizer is not None
+    progress = {
+        "step": 0,
+        "phase": 0,
+        "position": 0,
+        "seconds": 0.0,
+        "tokenizer_hash": weights.tokenizer.hash,
+        "store_hash": "",  # of no store
+        "devices": "",
+        "versions": {"bertjax": bertjax.__version__, "python": platform.python_version()},
+        "converted_from": weights.source,
+    }
+    config = dataclasses.asdict(Config(model=weights.config))
+    with CheckpointStore(path, keep=0) as checkpoints:
+        params = jax.tree.map(np.ascontiguousarray, weights.params)
+        checkpoints.save(0, params, {}, progress, config)
+    weights.tokenizer.save(path / TOKENIZER_FOLDER)
+    if weights.labels:
+        (path / LABELS).write_text(json.dumps(weights.labels, indent=1) + "\n", "utf-8")
+
+
+def _read_labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
+    try:
+        labels: Any = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(labels, list) or len(labels) != config.num_labels:
+        raise WeightsError(
+            f"{path}: expected a list of {config.num_labels} names, as many as the head "
+            f"{config.head!r} has labels"
+        )
+    return tuple(map(str, labels))

@@ -1,0 +1,51 @@
+"""Which format a folder of weights has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bertjax.data.vocabulary import Tokenizer
+from bertjax.interop.hugging_face_folder import is_hugging_face, read_folder
+from bertjax.interop.tf1 import is_tf1, read_tf1
+from bertjax.interop.weights import Weights, WeightsError
+
+HUGGING_FACE, TF1, BERTJAX = "huggingface", "tf1", "bertjax"
+
+
+def detect_format(path: Path) -> str:
+    """Names the format: "huggingface", "tf1" or "bertjax" (anything else that is a folder).
+
+    Raises:
+      WeightsError: there is no such folder.
+    """
+    if is_tf1(path):
+        return TF1
+    if not path.is_dir():
+        raise WeightsError(
+            f"{path}: no such folder; expected a bertjax workdir or checkpoint, a Hugging Face "
+            "folder or a TF1 checkpoint of BERT"
+        )
+    return HUGGING_FACE if is_hugging_face(path) else BERTJAX
+
+
+def read_weights(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
+    """Reads a bertjax workdir or checkpoint, a Hugging Face folder or a TF1 checkpoint.
+
+    Args:
+      path: the folder, or the prefix of a TF1 checkpoint.
+      tokenizer: None = the one that lies with the weights.
+
+    Raises:
+      WeightsError: the weights cannot be read, or are no BERT that bertjax has.
+      TokenizerError: there is no tokenizer, or it is not the one of the weights.
+      CheckpointError: a bertjax checkpoint is missing or not sound.
+    """
+    path = Path(path)
+    found = detect_format(path)
+    if found == HUGGING_FACE:
+        return read_folder(path, tokenizer)
+    if found == TF1:
+        return read_tf1(path, tokenizer)
+    from bertjax.interop.bertjax_checkpoint import read_checkpoint  # imports orbax
+
+    return read_checkpoint(path, tokenizer)

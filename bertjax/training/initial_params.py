@@ -1,0 +1,169 @@
+"""Parameters to start from: those of another model as far as they fit, the rest from the seed.
+
+Pre-training (`config.init_from`) and fine-tuning start here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.config import ConfigError, ModelConfig
+from bertjax.data.vocabulary import TokenizerError
+from bertjax.interop.bertjax_checkpoint import model_config
+from bertjax.interop.hugging_face_folder import read_folder
+from bertjax.interop.weights import WeightsError, flatten, put
+from bertjax.models import abstract_params, init_params
+from bertjax.training.checkpoint import Checkpoint, resolve
+
+_LOG = logging.getLogger(__name__)
+
+HUGGING_FACE_PREFIX = "hf:"
+# What another model must share for its parameters to mean the same here.
+_SAME = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_positions",
+    "num_token_types",
+    "gelu",
+    "layer_norm_eps",
+)
+
+
+def initial_params(
+    init_from: str,
+    model: ModelConfig,
+    abstract: Mapping[str, Any],
+    *,
+    seed: int,
+    tokenizer_hash: str,
+) -> dict[str, Any]:
+    """Takes the parameters of another model; draws those of heads that it does not have.
+
+    The encoder is taken whole. A pooler or head of `model` that the source lacks, or has for
+    another number of labels, is drawn from the seed as `init_params` draws it, and a warning names
+    it. Heads that `model` lacks are left.
+
+    Args:
+      init_from: a workdir or checkpoint of bertjax, or `hf:FOLDER` for a Hugging Face folder.
+      model: what is trained.
+      abstract: its parameters as `jax.ShapeDtypeStruct` with shardings.
+      seed: for what is drawn.
+      tokenizer_hash: of the text that will be read.
+
+    Returns:
+      A tree as `abstract`, of arrays laid out so.
+
+    Raises:
+      ConfigError: the source is another model (each field is named), was trained with another
+        tokenizer, or is a folder that cannot be read.
+      CheckpointError: the checkpoint is not sound.
+    """
+    wanted = flatten(abstract)
+    if init_from.startswith(HUGGING_FACE_PREFIX):
+        folder = init_from.removeprefix(HUGGING_FACE_PREFIX)
+        try:
+            weights = read_folder(folder)
+        except (WeightsError, TokenizerError) as error:
+            raise ConfigError(f"config.init_from={init_from}: {error}") from error
+        assert weights.tokenizer is not None
+        _check_same_model(init_from, weights.config, model)
+        if weights.tokenizer.hash != tokenizer_hash:
+            raise ConfigError(
+                f"config.init_from={init_from} has the tokenizer {weights.tokenizer.hash[:12]}, "
+                f"the text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
+                f"--tokenizer={init_from}"
+            )
+        theirs = flatten(weights.params)
+        taken = {
+            path: _on_devices(theirs[path], leaf)
+            for path, leaf in wanted.items()
+            if path in theirs and theirs[path].shape == leaf.shape
+        }
+    else:
+        source = resolve(init_from)
+        config = model_config(source)
+        _check_same_model(init_from, config, model)
+        if source.progress["tokenizer_hash"] != tokenizer_hash:
+            raise ConfigError(
+                f"config.init_from={init_from} was trained with the tokenizer "
+                f"{source.progress['tokenizer_hash'][:12]}, the text was encoded with "
+                f"{tokenizer_hash[:12]}: prepare the corpus with the tokenizer of that run"
+            )
+        theirs = flatten(abstract_params(config))
+        taken = _restore(source, theirs, wanted)
+    left = sorted({_part(path) for path in theirs.keys() - taken.keys()})
+    _LOG.info(
+        "starting at step 0 with the parameters of %s%s",
+        init_from,
+        f", without its {', '.join(left)}" if left else "",
+    )
+    return _with_drawn(taken, model, wanted, seed)
+
+
+def _restore(
+    source: Checkpoint, theirs: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """Restores a whole checkpoint, what is wanted laid out as wanted; returns that."""
+    shared = {p for p, leaf in theirs.items() if p in wanted and wanted[p].shape == leaf.shape}
+    target: dict[str, Any] = {}
+    for path, leaf in theirs.items():
+        put(target, path, wanted[path] if path in shared else leaf)
+    restored = flatten(source.restore_params(target))
+    return {path: restored[path] for path in shared}
+
+
+def _with_drawn(
+    taken: dict[str, Any], model: ModelConfig, wanted: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """`taken` and, from the seed, what is missing of `wanted`, as a tree."""
+    missing = [path for path in wanted if path not in taken]
+    if missing:
+        _LOG.warning(
+            "drawn from seed %d, for they are not there: %s",
+            seed,
+            ", ".join(sorted({_part(path) for path in missing})),
+        )
+
+        def draw() -> dict[str, jax.Array]:
+            params = flatten(init_params(model, seed))
+            return {path: params[path] for path in missing}
+
+        shardings = {path: wanted[path].sharding for path in missing}
+        taken = taken | jax.jit(draw, out_shardings=shardings)()
+    params: dict[str, Any] = {}
+    for path in wanted:
+        put(params, path, taken[path])
+    return params
+
+
+def _on_devices(array: np.ndarray, leaf: Any) -> jax.Array:
+    """A host's array laid out as `leaf`; each process puts its part."""
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+
+def _part(path: str) -> str:
+    return path.split("/")[0]
+
+
+def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Refuses another model, and says which flags make ours like it."""
+    changed = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
+    if changed:
+        lines = [
+            f"  model.{name}: {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
+            for name in changed
+        ]
+        flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in changed)
+        raise ConfigError(
+            f"config.init_from={init_from} is another model:\n"
+            + "\n".join(lines)
+            + f"\nSet {flags}"
+        )
