@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 # Rows are padded to one of few shapes, each of which is compiled once.
 _LENGTHS = (16, 32, 64, 128, 256)  # then the model's number of positions
 _NUM_ROWS = (1, 8, 64, 256)
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _BATCH_TOKENS = 4_096  # rows x length at most, padding included
 
 
@@ -65,6 +66,7 @@ class Encoder:
       tokenizer: see `bertjax.data.tokenizer`.
       config: `ModelConfig`, its dtype resolved.
       labels: names of the labels of a classification or tagging head, where they are known.
+      task: the fields of `TaskConfig` that a bertjax model was fine-tuned with, else None.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Encoder:
         params: Any,
         tokenizer: Tokenizer,
         labels: tuple[str, ...] = (),
+        task: Mapping[str, Any] | None = None,
     ):
         """Puts the parameters onto the default device.
 
@@ -81,12 +84,14 @@ class Encoder:
           params: nested dict of arrays.
           tokenizer: with as many pieces as the word table has rows.
           labels: of a classification or tagging head.
+          task: what it was fine-tuned with.
         """
         self.config = config
         self.model = make_model(config)
         self.params = jax.tree.map(jnp.asarray, params)
         self.tokenizer = tokenizer
         self.labels = labels
+        self.task = task
         self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
         self._predict = jax.jit(functools.partial(apply_model, self.model))
 
@@ -184,6 +189,58 @@ class Encoder:
         _, logits = self._predict(self.params, *inputs, np.zeros((1, 1), np.int32))
         return float(jax.nn.softmax(logits[0])[0])  # label 0 = the real next sentence
 
+    def outputs(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the head of a fine-tuned model over the rows of a task.
+
+        Args:
+          arrays: input_ids, token_type_ids, attention_mask int32 [n, t], of `Task.features`.
+
+        Returns:
+          Float32 arrays for `Task.predictions`: classification `logits` [n, c]; regression `values`
+          [n]; span `start_logits` and `end_logits` [n, t]; tagging `logits` [n, t, c]. Those of
+          padding are 0.
+
+        Raises:
+          HeadError: the weights have no head of fine-tuning.
+        """
+        head = self.config.head
+        if head in ("pretraining", "encoder"):
+            raise HeadError(
+                f"these weights have no head of a task (their head is {head!r}): load the workdir "
+                "of python -m bertjax.finetune"
+            )
+        mask = arrays["attention_mask"]
+        num_rows, width = mask.shape
+        results: dict[str, np.ndarray] = {}
+        most = max(1, min(_NUM_ROWS[-1], _BATCH_TOKENS // width))
+        for begin in range(0, num_rows, most):
+            part = slice(begin, min(begin + most, num_rows))
+            count = part.stop - part.start
+            length = min(width, self._padded_length(max(1, int(mask[part].sum(axis=1).max()))))
+            inputs = [
+                np.zeros((_at_least(count, _NUM_ROWS, most), length), np.int32) for _ in range(3)
+            ]
+            for x, name in zip(inputs, _INPUTS, strict=True):
+                x[:count] = arrays[name][part, :length]
+            for name, values in self._name_outputs(self._predict(self.params, *inputs)).items():
+                values = np.asarray(values, np.float32)[:count]
+                if head in ("span", "tagging"):  # one a token: back to the rows' width
+                    padding = ((0, 0), (0, width - length), *((0, 0),) * (values.ndim - 2))
+                    values = np.pad(values, padding)
+                whole = results.setdefault(
+                    name, np.zeros((num_rows, *values.shape[1:]), np.float32)
+                )
+                whole[part] = values
+        return results
+
+    def _name_outputs(self, outputs: Any) -> dict[str, jax.Array]:
+        match self.config.head:
+            case "span":
+                return {"start_logits": outputs[0], "end_logits": outputs[1]}
+            case "regression":
+                return {"values": outputs[:, 0]}
+        return {"logits": outputs}
+
     def _batches(self, rows: list[Row]) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
         """Yields rows of like lengths together: their indices, and the padded batch."""
         by_length: dict[int, list[int]] = {}
@@ -258,4 +315,4 @@ def load(
     assert weights.tokenizer is not None
     config = dataclasses.replace(weights.config, dtype=dtype)
     config = dataclasses.replace(config, dtype=compute_dtype(config, jax.default_backend()))
-    return Encoder(config, weights.params, weights.tokenizer, weights.labels)
+    return Encoder(config, weights.params, weights.tokenizer, weights.labels, weights.task)

@@ -59,7 +59,8 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
             f"is {tokenizer.hash[:12]}; give the tokenizer of that run"
         )
     labels = _read_labels(workdir / LABELS, config) if workdir else ()
-    return Weights(str(checkpoint.path), config, checkpoint.restore_params(), tokenizer, labels)
+    params, task = checkpoint.restore_params(), checkpoint.config.get("task")
+    return Weights(str(checkpoint.path), config, params, tokenizer, labels, task)
 
 
 def write_checkpoint(weights: Weights, path: Path) -> None:

@@ -26,6 +26,7 @@ class Weights:
       params: nested dict of float32 numpy arrays, kernels [in, out].
       tokenizer: None where the folder has none.
       labels: names of the labels of a classification or tagging head; empty where none are known.
+      task: the fields of `TaskConfig` that a bertjax model was fine-tuned with; None for others.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Weights:
     params: dict[str, Any]
     tokenizer: Tokenizer | None
     labels: tuple[str, ...] = ()
+    task: Mapping[str, Any] | None = None
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -46,7 +46,7 @@ def fine_tune(
       TaskError: the examples do not fit the task.
       Exception: as `loop.run`.
     """
-    if jax.process_index() == 0:
+    if training.task.label_names and jax.process_index() == 0:
         _write_json(workdir / LABELS, list(training.task.label_names))
     exit_code = loop.run(config, workdir, open_fine_tuning(training, evaluation, tokenizer))
     if exit_code != EXIT_FINISHED:

@@ -1,0 +1,265 @@
+"""Predicts with a trained model: fill-mask, next-sentence, classify, answer, tag, embed.
+
+    python -m bertjax.predict --model=runs/mine "Paris is the [MASK] of France."
+    python -m bertjax.predict --model=runs/cola --input=sentences.txt --format=json
+    cat words.txt | python -m bertjax.predict --model=runs/entities
+
+What is predicted depends on the model's head; --do chooses among what it can do. One line is one
+text; where two belong together (a pair, a question and its paragraph) a tab stands between them.
+Lines of a file that ends in .jsonl are objects with "text" and "text_pair". Exit codes: 0; 1 an
+error, in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import app, flags
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "A bertjax workdir or checkpoint, or a Hugging Face folder.", required=True
+)
+_DO = flags.DEFINE_enum(
+    "do",
+    None,
+    ["fill-mask", "next-sentence", "classify", "answer", "tag", "embed"],
+    "Default: fill-mask for a pre-trained model, what it was fine-tuned for, else embed.",
+)
+_INPUT = flags.DEFINE_string("input", None, "File of texts; default: the arguments, else stdin.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write; default: stdout.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A line of text or of JSON each.")
+_TOP_K = flags.DEFINE_integer("top_k", 5, "Predictions of fill-mask for each [MASK].", 1)
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens a row of classify, answer and tag; default: of the fine-tuning."
+)
+
+_CHUNK = 1_024  # texts read, predicted and written at a time
+_DEFAULTS = {
+    "pretraining": "fill-mask",
+    "encoder": "embed",
+    "classification": "classify",
+    "regression": "classify",
+    "span": "answer",
+    "tagging": "tag",
+}
+
+Text = tuple[str, str | None]  # a text, and the second one of a pair
+Predict = Callable[[list[Text]], Iterator[dict[str, Any]]]
+
+
+class InputError(ValueError):
+    """A text that the model cannot take; says which line."""
+
+
+def main(argv: list[str]) -> int:
+    """Predicts; 0 = done, 1 = an error."""
+    from bertjax.config import ConfigError
+    from bertjax.data.tokenizer import TokenizerError
+    from bertjax.encoder import HeadError
+    from bertjax.interop.weights import WeightsError
+    from bertjax.tasks.task import TaskError
+    from bertjax.training.sealing import CheckpointError
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    try:
+        _run(argv[1:])
+    except BrokenPipeError:  # as `| head` does
+        sys.stderr.close()
+    except (
+        CheckpointError,
+        ConfigError,
+        HeadError,
+        InputError,
+        OSError,
+        TaskError,
+        TokenizerError,
+        WeightsError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments and _INPUT.value:
+        raise InputError("texts as arguments and --input: give one of them")
+    from bertjax.encoder import load
+
+    encoder = load(_MODEL.value)
+    kind = _DO.value or _DEFAULTS[encoder.config.head]
+    predict = _predictor(kind, encoder)
+    with contextlib.ExitStack() as files:
+        texts = _texts(arguments, files)
+        out: TextIO = sys.stdout
+        if _OUTPUT.value:
+            out = files.enter_context(open(_OUTPUT.value, "w", encoding="utf-8"))
+        while chunk := list(itertools.islice(texts, _CHUNK)):
+            for record in predict(chunk):
+                is_json = _FORMAT.value == "json"
+                line = json.dumps(record, ensure_ascii=False) if is_json else _line(kind, record)
+                print(line, file=out)
+            out.flush()
+
+
+def _texts(arguments: list[str], files: contextlib.ExitStack) -> Iterator[Text]:
+    """The texts to predict for, read as they are asked for."""
+    if arguments:
+        yield from map(_split, arguments)
+        return
+    path = _INPUT.value or "stdin"
+    lines: Iterable[str] = sys.stdin
+    if _INPUT.value:
+        lines = files.enter_context(open(path, encoding="utf-8"))
+    for number, line in enumerate(lines, 1):
+        line = line.rstrip("\n")
+        if not line.strip():
+            continue
+        if Path(path).suffix != ".jsonl":
+            yield _split(line)
+            continue
+        try:
+            record = json.loads(line)
+            text, pair = record["text"], record.get("text_pair")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}:{number}: expected a JSON object with text, and text_pair for pairs; "
+                f"found {line[:60]!r}"
+            ) from error
+        yield text, pair
+
+
+def _split(line: str) -> Text:
+    text, tab, pair = line.partition("\t")
+    return text, pair if tab else None
+
+
+def _predictor(kind: str, encoder: Any) -> Predict:
+    """The function that turns texts into records, which begin with the text."""
+    if kind == "fill-mask":
+        return lambda texts: (_fill_mask(encoder, text) for text in texts)
+    if kind == "next-sentence":
+        return lambda texts: (_next_sentence(encoder, text) for text in texts)
+    if kind == "embed":
+        return lambda texts: _embed(encoder, texts)
+    if kind != _DEFAULTS[encoder.config.head]:
+        raise InputError(
+            f"--do={kind}: the head of {_MODEL.value} is {encoder.config.head!r}, which can "
+            f"{_DEFAULTS[encoder.config.head]} and embed"
+        )
+    return lambda texts: _run_task(kind, encoder, texts)
+
+
+def _fill_mask(encoder: Any, text: Text) -> dict[str, Any]:
+    if text[1] is not None:
+        raise InputError(f"{text[0][:60]!r}: fill-mask takes one text, found two with a tab")
+    try:
+        masks = encoder.fill_mask(text[0], _TOP_K.value)
+    except ValueError as error:
+        raise InputError(f"{text[0][:60]!r}: {error}") from error
+    return {
+        "text": text[0],
+        "masks": [
+            [{"piece": p.piece, "probability": round(p.probability, 6)} for p in mask]
+            for mask in masks
+        ],
+    }
+
+
+def _next_sentence(encoder: Any, text: Text) -> dict[str, Any]:
+    if text[1] is None:
+        raise InputError(f"{text[0][:60]!r}: next-sentence takes two texts with a tab between them")
+    probability = encoder.next_sentence(*text)
+    return {"text": text[0], "text_pair": text[1], "probability": round(probability, 6)}
+
+
+def _embed(encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
+    encoded = encoder.encode([text if pair is None else (text, pair) for text, pair in texts])
+    for (text, pair), vector in zip(texts, encoded.mean_pooled, strict=True):
+        embedding = [round(float(value), 6) for value in vector]
+        yield {
+            "text": text,
+            **({} if pair is None else {"text_pair": pair}),
+            "embedding": embedding,
+        }
+
+
+def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
+    from bertjax.tasks.ner_data import Sentence
+    from bertjax.tasks.squad_data import Question
+    from bertjax.tasks.text_task import TextExample
+
+    task, max_length = _open_task(encoder, paired=texts[0][1] is not None)
+    examples: list[Any] = []
+    for number, (text, pair) in enumerate(texts):
+        takes_two = kind == "answer" or (kind == "classify" and bool(task.columns.text_pair))
+        if takes_two != (pair is not None):
+            expected = "two texts with a tab between them" if takes_two else "one text, without tab"
+            raise InputError(f"{text[:60]!r}: this model takes {expected}")
+        if kind == "classify":
+            examples.append(TextExample(text, pair, None, "input", number))
+        elif kind == "tag":
+            examples.append(Sentence(tuple(text.split()), (), "", "input", number))
+        else:
+            examples.append(Question(str(number), text, pair or "", ()))
+    arrays = task.features(examples, encoder.tokenizer, max_length)
+    records = task.predictions(examples, arrays, encoder.outputs(arrays))
+    for (text, pair), record in zip(texts, records, strict=True):
+        inputs = {"text": text} if pair is None else {"text": text, "text_pair": pair}
+        if kind == "answer":
+            record = {"answer": record["text"], "nbest": record["nbest"]}
+        yield {**inputs, **{name: x for name, x in record.items() if name != "index"}}
+
+
+def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
+    """The task that the model was fine-tuned for, or one that fits its head, and its row length."""
+    from bertjax.tasks.ner import NerTask
+    from bertjax.tasks.registry import make_task
+    from bertjax.tasks.squad import SquadTask
+    from bertjax.tasks.text_task import Columns, TextTask
+
+    config, settings = encoder.config, encoder.task
+    if settings:
+        length = _MAX_LENGTH.value or settings["max_length"]
+        return make_task(settings["name"], settings["options"]), length
+    length = _MAX_LENGTH.value or min(384 if config.head == "span" else 128, config.max_positions)
+    labels = encoder.labels or tuple(map(str, range(config.num_labels)))
+    if config.head == "span":
+        return SquadTask(), length
+    if config.head == "tagging":
+        return NerTask(label_names=labels), length
+    columns = Columns("text", "text_pair" if paired else "")
+    return TextTask("input", config.head, columns, (), "", labels), length
+
+
+def _line(kind: str, record: dict[str, Any]) -> str:
+    """A record for people."""
+    match kind:
+        case "fill-mask":
+            masks = [
+                "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask)
+                for mask in record["masks"]
+            ]
+            return "\t".join([record["text"], *masks])
+        case "next-sentence":
+            return f"{record['probability']:.4f}\t{record['text']}\t{record['text_pair']}"
+        case "embed":
+            return " ".join(f"{value:.6f}" for value in record["embedding"])
+        case "answer":
+            return f"{record['answer']}\t{record['text']}"
+        case "tag":
+            words = zip(record["words"], record["tags"], strict=True)
+            return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in words)
+    if "value" in record:
+        return f"{record['value']:.4f}\t{record['text']}"
+    return f"{record['label']}\t{record['probabilities'][record['label']]:.3f}\t{record['text']}"
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,334 @@
+"""Fine-tuning through the public command and `fine_tune`: what it learns, writes and refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax.config import (
+    CheckpointConfig,
+    EvalConfig,
+    FineTuningConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Phase,
+    TaskConfig,
+)
+from bertjax.interop.bertjax_checkpoint import write_checkpoint
+from bertjax.interop.weights import Weights
+from bertjax.models import init_params
+from bertjax.tasks.registry import make_task
+from bertjax.training.fine_tuning import Examples
+from bertjax.training.fine_tuning_run import fine_tune
+from bertjax.training.initial_params import initial_params
+from bertjax.training.sharding import make_mesh, parameter_shardings
+
+MODEL = ModelConfig(
+    vocab_size=1_000,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_positions=32,
+    initializer_range=0.2,
+)
+WORDS = ["value", "module", "object", "name", "list", "string", "class", "method", "file"]
+
+
+@pytest.fixture(scope="module")
+def start(wordpiece, tmp_path_factory):
+    """A pre-trained model, for all that fine-tuning knows: a workdir with parameters."""
+    folder = tmp_path_factory.mktemp("finetune") / "start"
+    params = jax.tree.map(np.asarray, init_params(MODEL, 7))
+    write_checkpoint(Weights("drawn", MODEL, params, wordpiece), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Tiny files of every kind of task; a sentence is positive when it has the word `true`."""
+    folder = tmp_path_factory.mktemp("finetune") / "files"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 96), ("eval", 40)):
+        rows, numbers, sentences, articles = [], [], [], []
+        for i in range(count):
+            words = list(rng.choice(WORDS, 6))
+            truth, place = ("true", "false")[i % 2], int(rng.integers(6))
+            words[place] = truth
+            text = " ".join(words)
+            rows.append(f"{text}\t{'good' if truth == 'true' else 'bad'}")
+            numbers.append(f"{text}\t{i % 2 + 0.5}")
+            tags = ["B-BOOL" if word == truth else "O" for word in words]
+            sentences.append("\n".join(f"{w} {t}" for w, t in zip(words, tags, strict=True)))
+            answer = {"text": truth, "answer_start": text.index(truth)}
+            question = {"id": f"{name}{i}", "question": "which value?", "answers": [answer]}
+            articles.append({"context": text, "qas": [question]})
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+        (folder / f"{name}_numbers.tsv").write_text("sentence\tscore\n" + "\n".join(numbers) + "\n")
+        (folder / f"{name}.conll").write_text("\n\n".join(sentences) + "\n")
+        squad = {"version": "1.1", "data": [{"title": "t", "paragraphs": articles}]}
+        (folder / f"{name}.json").write_text(json.dumps(squad))
+    return folder
+
+
+TASKS = {  # head -> task, options, files
+    "classification": ("classification", {"text_column": "sentence"}, "{}.tsv"),
+    "regression": (
+        "regression",
+        {"text_column": "sentence", "label_column": "score"},
+        "{}_numbers.tsv",
+    ),
+    "tagging": ("ner", {}, "{}.conll"),
+    "span": ("squad", {}, "{}.json"),
+}
+
+
+def open_examples(files, wordpiece, head="classification"):
+    name, options, pattern = TASKS[head]
+    task = make_task(name, options)
+    training = task.read(str(files / pattern.format("train")), needs_labels=True)
+    task = task.with_labels(training)
+    evaluation = task.read(str(files / pattern.format("eval")), needs_labels=True)
+    return [Examples(task, x, wordpiece, 16) for x in (training, evaluation)]
+
+
+def make_config(start, task, num_steps=12, **changes):
+    model = dataclasses.replace(
+        MODEL,
+        head=task.head,
+        num_labels=task.num_labels,
+        pooler=task.head in ("classification", "regression"),
+    )
+    config = FineTuningConfig(
+        init_from=str(start),
+        model=model,
+        phases=(Phase(num_steps, 16, 8),),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-2, warmup_steps=2),
+        checkpoint=CheckpointConfig(every_steps=5, keep=1),
+        eval=EvalConfig(every_steps=4),
+        log=LogConfig(every_steps=1, tensorboard=False),
+        task=TaskConfig(name=task.name, options=task.settings()["options"], batch_size=8),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def finetune(*arguments, **flags):
+    flags = [f"--{name}={value}" for name, value in flags.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "bertjax.finetune", *arguments, *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def of_sentences(start, files, workdir, **flags):
+    """The command on the classification files."""
+    flags = {
+        "task": "classification",
+        "option": "text_column=sentence",
+        "init_from": start,
+        "train": files / "train.tsv",
+        "eval": files / "eval.tsv",
+        "workdir": workdir,
+        "max_length": 16,
+    } | flags
+    return finetune(**flags)
+
+
+# What a run leaves
+
+
+@pytest.fixture(scope="module")
+def command_run(start, files, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetune") / "run"
+    result = of_sentences(
+        start, files, workdir, learning_rate="1e-2", batch_size=8, epochs=5, seed=3
+    )
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_the_command_learns_a_word(command_run):
+    workdir, result = command_run
+    scores = read_json(workdir / "scores.json")
+    assert scores["scores"]["accuracy"] >= 0.95
+    assert (scores["task"], scores["main_metric"]) == ("classification", "accuracy")
+    assert (scores["seed"], scores["batch_size"], scores["num_epochs"]) == (3, 8, 5)
+    assert "drawn from seed 3, for they are not there: classification_head" in result.stderr
+
+
+def test_the_command_leaves_what_a_user_looks_for(command_run, files, wordpiece):
+    workdir, _ = command_run
+    predictions = read_lines(workdir / "predictions.jsonl")
+    labels = [line.split("\t")[1] for line in (files / "eval.tsv").read_text().splitlines()[1:]]
+    right = [p["label"] == label for p, label in zip(predictions, labels, strict=True)]
+    assert np.mean(right) == read_json(workdir / "scores.json")["scores"]["accuracy"]
+    assert read_json(workdir / "labels.json") == ["bad", "good"]
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    evaluations = read_lines(workdir / "evals.jsonl")
+    assert [line["step"] for line in evaluations] == [12, 24, 36, 48, 60]  # 96 rows, 8 a step
+    best = max(evaluations, key=lambda line: line["heldout_accuracy"])
+    assert read_json(workdir / "scores.json")["best_step"] == best["step"]
+    kept = {path.name for path in (workdir / "checkpoints").glob("step_*")}
+    assert kept == {f"step_{best['step']:08}", "step_00000060"}
+
+
+def test_a_fine_tuned_workdir_is_loaded_by_its_name(command_run, files):
+    import bertjax
+
+    bert = bertjax.load(command_run[0])
+    assert (bert.config.head, bert.labels) == ("classification", ("bad", "good"))
+
+
+# The same run, whatever happens to it
+
+
+def computed(workdir):
+    rates = ("sequences_per_second", "real_tokens_per_second")
+    return [
+        {k: v for k, v in line.items() if k not in rates}
+        for line in read_lines(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path, stop):
+    examples = open_examples(files, wordpiece)
+    config = make_config(start, examples[0].task)
+    assert fine_tune(config, tmp_path / "whole", *examples, wordpiece) == 0
+    first = dataclasses.replace(config, num_steps=stop)
+    assert fine_tune(first, tmp_path / "parts", *examples, wordpiece) == 0
+    assert fine_tune(config, tmp_path / "parts", *examples, wordpiece) == 0
+    assert computed(tmp_path / "parts") == computed(tmp_path / "whole")
+    hashes = [read_json(tmp_path / d / "summary.json")["params_sha256"] for d in ("whole", "parts")]
+    assert hashes[0] == hashes[1]
+    predictions = [read_lines(tmp_path / d / "predictions.jsonl") for d in ("whole", "parts")]
+    assert predictions[0] == predictions[1]
+
+
+@pytest.mark.parametrize("head", TASKS)
+def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
+    examples = open_examples(files, wordpiece, head)
+    config = make_config(start, examples[0].task, num_steps=6)
+    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    scores = read_json(tmp_path / "scores.json")["scores"]
+    assert np.isfinite(list(scores.values())).all()
+    assert examples[0].task.main_metric in scores
+    assert len(read_lines(tmp_path / "predictions.jsonl")) == 40
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert len(lines) == 6
+    assert ("accuracy" in lines[0]) == (head != "regression")
+    if head == "span":
+        answers = read_json(tmp_path / "predictions.json")
+        assert set(answers) == {f"eval{i}" for i in range(40)}
+
+
+def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_path):
+    """A learning rate that ruins the model in the end: the best one lies in the middle."""
+    examples = open_examples(files, wordpiece)
+    config = make_config(start, examples[0].task, num_steps=60)
+    config.optimizer = OptimizerConfig(
+        name="adamw", learning_rate=2.0, warmup_steps=60, max_grad_norm=0.0
+    )
+    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    result = read_json(tmp_path / "scores.json")
+    accuracies = [line["heldout_accuracy"] for line in read_lines(tmp_path / "evals.jsonl")]
+    assert result["scores"]["accuracy"] == max(accuracies) > accuracies[-1]
+    assert result["best_step"] < 60
+
+
+def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, wordpiece):
+    model = dataclasses.replace(MODEL, head="classification", num_labels=3, dtype="float32")
+    mesh = make_mesh(FineTuningConfig().mesh, jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        parameter_shardings(shapes, mesh),
+    )
+    found = initial_params(str(start), model, abstract, seed=5, tokenizer_hash=wordpiece.hash)
+    before, drawn = init_params(MODEL, 7), init_params(model, 5)
+    for part, expected in (("embeddings", before), ("encoder", before), ("pooler", before)):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found[part], expected[part]))), part
+    kernel = found["classification_head"]["kernel"]
+    np.testing.assert_array_equal(kernel, drawn["classification_head"]["kernel"])
+
+
+# Several runs
+
+
+def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
+    result = of_sentences(
+        start, files, tmp_path, learning_rate="1e-3,1e-2", seed="0,1", epochs=1, batch_size=24
+    )
+    assert result.returncode == 0, result.stderr
+    content = read_json(tmp_path / "scores.json")
+    assert len(content["runs"]) == 4
+    for setting in content["settings"]:
+        values = [
+            run["scores"]["accuracy"]
+            for run in content["runs"]
+            if run["learning_rate"] == setting["learning_rate"]
+        ]
+        accuracy = setting["scores"]["accuracy"]
+        assert accuracy["values"] == values
+        assert accuracy["mean"] == pytest.approx(np.mean(values))
+        assert accuracy["deviation"] == pytest.approx(np.std(values, ddof=1))
+        assert f"{accuracy['mean']:.4f} ± {accuracy['deviation']:.4f}" in result.stdout
+    means = [setting["scores"]["accuracy"]["mean"] for setting in content["settings"]]
+    assert means == sorted(means, reverse=True)
+
+
+# What is refused, before any training
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"task": "clasification"}, "did you mean 'classification'?"),
+        ({"option": "text_column=sentense"}, "sentense"),
+        ({"max_length": 33}, "--max_length=33 is beyond the 32 positions"),
+        ({"learning_rate": "fast"}, "--learning_rate=fast: expected different positive numbers"),
+        ({"workdir": ""}, "--workdir is missing"),
+        ({"config.mesh.fdsp": 2}, "did you mean 'fsdp'?"),
+        ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_no_work(start, files, tmp_path, flags, message):
+    result = of_sentences(start, files, tmp_path / "run", **flags)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_label_is_named_with_its_line(start, files, tmp_path):
+    wrong = tmp_path / "eval.tsv"
+    wrong.write_text("sentence\tlabel\na true value\tgood\na false one\tugly\n")
+    result = of_sentences(start, files, tmp_path / "run", eval=wrong)
+    assert result.returncode == 2
+    assert f"{wrong}:3: unknown label 'ugly'; the labels are bad, good" in result.stderr
+
+
+def test_another_run_in_the_workdir_is_refused(start, files, wordpiece, tmp_path, command_run):
+    examples = open_examples(files, wordpiece)
+    config = make_config(start, examples[0].task)
+    with pytest.raises(
+        ValueError, match=r"belongs to a run with other settings(.|\n)*config\.seed"
+    ):
+        fine_tune(config, command_run[0], *examples, wordpiece)
