@@ -12,7 +12,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ONLY_IN = {  # package -> the files that may import it
     "flax": {"models"},
     "orbax": {"training/checkpoint.py", "training/orbax_noise.py"},
-    "tensorflow": {"data/stream.py", "data/corpus.py"},
+    "tensorflow": {"data/stream.py", "data/corpus.py", "interop/tf1.py"},
+    "safetensors": {"interop/hugging_face_folder.py"},
     "tensorflow_datasets": {"data/corpus.py"},
 }
 NEVER = {  # folder -> what nothing in it may import
@@ -20,6 +21,7 @@ NEVER = {  # folder -> what nothing in it may import
     "models": {"optax", "bertjax.data", "bertjax.training"},
     "training": {"bertjax.planning"},
     "planning": {"optax", "bertjax.data"},
+    "interop": {"optax", "torch", "transformers", "bertjax.models"},
     "config.py": {"jax", "numpy", "bertjax"},
     "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
 }
@@ -50,7 +52,7 @@ def test_imports_keep_to_their_room(path):
             assert not [name for name in names if within(name, package)], package
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
-    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan"}
+    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan", "bertjax.convert"}
     assert not names & commands, "nothing imports a command"
 
 
@@ -62,6 +64,9 @@ def test_imports_keep_to_their_room(path):
         ("bertjax.models", ["tensorflow", "orbax"]),
         ("bertjax.training.loop", ["tensorflow"]),
         ("bertjax.plan", ["jax", "tensorflow"]),
+        ("bertjax.convert", ["jax", "tensorflow"]),
+        ("bertjax.encoder", ["tensorflow", "orbax", "optax", "tokenizers", "sentencepiece"]),
+        ("bertjax.interop.formats", ["jax", "tensorflow"]),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module, absent):
