@@ -222,8 +222,8 @@ class Encoder:
             ]
             for x, name in zip(inputs, _INPUTS, strict=True):
                 x[:count] = arrays[name][part, :length]
-            for name, values in self._name_outputs(self._predict(self.params, *inputs)).items():
-                values = np.asarray(values, np.float32)[:count]
+            for name, output in self._name_outputs(self._predict(self.params, *inputs)).items():
+                values = np.asarray(output, np.float32)[:count]
                 if head in ("span", "tagging"):  # one a token: back to the rows' width
                     padding = ((0, 0), (0, width - length), *((0, 0),) * (values.ndim - 2))
                     values = np.pad(values, padding)

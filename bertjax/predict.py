@@ -17,8 +17,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from absl import app, flags
@@ -95,11 +94,8 @@ def _run(arguments: list[str]) -> None:
     encoder = load(_MODEL.value)
     kind = _DO.value or _DEFAULTS[encoder.config.head]
     predict = _predictor(kind, encoder)
-    with contextlib.ExitStack() as files:
-        texts = _texts(arguments, files)
-        out: TextIO = sys.stdout
-        if _OUTPUT.value:
-            out = files.enter_context(open(_OUTPUT.value, "w", encoding="utf-8"))
+    texts = _texts(arguments)
+    with _opened(_OUTPUT.value, "w", sys.stdout) as out:
         while chunk := list(itertools.islice(texts, _CHUNK)):
             for record in predict(chunk):
                 is_json = _FORMAT.value == "json"
@@ -108,31 +104,34 @@ def _run(arguments: list[str]) -> None:
             out.flush()
 
 
-def _texts(arguments: list[str], files: contextlib.ExitStack) -> Iterator[Text]:
+def _texts(arguments: list[str]) -> Iterator[Text]:
     """The texts to predict for, read as they are asked for."""
     if arguments:
         yield from map(_split, arguments)
         return
     path = _INPUT.value or "stdin"
-    lines: Iterable[str] = sys.stdin
-    if _INPUT.value:
-        lines = files.enter_context(open(path, encoding="utf-8"))
-    for number, line in enumerate(lines, 1):
-        line = line.rstrip("\n")
-        if not line.strip():
-            continue
-        if Path(path).suffix != ".jsonl":
-            yield _split(line)
-            continue
-        try:
-            record = json.loads(line)
-            text, pair = record["text"], record.get("text_pair")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}:{number}: expected a JSON object with text, and text_pair for pairs; "
-                f"found {line[:60]!r}"
-            ) from error
-        yield text, pair
+    with _opened(_INPUT.value, "r", sys.stdin) as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.rstrip("\n")
+            if line.strip():
+                yield _record(path, number, line) if path.endswith(".jsonl") else _split(line)
+
+
+def _record(path: str, number: int, line: str) -> Text:
+    try:
+        record = json.loads(line)
+        return record["text"], record.get("text_pair")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}:{number}: expected a JSON object with text, and text_pair for pairs; found "
+            f"{line[:60]!r}"
+        ) from error
+
+
+def _opened(
+    path: str | None, mode: str, otherwise: TextIO
+) -> contextlib.AbstractContextManager[Any]:
+    return open(path, mode, encoding="utf-8") if path else contextlib.nullcontext(otherwise)
 
 
 def _split(line: str) -> Text:
@@ -183,11 +182,11 @@ def _embed(encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
     encoded = encoder.encode([text if pair is None else (text, pair) for text, pair in texts])
     for (text, pair), vector in zip(texts, encoded.mean_pooled, strict=True):
         embedding = [round(float(value), 6) for value in vector]
-        yield {
-            "text": text,
-            **({} if pair is None else {"text_pair": pair}),
-            "embedding": embedding,
-        }
+        yield {**_inputs(text, pair), "embedding": embedding}
+
+
+def _inputs(text: str, pair: str | None) -> dict[str, str]:
+    return {"text": text} if pair is None else {"text": text, "text_pair": pair}
 
 
 def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
@@ -211,10 +210,9 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
     arrays = task.features(examples, encoder.tokenizer, max_length)
     records = task.predictions(examples, arrays, encoder.outputs(arrays))
     for (text, pair), record in zip(texts, records, strict=True):
-        inputs = {"text": text} if pair is None else {"text": text, "text_pair": pair}
         if kind == "answer":
             record = {"answer": record["text"], "nbest": record["nbest"]}
-        yield {**inputs, **{name: x for name, x in record.items() if name != "index"}}
+        yield {**_inputs(text, pair), **{name: x for name, x in record.items() if name != "index"}}
 
 
 def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:

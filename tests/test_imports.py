@@ -12,11 +12,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 ONLY_IN = {  # package -> the files that may import it
     "flax": {"models"},
     "orbax": {"training/checkpoint.py", "training/orbax_noise.py"},
-    "tensorflow": {"data/stream.py", "data/tfds_records.py"},
+    "tensorflow": {"data/stream.py", "data/tfds_records.py", "interop/tf1.py"},
     "tensorflow_datasets": {"data/corpus.py", "data/tfds_records.py"},
     "sklearn": {"tasks"},
     "scipy": {"tasks"},
     "nervaluate": {"tasks"},
+    "safetensors": {"interop/hugging_face_folder.py"},
 }
 NEVER = {  # folder -> what nothing in it may import
     "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training", "bertjax.tasks"},
@@ -24,6 +25,7 @@ NEVER = {  # folder -> what nothing in it may import
     "training": {"bertjax.planning"},
     "planning": {"optax", "bertjax.data"},
     "tasks": {"jax", "flax", "optax", "bertjax.models", "bertjax.training"},
+    "interop": {"optax", "torch", "transformers", "bertjax.models"},
     "config.py": {"jax", "numpy", "bertjax"},
     "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
 }
@@ -54,7 +56,7 @@ def test_imports_keep_to_their_room(path):
             assert not [name for name in names if within(name, package)], package
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
-    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan"}
+    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan", "bertjax.convert"}
     assert not names & commands, "nothing imports a command"
 
 
@@ -67,6 +69,9 @@ def test_imports_keep_to_their_room(path):
         ("bertjax.tasks.registry", ["jax", "tensorflow", "sklearn"]),
         ("bertjax.training.loop", ["tensorflow"]),
         ("bertjax.plan", ["jax", "tensorflow"]),
+        ("bertjax.convert", ["jax", "tensorflow"]),
+        ("bertjax.encoder", ["tensorflow", "orbax", "optax", "tokenizers", "sentencepiece"]),
+        ("bertjax.interop.formats", ["jax", "tensorflow"]),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module, absent):

@@ -49,9 +49,7 @@ def assert_same_loss_and_gradients(
     )
     model = BertForPreTraining(config)
     with jax.enable_x64(dtype == "float64"):
-        params = jax.tree.map(
-            lambda x: jnp.asarray(x, dtype), to_bertjax(weights, config.num_layers)
-        )
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), to_bertjax(weights, config))
         # The weights too: in float32 the 1e-5 of the denominator is rounded.
         batch = {
             name: jnp.asarray(array, dtype if array.dtype == np.float32 else None)
@@ -71,7 +69,7 @@ def assert_same_loss_and_gradients(
     np.testing.assert_allclose(mlm_loss, losses["mlm_loss"], rtol=tolerance)
     nsp_loss = sums["nsp_loss_sum"] / sums["nsp_weight"]
     np.testing.assert_allclose(nsp_loss, losses["nsp_loss"], rtol=tolerance)
-    theirs = flatten(to_bertjax(gradients, config.num_layers))
+    theirs = flatten(to_bertjax(gradients, config))
     assert ours.keys() == theirs.keys()
     for path, gradient in theirs.items():
         assert ours[path].dtype == dtype
@@ -120,11 +118,10 @@ def test_scan_and_remat_equal_transformers_too(golden):
 
 
 def test_name_table_covers_our_parameters_and_theirs(golden):
-    num_layers = int(golden["size"]["num_layers"])
     config = ModelConfig(**{name: int(size) for name, size in golden["size"].items()})
-    ours, theirs = zip(*parameter_names(num_layers), strict=True)
+    ours, theirs = zip(*parameter_names(config), strict=True)
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config))
-    converted = jax.tree.map(np.shape, to_bertjax(golden["weight"], num_layers))
+    converted = jax.tree.map(np.shape, to_bertjax(golden["weight"], config))
     assert converted == expected
     assert len(set(ours)) == len(ours)
     assert sorted(theirs) == sorted(golden["weight"])
@@ -132,5 +129,7 @@ def test_name_table_covers_our_parameters_and_theirs(golden):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_wrong_number_of_layers_is_refused(golden, num_layers):
-    with pytest.raises(ValueError, match=rf"with {num_layers} layers.*encoder\.layer"):
-        to_bertjax(golden["weight"], num_layers)
+    sizes = {name: int(size) for name, size in golden["size"].items()}
+    config = ModelConfig(**sizes | {"num_layers": num_layers})
+    with pytest.raises(ValueError, match=rf"(?s)with {num_layers} layers.*encoder\.layer"):
+        to_bertjax(golden["weight"], config)

@@ -139,5 +139,7 @@ def _current_names(tensors: Mapping[str, Any], config: ModelConfig) -> dict[str,
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
         if config.head == "encoder":
             name = name.removeprefix("bert.")
+        elif name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = f"bert.{name}"
         result[name] = tensor
     return result

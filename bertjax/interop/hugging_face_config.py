@@ -91,7 +91,9 @@ def to_model_config(
         if kind is float and type(value) is int:
             fields[name] = float(value)
         elif type(value) is not kind:
-            raise WeightsError(f"{source}: {FIELDS[name]} is {value!r}; expected a {kind.__name__}")
+            raise WeightsError(
+                f"{source}: {FIELDS[name]} is {value!r}; expected the type {kind.__name__}"
+            )
     known = {name.removeprefix("bert.") for name in tensor_names}
     head = _head(values, known, source)
     labels: tuple[str, ...] = ()

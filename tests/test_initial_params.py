@@ -1,0 +1,129 @@
+"""Where parameters come from when a run starts with another model's."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from hugging_face_goldens import FOLDER
+
+from bertjax.config import ConfigError, MeshConfig
+from bertjax.interop.conversion import convert
+from bertjax.interop.hugging_face_folder import read_folder
+from bertjax.interop.weights import flatten
+from bertjax.models import abstract_params, init_params
+from bertjax.training.initial_params import initial_params
+from bertjax.training.sharding import make_mesh, parameter_shardings
+
+HASH = read_folder(FOLDER / "encoder").tokenizer.hash
+BASE = dataclasses.replace(read_folder(FOLDER / "pretraining").config, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("initial") / "workdir"
+    convert(FOLDER / "pretraining", folder)
+    return folder
+
+
+def start(init_from, model, tokenizer_hash=HASH):
+    shapes = abstract_params(model)
+    shardings = parameter_shardings(shapes, make_mesh(MeshConfig()))
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    found = initial_params(init_from, model, abstract, seed=5, tokenizer_hash=tokenizer_hash)
+    assert jax.tree.structure(found) == jax.tree.structure(abstract)
+    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(abstract), strict=True):
+        assert leaf.sharding == expected.sharding
+    return flatten(found)
+
+
+def messages(caplog, level):
+    return [r.getMessage() for r in caplog.records if r.levelno == level]
+
+
+def assert_taken(found, source, parts):
+    theirs = flatten(read_folder(FOLDER / source).params)
+    for path, leaf in theirs.items():
+        if path.split("/")[0] in parts:
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def assert_drawn(found, model, parts):
+    drawn = flatten(init_params(model, 5))
+    for path, leaf in found.items():
+        if path.split("/")[0] in parts:
+            np.testing.assert_array_equal(leaf, drawn[path], err_msg=path)
+
+
+ENCODER = {"embeddings", "encoder", "pooler"}
+
+
+def test_a_whole_model_is_taken_whole(caplog):
+    with caplog.at_level(logging.INFO, "bertjax"):
+        found = start(f"hf:{FOLDER / 'pretraining'}", BASE)
+    assert_taken(found, "pretraining", ENCODER | {"mlm_head", "nsp_head"})
+    assert not messages(caplog, logging.WARNING)
+
+
+def test_heads_that_the_folder_lacks_are_drawn_with_one_warning(caplog):
+    found = start(f"hf:{FOLDER / 'encoder'}", BASE)
+    assert_taken(found, "encoder", ENCODER)
+    assert_drawn(found, BASE, {"mlm_head", "nsp_head"})
+    assert messages(caplog, logging.WARNING) == [
+        "drawn from seed 5, for they are not there: mlm_head, nsp_head"
+    ]
+
+
+@pytest.mark.parametrize("source", ["hf", "workdir"])
+def test_pre_training_becomes_classification(source, workdir, caplog):
+    model = dataclasses.replace(BASE, head="classification", num_labels=2)
+    path = f"hf:{FOLDER / 'pretraining'}" if source == "hf" else str(workdir)
+    with caplog.at_level(logging.INFO, "bertjax"):
+        found = start(path, model)
+    assert_taken(found, "pretraining", ENCODER)
+    assert_drawn(found, model, {"classification_head"})
+    assert messages(caplog, logging.INFO) == [
+        f"starting at step 0 with the parameters of {path}, without its mlm_head, nsp_head"
+    ]
+    assert "classification_head" in messages(caplog, logging.WARNING)[0]
+
+
+def test_a_head_of_another_number_of_labels_is_drawn():
+    model = dataclasses.replace(BASE, head="classification", num_labels=2)
+    found = start(f"hf:{FOLDER / 'classification'}", model)
+    assert_taken(found, "classification", ENCODER)
+    assert_drawn(found, model, {"classification_head"})
+    same = dataclasses.replace(model, num_labels=3)
+    found = start(f"hf:{FOLDER / 'classification'}", same)
+    assert_taken(found, "classification", ENCODER | {"classification_head"})
+
+
+@pytest.mark.parametrize("source", ["hf", "workdir"])
+def test_another_model_is_refused_field_by_field(source, workdir):
+    model = dataclasses.replace(BASE, gelu="tanh", layer_norm_eps=1e-6, num_heads=4)
+    path = f"hf:{FOLDER / 'pretraining'}" if source == "hf" else str(workdir)
+    with pytest.raises(ConfigError) as error:
+        start(path, model)
+    assert "model.gelu: 'erf' there, 'tanh' here" in str(error.value)
+    assert (
+        "Set --config.model.num_heads=2 --config.model.gelu=erf --config.model.layer_norm_eps=1e-12"
+        in str(error.value)
+    )
+
+
+def test_another_tokenizer_is_refused(workdir):
+    path = f"hf:{FOLDER / 'pretraining'}"
+    with pytest.raises(ConfigError, match=f"--tokenizer={path}"):
+        start(path, BASE, tokenizer_hash="0" * 64)
+    with pytest.raises(ConfigError, match="with the tokenizer of that run"):
+        start(str(workdir), BASE, tokenizer_hash="0" * 64)
+
+
+def test_a_folder_that_cannot_be_read_is_a_setting_that_cannot_work(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.init_from=hf:.*config\.json"):
+        start(f"hf:{tmp_path}", BASE)

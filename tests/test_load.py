@@ -1,0 +1,196 @@
+"""`bertjax.load` and `bertjax.convert`: what an encoder answers, and workdirs there and back."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hugging_face_goldens import FOLDER, outputs, texts
+from safetensors.numpy import load_file
+
+import bertjax
+from bertjax.data.atomic_files import whole_folder
+from bertjax.data.tokenizer import TokenizerError, load_tokenizer
+from bertjax.encoder import HeadError
+from bertjax.interop.conversion import convert
+from bertjax.interop.formats import read_weights
+from bertjax.interop.hugging_face_folder import read_folder, write_folder
+from bertjax.interop.weights import WeightsError, flatten
+from bertjax.training.checkpoint import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return bertjax.load(FOLDER / "pretraining")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The pre-training model as a bertjax workdir."""
+    folder = tmp_path_factory.mktemp("load") / "workdir"
+    convert(FOLDER / "pretraining", folder)
+    return folder
+
+
+def test_results_come_in_order_whatever_the_batch(bert):
+    words = ["cat", "dog sat", "the cat sat on the mat and the dog did it", ("a", "b c")]
+    many = [words[i % 4] for i in range(300)]
+    many[77] = "the mat"
+    together = bert.encode(many)
+    assert together.hidden_states.shape == (300, 13, 16)
+    assert {array.dtype for array in together} == {np.dtype("float32")}
+    for i in (0, 1, 2, 3, 77, 298, 299):
+        alone = bert.encode(many[i])
+        n = alone.hidden_states.shape[1]
+        assert together.attention_mask[i].sum() == n
+        for ours, expected in (
+            (together.hidden_states[i, :n], alone.hidden_states[0]),
+            (together.pooled[i], alone.pooled[0]),
+            (together.mean_pooled[i], alone.mean_pooled[0]),
+        ):
+            np.testing.assert_allclose(ours, expected, atol=2e-6, rtol=0)
+        assert not together.hidden_states[i, n:].any()
+
+
+def test_longer_texts_are_cut_with_one_warning(bert, caplog):
+    with caplog.at_level(logging.WARNING, "bertjax"):
+        encoded = bert.encode(["cat " * 50, ("cat " * 30, "dog " * 9), "cat"])
+    assert encoded.attention_mask.sum(axis=1).tolist() == [20, 20, 3]
+    assert [r.getMessage()[:38] for r in caplog.records] == [
+        "2 of 3 texts are longer than 20 tokens"
+    ]
+
+
+def test_no_texts_give_no_rows_and_other_things_are_refused(bert):
+    assert bert.encode([]).mean_pooled.shape == (0, 16)
+    with pytest.raises(TypeError, match="found 7"):
+        bert.encode(["a", 7])
+    with pytest.raises(TypeError, match="a tuple of two texts"):
+        bert.encode([("a", "b", "c")])
+
+
+def test_fill_mask_says_what_transformers_says(bert):
+    logits = outputs("masked")["logits"].astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = bert.fill_mask(texts()["masked"], top_k=3)
+    assert len(found) == len(expected) == 2
+    for predictions, line in zip(found, expected, strict=True):
+        best = np.argsort(-line)[:3]
+        assert [p.id for p in predictions] == best.tolist()
+        assert [p.piece for p in predictions] == [bert.tokenizer.pieces[i] for i in best]
+        np.testing.assert_allclose([p.probability for p in predictions], line[best], rtol=1e-4)
+
+
+def test_next_sentence_says_what_transformers_says(bert):
+    logits = outputs("pretraining")["seq_relationship_logits"].astype(np.float64)
+    for text, line in zip(texts()["small"], logits, strict=True):
+        if isinstance(text, tuple):
+            expected = 1 / (1 + np.exp(line[1] - line[0]))
+            assert bert.next_sentence(*text) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_mask_that_is_not_there_is_an_error(bert):
+    with pytest.raises(ValueError, match=r"has 0 \[MASK\]"):
+        bert.fill_mask("the cat")
+    with pytest.raises(ValueError, match=r"has 2 \[MASK\], of which 1 are among the first 20"):
+        bert.fill_mask("[MASK] " + "cat " * 30 + "[MASK]")
+
+
+@pytest.mark.parametrize("name", ["encoder", "masked_lm", "classification"])
+def test_heads_that_are_not_there_are_an_error(name):
+    other = bertjax.load(FOLDER / name)
+    with pytest.raises(HeadError, match="no head for next sentence"):
+        other.next_sentence("a", "b")
+    if name != "masked_lm":
+        with pytest.raises(HeadError, match=rf"masked tokens \(their head is '{name}'\)"):
+            other.fill_mask("[MASK]")
+
+
+def test_a_workdir_gives_what_the_folder_gave(bert, workdir):
+    loaded = bertjax.load(workdir)
+    assert loaded.config == bert.config
+    ours, theirs = (loaded.encode("the cat"), bert.encode("the cat"))
+    np.testing.assert_array_equal(ours.hidden_states, theirs.hidden_states)
+    checkpoint = workdir / "checkpoints" / "step_00000000"
+    assert bertjax.load(checkpoint).tokenizer.hash == bert.tokenizer.hash
+
+
+def test_a_checkpoint_alone_wants_its_tokenizer(workdir, tmp_path):
+    alone = tmp_path / "step_00000000"
+    shutil.copytree(workdir / "checkpoints" / "step_00000000", alone)
+    with pytest.raises(TokenizerError, match=r"tokenizer=\"STORE/tokenizer\""):
+        bertjax.load(alone)
+    loaded = bertjax.load(alone, tokenizer=workdir / "tokenizer")
+    assert loaded.tokenizer.hash == load_tokenizer(workdir / "tokenizer").hash
+    with pytest.raises(TokenizerError, match="was trained with the tokenizer"):
+        bertjax.load(alone, tokenizer=FOLDER / "tagging")
+
+
+def test_a_damaged_checkpoint_is_refused(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "copy")
+    (tmp_path / "copy/checkpoints/step_00000000/config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        bertjax.load(tmp_path / "copy")
+    with pytest.raises(WeightsError, match="no such folder"):
+        bertjax.load(tmp_path / "nothing")
+
+
+def test_there_and_back_through_a_checkpoint(workdir, tmp_path):
+    convert(workdir, tmp_path / "back")
+    folders = FOLDER / "pretraining", tmp_path / "back"
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_labels_travel(tmp_path):
+    convert(FOLDER / "classification", tmp_path / "workdir")
+    labels = json.loads((tmp_path / "workdir" / "labels.json").read_text())
+    assert labels == ["no", "yes", "perhaps"]
+    (tmp_path / "workdir" / "labels.json").write_text('["bad", "good", "none"]')
+    convert(tmp_path / "workdir", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good", "2": "none"}
+    (tmp_path / "workdir" / "labels.json").write_text('["bad"]')
+    with pytest.raises(WeightsError, match="a list of 3 names"):
+        read_weights(tmp_path / "workdir")
+
+
+def test_a_pooler_that_the_head_does_not_read_goes_along(tmp_path, workdir):
+    weights = read_weights(workdir)
+    config = dataclasses.replace(weights.config, head="tagging", num_labels=2)
+    head = {"kernel": np.ones((16, 2), np.float32), "bias": np.ones(2, np.float32)}
+    params = {k: weights.params[k] for k in ("embeddings", "encoder", "pooler")}
+    tagging = dataclasses.replace(weights, config=config, params=params | {"tagging_head": head})
+    write_folder(tagging, tmp_path)
+    again = read_folder(tmp_path)
+    assert again.config == dataclasses.replace(config, next_sentence=False)
+    ours, theirs = flatten(again.params), flatten(tagging.params)
+    assert all(np.array_equal(ours[path], leaf) for path, leaf in theirs.items())
+
+
+def test_an_output_that_is_there_or_fails_is_not_touched(workdir, tmp_path):
+    with pytest.raises(WeightsError, match="exists already"):
+        convert(FOLDER / "encoder", workdir)
+    with pytest.raises(WeightsError, match="has the format huggingface already"):
+        convert(FOLDER / "encoder", tmp_path / "new", to="huggingface")
+    # Fails after the tokenizer's files were written: half of a surrogate pair has no UTF-8.
+    weights = dataclasses.replace(read_weights(FOLDER / "regression"), labels=("\ud800",))
+    with pytest.raises(UnicodeEncodeError), whole_folder(tmp_path / "new") as folder:
+        write_folder(weights, folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_errors_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "bertjax.convert", f"--input={tmp_path / 'nothing'}"]
+    result = subprocess.run(
+        [*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "no such folder" in result.stderr
+    assert result.stderr.count("\n") == 1
