@@ -175,7 +175,7 @@ class CheckpointStore:
         Args:
             step: must be above every step saved so far.
             params: nested dicts of arrays.
-            opt_state: nested dicts of arrays.
+            opt_state: nested dicts of arrays; {} = none is kept, for what no run resumes from.
             progress: JSON: step, phase, position in the stream, versions, hashes.
             config: JSON: the run's configuration.
 
@@ -190,8 +190,9 @@ class CheckpointStore:
                 "and steps only grow; resume from it or choose another --workdir"
             )
         texts = {"progress.json": _to_json(progress), "config.json": _to_json(config)}
+        trees = {"params": params, "opt_state": opt_state}
         items = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(params), opt_state=ocp.args.PyTreeSave(opt_state)
+            **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree}
         )
         unfinished = checkpoint_directory.unfinished_path(self.directory, step, next(_attempts))
         try:

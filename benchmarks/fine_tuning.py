@@ -1,0 +1,267 @@
+"""Fine-tunes beside transformers + torch: same weights, heads, rows, order and hyper-parameters.
+
+    python -m benchmarks.fine_tuning --weights=FOLDER --data=../shared/data --task=cola
+
+For each seed both fine-tune the same Hugging Face folder: the new layer begins with the numbers
+that bertjax draws from the seed, the batches hold the same rows in the same order, and learning
+rates, weight decay, clipping and evaluations are the same. What differs is the program and the
+dropout masks. Both keep the best of the evaluations, one an epoch. A seed that stands in the
+results is not run again. Needs the extra `peer`, in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks.hardware import cpu_name
+from bertjax.config import (
+    CheckpointConfig,
+    EvalConfig,
+    FineTuningConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Phase,
+    TaskConfig,
+)
+from bertjax.data.example_rows import ExampleRows
+from bertjax.interop.hugging_face_folder import read_folder
+from bertjax.models import init_params
+from bertjax.tasks.registry import make_task
+from bertjax.training.fine_tuning import Examples
+from bertjax.training.fine_tuning_run import SCORES, fine_tune
+from bertjax.training.optimizer import make_schedule
+
+RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
+TASKS = {  # name: (task, training file, evaluation file, tokens a row)
+    "polarity": ("polarity", "polarity/train.tsv", "polarity/dev.tsv", 64),
+    "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv", 64),
+    "stsb": ("stsb", "stsb/sts-train.tsv", "stsb/sts-dev.tsv", 128),
+    "wnut17": ("ner", "ner/wnut17train.conll", "ner/emerging.test.annotated", 64),
+}
+_WEIGHTS = flags.DEFINE_string("weights", None, "Hugging Face folder of a BERT.", required=True)
+_DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
+_TASK = flags.DEFINE_enum("task", None, list(TASKS), "What to fine-tune for.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
+_EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
+_LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
+
+_CLASSES = {
+    "classification": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",
+    "tagging": "BertForTokenClassification",
+}
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+def main(_: list[str]) -> None:
+    """Runs the seeds that are missing and prints the table."""
+    logging.basicConfig(level=logging.WARNING)
+    name, train, evaluate, max_length = TASKS[_TASK.value]
+    data = Path(_DATA.value)
+    weights = read_folder(_WEIGHTS.value)
+    tokenizer = weights.tokenizer
+    assert tokenizer is not None
+    task = make_task(name)
+    examples = task.read(str(data / train), needs_labels=True)
+    task = task.with_labels(examples)
+    training = Examples(task, examples, tokenizer, max_length)
+    evaluation = Examples(
+        task, task.read(str(data / evaluate), needs_labels=True), tokenizer, max_length
+    )
+    model = dataclasses.replace(
+        weights.config,
+        head=task.head,
+        num_labels=task.num_labels,
+        pooler=task.head in ("classification", "regression"),
+        dtype="float32",
+    )
+    key = f"{_TASK.value}_lr_{_LEARNING_RATE.value:g}_epochs_{_EPOCHS.value}"
+    for seed in map(int, _SEEDS.value):
+        done = [run["seed"] for run in _results().get(key, {}).get("runs", [])]
+        if seed in done:
+            continue
+        config = _config(model, task, training, max_length, seed)
+        ours, our_seconds = _run_ours(config, training, evaluation, tokenizer)
+        theirs, their_seconds = _run_theirs(config, training, evaluation)
+        _add(
+            key,
+            task.main_metric,
+            max_length,
+            {
+                "seed": seed,
+                "bertjax": ours,
+                "transformers": theirs,
+                "bertjax_seconds": round(our_seconds, 1),
+                "transformers_seconds": round(their_seconds, 1),
+            },
+        )
+        print(json.dumps(_results()[key]["runs"][-1]), flush=True)
+    print(json.dumps(_results()[key]["summary"], indent=1))
+
+
+def _config(
+    model: ModelConfig, task: Any, training: Examples, max_length: int, seed: int
+) -> FineTuningConfig:
+    rows = len(training.arrays["row_weights"])
+    num_steps = rows * _EPOCHS.value // _BATCH_SIZE.value
+    return FineTuningConfig(
+        seed=seed,
+        init_from=f"hf:{_WEIGHTS.value}",
+        model=model,
+        phases=(Phase(num_steps, max_length, _BATCH_SIZE.value),),
+        optimizer=OptimizerConfig(
+            name="adamw", learning_rate=_LEARNING_RATE.value, warmup_steps=round(0.1 * num_steps)
+        ),
+        checkpoint=CheckpointConfig(every_steps=num_steps, every_minutes=0, keep=1),
+        eval=EvalConfig(every_steps=-(-num_steps // _EPOCHS.value)),
+        log=LogConfig(every_steps=50, tensorboard=False),
+        task=TaskConfig(name=task.name, options=task.settings()["options"]),
+    )
+
+
+def _run_ours(
+    config: FineTuningConfig, training: Examples, evaluation: Examples, tokenizer: Any
+) -> tuple[dict[str, float], float]:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        fine_tune(config, Path(folder), training, evaluation, tokenizer)
+        scores = json.loads((Path(folder) / SCORES).read_text())["scores"]
+    return {k: v for k, v in scores.items() if k != "loss"}, time.monotonic() - started
+
+
+def _run_theirs(
+    config: FineTuningConfig, training: Examples, evaluation: Examples
+) -> tuple[dict[str, float], float]:
+    """The same with torch, in the plain way of transformers' examples."""
+    import torch
+    import transformers
+
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    task = training.task
+    transformers.logging.set_verbosity_error()
+    model = getattr(transformers, _CLASSES[task.head]).from_pretrained(
+        _WEIGHTS.value, num_labels=task.num_labels
+    )
+    head = init_params(config.model, config.seed)[
+        "tagging_head" if task.head == "tagging" else "classification_head"
+    ]
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(np.array(head["kernel"]).T.copy()))
+        model.classifier.bias.copy_(torch.from_numpy(np.array(head["bias"])))
+    plain = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    plain_ids = set(map(id, plain))
+    decayed = [p for p in model.parameters() if id(p) not in plain_ids]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.optimizer.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=1.0,
+        betas=(config.optimizer.b1, config.optimizer.b2),
+        eps=config.optimizer.eps,
+    )
+    num_steps = config.total_steps
+    rates = np.asarray(make_schedule(config.optimizer, num_steps)(jax.numpy.arange(num_steps)))
+    rows = ExampleRows(training.model_arrays(), seed=config.seed)
+    best: dict[str, float] = {}
+    for step in range(num_steps):
+        positions = step * _BATCH_SIZE.value + np.arange(_BATCH_SIZE.value)
+        batch = {name: torch.from_numpy(x) for name, x in rows.rows(positions).items()}
+        model.train()
+        logits = model(**{name: batch[name].long() for name in _INPUTS}).logits
+        loss = _loss(task.head, logits, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[step])
+        optimizer.step()
+        if (step + 1) % config.eval.every_steps == 0 or step + 1 == num_steps:
+            scores = _evaluate_theirs(model, evaluation)
+            if not best or scores[task.main_metric] > best[task.main_metric]:
+                best = scores
+    return best, time.monotonic() - started
+
+
+def _loss(head: str, logits: Any, batch: dict[str, Any]) -> Any:
+    import torch
+
+    if head == "regression":
+        return torch.nn.functional.mse_loss(logits[:, 0], batch["targets"])
+    if head == "classification":
+        return torch.nn.functional.cross_entropy(logits, batch["labels"].long())
+    chosen = batch["tag_weights"] > 0
+    return torch.nn.functional.cross_entropy(logits[chosen], batch["tag_ids"][chosen].long())
+
+
+def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
+    import torch
+
+    model.eval()
+    parts = []
+    arrays = evaluation.arrays
+    with torch.no_grad():
+        for begin in range(0, len(arrays["row_weights"]), 64):
+            inputs = {
+                name: torch.from_numpy(arrays[name][begin : begin + 64]).long() for name in _INPUTS
+            }
+            parts.append(model(**inputs).logits.numpy())
+    logits = np.concatenate(parts)
+    task = evaluation.task
+    outputs = {"values": logits[:, 0]} if task.head == "regression" else {"logits": logits}
+    return task.scores(evaluation.examples, task.predictions(evaluation.examples, arrays, outputs))
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(RESULT.read_text()) if RESULT.exists() else {}
+
+
+def _add(key: str, metric: str, max_length: int, run: dict[str, Any]) -> None:
+    """Puts a run into the results and summarises the task anew."""
+    results = _results()
+    entry = results.setdefault(key, {"runs": []})
+    entry["runs"].append(run)
+    pairs = [(r["bertjax"][metric], r["transformers"][metric]) for r in entry["runs"]]
+    differences = [ours - theirs for ours, theirs in pairs]
+    entry |= {
+        "task": _TASK.value,
+        "weights": Path(_WEIGHTS.value).name,
+        "main_metric": metric,
+        "max_length": max_length,
+        "batch_size": _BATCH_SIZE.value,
+        "summary": {
+            "seeds": len(pairs),
+            "bertjax_mean": statistics.fmean(ours for ours, _ in pairs),
+            "transformers_mean": statistics.fmean(theirs for _, theirs in pairs),
+            "mean_difference": statistics.fmean(differences),
+            "deviation_of_difference": statistics.stdev(differences) if len(pairs) > 1 else None,
+            "seconds_ratio": sum(r["transformers_seconds"] for r in entry["runs"])
+            / sum(r["bertjax_seconds"] for r in entry["runs"]),
+        },
+        "hardware": cpu_name(),
+        "load": _LOAD.value,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {n: version(n) for n in ("jax", "torch", "transformers")},
+    }
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
