@@ -138,13 +138,4 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
         metrics: tuple[str, ...] = ("spearman", "pearson")
         return TextTask(name, "regression", columns, metrics, metrics[0], options=options)
     metrics = ("accuracy", "f1_macro")
-    return TextTask(
-        name,
-        "classification",
-        columns,
-        metrics,
-        metrics[0],
-        labels,
-        takes_labels=True,
-        options=options,
-    )
+    return TextTask(name, "classification", columns, metrics, metrics[0], labels, options=options)

@@ -61,8 +61,7 @@ class TextTask(Task[TextExample]):
         tfds_labels: TFDS's name of a label → ours, where they differ.
         metrics: keys of `METRICS`.
         groups: a part of the source's name → what scores of those examples alone end in.
-        takes_labels: the label names are an option, not part of the task.
-        options: what `make_task` was given.
+        options: what `make_task` needs to make this task.
     """
 
     name: str
@@ -74,15 +73,11 @@ class TextTask(Task[TextExample]):
     tfds_columns: Columns | None = None
     tfds_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    takes_labels: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
-        options = dict(self.options)
-        if self.takes_labels and self.label_names:
-            options["label_names"] = list(self.label_names)
-        return {"name": self.name, "options": options}
+        return {"name": self.name, "options": dict(self.options)}
 
     def with_labels(self, examples: Sequence[TextExample]) -> TextTask:
         """See `Task.with_labels`: sorted, where the task has none yet."""
@@ -95,7 +90,8 @@ class TextTask(Task[TextExample]):
                 f"({', '.join(names)}); expected at least two: is label_column = "
                 f"{self.columns.label!r} the right one?"
             )
-        return dataclasses.replace(self, label_names=tuple(names))
+        options = {**self.options, "label_names": names}
+        return dataclasses.replace(self, label_names=tuple(names), options=options)
 
     def read(self, source: str, needs_labels: bool) -> list[TextExample]:
         """See `Task.read`."""
