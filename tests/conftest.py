@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["english"]  # fixtures wordpiece and sentence_piece
+pytest_plugins = ["english", "buckets"]  # fixtures wordpiece, sentence_piece and bucket
 
 # Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
 # what other tests and processes have compiled. Set before jax is imported; commands inherit it.
