@@ -199,7 +199,9 @@ class BucketPath:
             listing = self._list(delimiter="/")
             for _ in listing:  # the folders come with the pages
                 pass
-        return sorted(prefix.removeprefix(self._prefix()).rstrip("/") for prefix in listing.prefixes)
+        return sorted(
+            prefix.removeprefix(self._prefix()).rstrip("/") for prefix in listing.prefixes
+        )
 
     def remove_tree(self, first: str = "") -> None:
         """Removes everything below.
@@ -294,9 +296,7 @@ def require_client() -> None:
 @functools.cache
 def _client() -> Any:
     missing = [
-        package
-        for package in ("gcsfs", "google.cloud.storage")
-        if not _is_installed(package)
+        package for package in ("gcsfs", "google.cloud.storage") if not _is_installed(package)
     ]
     if missing:
         raise ConfigError(

@@ -89,6 +89,7 @@ def with_generation(download):
 def main():
     storage = emulator.create_server("localhost", 0, in_memory=True, default_bucket=BUCKET)._storage
     storage.buckets[BUCKET]["softDeletePolicy"] = {"retentionDurationSeconds": "0"}
+    storage._write_config_to_file = lambda: None  # else every write writes the list of all objects
     enforce_conditions(storage, Handler.conditions)
     objects.download = with_generation(objects.download)
     httpd = server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, storage))
