@@ -279,9 +279,13 @@ class BucketPath:
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls the function for each item, several at a time; raises the first error."""
+    """Calls the function for each item, several at a time; at the first error begins no more."""
     with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
-        return list(pool.map(function, items))
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def require_client() -> None:

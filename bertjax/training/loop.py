@@ -42,6 +42,7 @@ from bertjax.training.preemption import (
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
+from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.training.workdir_lock import lock_workdir
 from bertjax.validation import validate
 
@@ -57,7 +58,8 @@ def run(config: Config, workdir: str | Path) -> int:
 
     Args:
       config: the recipe.
-      workdir: folder of checkpoints, metrics, curves and summary; made if it is missing.
+      workdir: folder of checkpoints, metrics, curves and summary; made if it is missing. A path, or
+        gs://BUCKET/FOLDER.
 
     Returns:
       0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
@@ -77,25 +79,30 @@ def run(config: Config, workdir: str | Path) -> int:
             "recipe (--print_config shows it)": config.to_json(),
         }
     )
-    workdir = Path(workdir)
+    place = open_workdir(workdir)
     mesh = make_mesh(config.mesh)
     check_fits_mesh(config, mesh)
     # One process holds the lock for all of them: they share the workdir.
-    lock = lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    writes = jax.process_index() == 0
+    lock = lock_workdir(place.path) if writes else contextlib.nullcontext()
     several = jax.process_count() > 1
     with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
         try:
-            distributed.check_shared(workdir)
-            data = open_data(config, workdir)
+            distributed.check_shared(place.path)
+            data = open_data(config, place)
             distributed.check_alike(
                 {
                     "store (config.data.store)": data.store_hash,
                     "evaluation store (config.data.eval_store)": data.evaluation_hash,
                 }
             )
-            with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
-                trainer = _Trainer(config, workdir, mesh, data, checkpoints)
-                with Tracker(workdir, config, resume_step=trainer.step) as tracker:
+            keep = config.checkpoint.keep
+            with (
+                place.kept() if writes else contextlib.nullcontext(),
+                CheckpointStore(place.path, keep, before_seal=place.upload) as checkpoints,
+            ):
+                trainer = _Trainer(config, place, mesh, data, checkpoints)
+                with Tracker(place.local, config, resume_step=trainer.step) as tracker:
                     finished = trainer.train(tracker, guard)
                 if finished:
                     trainer.summarize()
@@ -111,7 +118,7 @@ class _Trainer:
     def __init__(
         self,
         config: Config,
-        workdir: Path,
+        workdir: Workdir,
         mesh: Mesh,
         data: Data,
         checkpoints: CheckpointStore,
@@ -164,7 +171,7 @@ class _Trainer:
         digest = params_sha256(self.state.params)  # by all processes
         if jax.process_index() != 0:
             return
-        evaluation = read_lines(self.workdir / EVALS)[-1]
+        evaluation = read_lines(self.workdir.local / EVALS)[-1]
         heldout = {name: value for name, value in evaluation.items() if name.startswith("heldout")}
         summary = {
             "parameters": self.num_parameters,
@@ -174,8 +181,8 @@ class _Trainer:
             "params_sha256": digest,
             "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
-        write_summary(self.workdir, summary)
-        plot_curves(self.workdir)
+        write_summary(self.workdir.local, summary)
+        plot_curves(self.workdir.local)
         _LOG.info(
             "finished %s steps in %.0f s: held-out MLM loss %.3f nats (training unigrams: %.3f)%s",
             f"{self.step:,}",
@@ -188,7 +195,7 @@ class _Trainer:
             if self.model.next_sentence
             else "",
         )
-        _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir)
+        _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir.path)
 
     def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps of one phase; False = asked to stop."""

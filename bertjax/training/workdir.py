@@ -1,8 +1,8 @@
 """A run's workdir: a folder, or in a bucket one with a local half that is uploaded as it grows.
 
 metrics.jsonl, evals.jsonl, the event files of TensorBoard, summary.json and curves.png are written
-into the local half, since a bucket cannot append; what must not be there is `rows`, an index that
-any machine can make. Uploaded are whole files that have changed: once a minute, at the end, and
+into the local half, since a bucket cannot append; `rows` and `store`, which other code keeps there,
+stay where they are. Uploaded are whole files that have changed: once a minute, at the end, and
 before a checkpoint counts. So the bucket has every line up to the step of each of its checkpoints,
 and a resumed run, on any machine, finds all that it needs there.
 """
@@ -23,7 +23,7 @@ from bertjax.training.tracker import EVALS, METRICS
 
 _LOG = logging.getLogger(__name__)
 _UPLOAD_SECONDS = 60.0
-_STAYS_HERE = "rows"  # and every hidden file
+_STAY_HERE = ("rows", "store")  # and every hidden file
 
 
 class Workdir:
@@ -46,8 +46,8 @@ class BucketWorkdir(Workdir):
     """A workdir in a bucket."""
 
     def __init__(self, path: BucketPath):
-        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        super().__init__(path, cache_folder() / "workdirs" / name)
+        number = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        super().__init__(path, cache_folder() / "workdirs" / number / path.name)
         self._bucket = path
         self._uploaded: dict[str, tuple[int, int]] = {}  # size and time of each file
         self._uploading = threading.Lock()
@@ -107,7 +107,7 @@ class BucketWorkdir(Workdir):
         states = {}
         for path in self.local.rglob("*"):
             parts = path.relative_to(self.local).parts
-            if parts[0] != _STAYS_HERE and not path.name.startswith(".") and path.is_file():
+            if parts[0] not in _STAY_HERE and not path.name.startswith(".") and path.is_file():
                 status = path.stat()
                 states["/".join(parts)] = status.st_size, status.st_mtime_ns
         return states
