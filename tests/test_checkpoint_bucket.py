@@ -7,6 +7,7 @@ import shutil
 import pytest
 from checkpoint_states import assert_is_step, save
 
+from bertjax import newest_checkpoint
 from bertjax.bucket import BucketPath
 from bertjax.training import sealing
 from bertjax.training.checkpoint import CheckpointError, CheckpointStore, resolve
@@ -157,3 +158,13 @@ def test_a_bucket_that_does_not_answer_is_no_damage(workdir, newest, monkeypatch
     monkeypatch.setattr(BucketPath, "files", fail)
     with pytest.raises(CheckpointError, match=r"503 try later.*says nothing about the checkpoint"):
         sealing.find_faults(newest)
+
+
+def test_the_newest_checkpoint_is_told_by_its_seal(workdir, newest, tmp_path, capsys):
+    assert newest_checkpoint.main(str(workdir)) == 0
+    (newest / "SEAL.json").unlink()
+    assert newest_checkpoint.main(str(workdir)) == 0
+    assert newest_checkpoint.main(str(workdir / "nowhere")) == 0
+    (tmp_path / "checkpoints" / "step_00000007").mkdir(parents=True)
+    assert newest_checkpoint.main(str(tmp_path)) == 0
+    assert capsys.readouterr().out.split() == ["step_00000002", "step_00000001", "step_00000007"]

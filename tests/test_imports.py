@@ -14,12 +14,15 @@ ONLY_IN = {  # package -> the files that may import it
     "orbax": {"training/checkpoint.py", "training/orbax_noise.py"},
     "tensorflow": {"data/stream.py", "data/corpus.py"},
     "tensorflow_datasets": {"data/corpus.py"},
+    "google": {"bucket.py"},
+    "fsspec": {"bucket.py"},
 }
 NEVER = {  # folder -> what nothing in it may import
     "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training"},
     "models": {"optax", "bertjax.data", "bertjax.training"},
     "training": {"bertjax.planning"},
     "planning": {"optax", "bertjax.data"},
+    "bucket.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
     "config.py": {"jax", "numpy", "bertjax"},
     "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
 }
@@ -50,7 +53,7 @@ def test_imports_keep_to_their_room(path):
             assert not [name for name in names if within(name, package)], package
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
-    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan"}
+    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan", "bertjax.newest_checkpoint"}
     assert not names & commands, "nothing imports a command"
 
 
@@ -62,6 +65,8 @@ def test_imports_keep_to_their_room(path):
         ("bertjax.models", ["tensorflow", "orbax"]),
         ("bertjax.training.loop", ["tensorflow"]),
         ("bertjax.plan", ["jax", "tensorflow"]),
+        ("bertjax.bucket", ["jax", "tensorflow", "numpy", "google.cloud", "fsspec"]),
+        ("bertjax.newest_checkpoint", ["jax", "tensorflow", "orbax"]),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module, absent):

@@ -102,7 +102,7 @@ def test_an_upload_is_gone_on_with_and_overwrites_no_other_store(source, folder,
 def test_prepare_uploads(bucket, tmp_path):
     (tmp_path / "corpus.txt").write_text("A sentence here. Another one.\n\nA new document. Yes.\n")
     command = [sys.executable, "-m", "bertjax.prepare", f"--input={tmp_path / 'corpus.txt'}"]
-    options = ["--tokenizer=train:wordpiece", "--vocab_size=60", "--heldout_share=0"]
+    options = ["--tokenizer=train:wordpiece", "--vocab_size=300", "--heldout_share=0"]
     result = subprocess.run(
         [*command, f"--output={bucket}/made", *options, "--num_workers=1"],
         cwd=Path(__file__).parent.parent,

@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import RECIPE, STEPS, computed, micro, read, store, summary, whole_run  # noqa: F401
 
 from bertjax.bucket import BucketPath
-from bertjax.cache import cache_folder
 from bertjax.config import ConfigError
 from bertjax.data.staging import upload_store
 from bertjax.training import loop
+from bertjax.training.input import open_data
+from bertjax.training.workdir import open_workdir
 
 
 def fetch(workdir: BucketPath, folder: Path) -> Path:
@@ -116,12 +117,14 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
 
 
 def test_the_embedded_corpus_is_kept_in_the_bucket(bucket, tmp_path, monkeypatch):
-    config = micro("", num_steps=1)
-    assert loop.run(config, str(bucket)) == 0
+    config, workdir = micro(""), open_workdir(str(bucket))
+    data = open_data(config, workdir)
     manifest = json.loads((bucket / "store" / "manifest.json").read_bytes())
     assert manifest["options"]["input"] == "embedded:python"
+    workdir.upload()
+    assert list(bucket.folders()) == ["store"]
     monkeypatch.setenv("BERTJAX_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr("bertjax.data.embedded.prepare", None)  # it is not prepared twice
-    assert loop.run(micro("", num_steps=2), str(bucket)) == 0
-    assert len(read(fetch(bucket, tmp_path / "found"))) == 2
-    assert list((cache_folder() / "stores").iterdir())
+    again = open_data(config, open_workdir(str(bucket)))
+    assert again.store_hash == data.store_hash
+    assert again.store.path.is_relative_to(tmp_path / "another machine" / "stores")
