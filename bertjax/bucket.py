@@ -278,12 +278,20 @@ class BucketPath:
             raise OSError(errno.EIO, str(error), str(self)) from error
 
 
-def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls the function for each item, several at a time; at the first error begins no more."""
+def in_parallel(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    at_error: Callable[[], None] = lambda: None,
+) -> list[Any]:
+    """Calls the function for each item, several at a time.
+
+    At the first error it begins no more, calls `at_error`, waits for those under way and raises.
+    """
     with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
         try:
             return list(pool.map(function, items))
         except BaseException:
+            at_error()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from micro_runs import RECIPE, STEPS, assert_same_run, micro, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import RECIPE, STEPS, computed, micro, read, store, summary, whole_run  # noqa: F401
 
 from bertjax.bucket import BucketPath
 from bertjax.config import ConfigError
@@ -29,14 +29,6 @@ def fetch(workdir: BucketPath, folder: Path) -> Path:
     return folder
 
 
-def assert_same_run(workdir, folder, whole_run):  # noqa: F811
-    found = fetch(workdir, folder)
-    assert summary(found)["params_sha256"] == summary(whole_run)["params_sha256"]
-    assert computed(found) == computed(whole_run)
-    assert read(found, "evals.jsonl") == read(whole_run, "evals.jsonl")
-    return found
-
-
 def start(workdir, store_path):
     command = [sys.executable, "-m", "bertjax.train", f"--config={RECIPE}", f"--workdir={workdir}"]
     return subprocess.Popen(
@@ -49,19 +41,14 @@ def start(workdir, store_path):
 
 
 def test_killed_and_continued_on_another_machine_is_the_same_run(
-    bucket,
-    store,  # noqa: F811
-    whole_run,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-    caplog,
+    bucket, store, whole_run, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
     workdir = bucket / "run"
     upload_store(store, bucket / "store")
     with start(workdir, bucket / "store") as process:
         seal = workdir / "checkpoints" / "step_00000004" / "SEAL.json"
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not seal.is_file():
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
@@ -72,7 +59,8 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
     monkeypatch.setenv("BERTJAX_CACHE", str(tmp_path / "another machine"))
     assert loop.run(micro(bucket / "store"), str(workdir)) == 0
     assert "resuming from step" in caplog.text
-    found = assert_same_run(workdir, tmp_path / "found", whole_run)
+    found = fetch(workdir, tmp_path / "found")
+    assert_same_run(found, whole_run)
     assert (found / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = sorted(path.name for path in (found / "checkpoints").iterdir())
     assert kept == ["step_00000012", "step_00000016", "step_00000018"]
@@ -84,11 +72,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
 
 
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
-    bucket,
-    store,  # noqa: F811
-    whole_run,  # noqa: F811
-    tmp_path,
-    caplog,
+    bucket, store, whole_run, tmp_path, caplog
 ):
     assert loop.run(micro(store, num_steps=8), str(bucket)) == 0
     newest = bucket / "checkpoints" / "step_00000008"
@@ -105,7 +89,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     )
     assert "step_00000009, which was never finished" in caplog.text
     assert "resuming from step 4" in caplog.text
-    assert_same_run(bucket, tmp_path / "found", whole_run)
+    assert_same_run(fetch(bucket, tmp_path / "found"), whole_run)
 
     # Parameters of a run in the bucket, and one more run that finds its workdir's settings changed.
     caplog.clear()

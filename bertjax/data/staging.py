@@ -162,11 +162,7 @@ def _fetch(source: BucketPath, folder: Path, missing: dict[str, dict[str, Any]])
                 )
             partial.replace(folder / name)
 
-        try:
-            in_parallel(fetch, missing)
-        except BaseException:
-            stopped.set()  # the others need not come to their end
-            raise
+        in_parallel(fetch, missing, at_error=stopped.set)  # the others need not come to their end
 
 
 class _Progress:
