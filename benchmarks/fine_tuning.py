@@ -38,11 +38,12 @@ from bertjax.config import (
     TaskConfig,
 )
 from bertjax.data.example_rows import ExampleRows
+from bertjax.interop.bertjax_checkpoint import SCORES
 from bertjax.interop.hugging_face_folder import read_folder
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.training.fine_tuning import Examples
-from bertjax.training.fine_tuning_run import SCORES, fine_tune
+from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.optimizer import make_schedule
 
 RESULT = Path(__file__).parent / "results" / "fine_tuning.json"

@@ -38,7 +38,16 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
 
 
 def define_overrides(config: Config) -> flags.FlagHolder:
-    """Defines `--config.a.b=value` over a configuration that the command makes itself."""
+    """Defines `--config.a.b=value` over a configuration that the command makes itself.
+
+    A field that does not exist ends the program here, in one line: the flag reads the command line
+    as it is defined.
+    """
+    try:
+        _with_recipe_paths(sys.argv[1:], type(config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     holder = config_flags.DEFINE_config_dataclass(
         "config", config, "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8."
     )

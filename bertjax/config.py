@@ -48,7 +48,7 @@ class ModelConfig:
 class DataConfig:
     """Where rows come from and what they look like."""
 
-    store: str = ""  # folder written by bertjax.prepare; "" = the embedded corpus
+    store: str = ""  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
     eval_store: str = ""  # "" = the held-out documents of `store`
     global_batch_size: int = 256  # rows a step, over all devices and microbatches
     max_length: int = 128  # tokens a row, special tokens included
@@ -131,8 +131,8 @@ class Config:
 
     seed: int = 0
     num_steps: int = 0  # stops the whole run early; 0 = the sum of the phases
-    init_from: str = ""  # a workdir or checkpoint to take the parameters from, or hf:FOLDER of a
-    # Hugging Face model; heads that it does not have are drawn from the seed
+    init_from: str = ""  # a workdir or checkpoint (a path or gs://) to take the parameters from, or
+    # hf:FOLDER of a Hugging Face model; heads that it does not have are drawn from the seed
     num_microbatches: int = 0  # parts of a batch, one after the other; 0 = chosen to fit the memory
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags
 
 from bertjax import cli
+from bertjax.bucket import is_bucket_path
 from bertjax.config import (
     CheckpointConfig,
     Config,
@@ -73,6 +74,10 @@ def main(overridden: Config) -> int:
     for flag in (_TASK, _INIT_FROM, _TRAIN, _EVAL, _WORKDIR):
         if not flag.value:
             raise ConfigError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
+    if is_bucket_path(_WORKDIR.value):
+        raise ConfigError(
+            f"--workdir={_WORKDIR.value}: fine-tuning keeps its results on a disk; name a folder"
+        )
     from bertjax.data.store import StoreError
     from bertjax.data.vocabulary import TokenizerError
     from bertjax.interop.weights import WeightsError

@@ -7,19 +7,28 @@ Inputs are plain text (a blank line between documents, a line a paragraph), JSON
 embedded:python, the documentation of this Python; several are separated by commas. The store holds
 no lengths, pairs or masks: every recipe that uses its vocabulary can read it.
 
+--output=gs://BUCKET/FOLDER is prepared in this machine's cache ($BERTJAX_CACHE) and then uploaded,
+the manifest last.
+
 A run that was stopped or killed goes on with the same command. What cannot be used is reported by
 file and line, counted in STORE/manifest.json, and an error under --strict.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from pathlib import Path
 
 from absl import app, flags
 
+from bertjax.bucket import BucketPath, as_path, require_client
+from bertjax.cache import cache_folder
+from bertjax.config import ConfigError
 from bertjax.data.blocks import CorpusError
 from bertjax.data.build_store import prepare
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
+from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
 from bertjax.data.store_writer import SHARD_TOKENS
 from bertjax.data.tokenizer import TokenizerError
@@ -30,7 +39,9 @@ _INPUT = flags.DEFINE_string(
     "Globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
     required=True,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the store.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of the store: a path, or gs://BUCKET/FOLDER.", required=True
+)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     None,
@@ -77,10 +88,16 @@ def main(argv: list[str]) -> int:
         print(f"error: unexpected {argv[1]!r}; is a glob not quoted?", file=sys.stderr)
         return 1
     try:
+        output = as_path(_OUTPUT.value)
+        folder = _OUTPUT.value
+        if isinstance(output, BucketPath):
+            require_client()  # before hours of work
+            number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
+            folder = str(cache_folder() / "prepared" / number / output.name)
         prepare(
             PrepareOptions(
                 input=_INPUT.value,
-                output=_OUTPUT.value,
+                output=folder,
                 tokenizer=_TOKENIZER.value,
                 vocab_size=_VOCAB_SIZE.value,
                 lower_case=_LOWER_CASE.value,
@@ -92,7 +109,10 @@ def main(argv: list[str]) -> int:
                 num_workers=_NUM_WORKERS.value,
             )
         )
-    except (PrepareError, CorpusError, StoreError, TokenizerError) as error:
+        if isinstance(output, BucketPath):
+            upload_store(Path(folder), output)
+            print(f"{output}: uploaded from {folder}, which may be deleted")
+    except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

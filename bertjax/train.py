@@ -15,11 +15,15 @@ import traceback
 from absl import flags
 
 from bertjax import cli
+from bertjax.bucket import is_bucket_path, require_client
 from bertjax.config import Config, ConfigError
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json."
+    "workdir",
+    None,
+    "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json. A path, or "
+    "gs://BUCKET/FOLDER.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", "", "HOST:PORT of process 0; found by itself on the clusters JAX knows."
@@ -32,6 +36,8 @@ def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
     if not _WORKDIR.value:
         raise ConfigError("--workdir=DIR is missing: the folder that the run is kept in")
+    if any(map(is_bucket_path, (_WORKDIR.value, *_paths(config)))):
+        require_client()
     import jax
 
     from bertjax.data.store import StoreError
@@ -61,7 +67,8 @@ def main(config: Config) -> int:
             print(f"error: another process of this run is gone: {error}", file=sys.stderr)
             print("run the same command again on all machines to go on", file=sys.stderr)
             distributed.leave(EXIT_PREEMPTED)
-        if isinstance(error, foreseen):
+        of_bucket = isinstance(error, OSError) and is_bucket_path(error.filename)
+        if isinstance(error, foreseen) or of_bucket:
             logging.getLogger(__name__).debug("details", exc_info=True)
             print(f"error: {error}", file=sys.stderr)
         else:
@@ -70,6 +77,10 @@ def main(config: Config) -> int:
         if several:
             distributed.leave(exit_code)
         return exit_code
+
+
+def _paths(config: Config) -> tuple[str, ...]:
+    return config.data.store, config.data.eval_store, config.init_from
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ launch/gke.sh COMMAND --name=NAME --image=IMAGE --accelerator=TYPE --topology=Ax
   --topology=AxB or AxBxC chips of a slice
   --chips_per_host=N      chips of a node: 4, or all where the slice has fewer
   --num_slices=1          slices that train together; each is a node pool
-  --claim=NAME            PersistentVolumeClaim (ReadWriteMany), mounted at /mnt/bertjax: put --workdir
-                          and the store there
+  --claim=NAME            PersistentVolumeClaim (ReadWriteMany), mounted at /mnt/bertjax, for the
+                          --workdir and the store; not needed where they are gs://BUCKET/FOLDER
   --service_account=NAME  of Kubernetes, for the Pods
   --spot                  run on Spot nodes
   --host_network          the network of the host, faster between slices; not on Autopilot
@@ -95,8 +95,8 @@ check_jobset() {
   recipe=$(flag_value config "${flags[@]}")
   workdir=$(flag_value workdir "${flags[@]}")
   [[ $recipe != *.py ]] || fail "--config=$recipe: the Pods see only the recipes in the image; add it to configs/"
-  if [[ -n $claim && $workdir != /mnt/bertjax/* ]]; then
-    fail "--workdir=$workdir is not below /mnt/bertjax, where --claim is mounted"
+  if [[ -n $claim && $workdir != /mnt/bertjax/* && $workdir != gs://* ]]; then
+    fail "--workdir=$workdir is not below /mnt/bertjax, where --claim is mounted, nor in a bucket"
   fi
 }
 

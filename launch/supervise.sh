@@ -18,7 +18,8 @@ again, and the supervisor ends with its exit code.
 
   --max_restarts=10    restarts in a row without a new checkpoint before it gives up and ends with 1;
                        checkpoints are looked for in the DIR of the command's --workdir=DIR, and
-                       without that every restart counts
+                       without that every restart counts; in gs://... by the python of the command,
+                       if that is a python, else by the one in PATH
   --backoff_seconds=5  pause before a restart; doubles, up to 300, while no new checkpoint comes
   --dry-run            print the command and stop
 END
@@ -51,15 +52,25 @@ for argument in "$@"; do
   case $argument in --workdir=*) workdir=${argument#*=} ;; esac
 done
 
-# The name of the newest checkpoint; a save has its name only when it is whole.
-newest_checkpoint() {
-  local folder newest=
-  if [[ -n $workdir ]]; then
+# The python that knows how to ask a bucket.
+python=python
+if [[ ${1##*/} == python* ]]; then python=$1; fi
+
+# Sets `newest` to the name of the newest checkpoint; a save has its name only when it is whole.
+newest=
+look_for_checkpoint() {
+  local folder found=
+  if [[ $workdir == gs://* ]]; then
+    found=$("$python" -m bertjax.newest_checkpoint "$workdir") || {
+      say "the checkpoints in $workdir cannot be listed; the newest known is ${newest:-none}"
+      return 0
+    }
+  elif [[ -n $workdir ]]; then
     for folder in "$workdir"/checkpoints/step_*; do
-      if [[ -d $folder ]]; then newest=${folder##*/}; fi
+      if [[ -d $folder ]]; then found=${folder##*/}; fi
     done
   fi
-  echo "$newest"
+  newest=$found
 }
 
 child=
@@ -104,7 +115,8 @@ trap on_signal TERM INT
 restarts=0 # since the last new checkpoint
 pause=$backoff_seconds
 while true; do
-  before=$(newest_checkpoint)
+  look_for_checkpoint
+  before=$newest
   run_child "$@"
   if ((code == 0)); then
     say "finished"
@@ -116,8 +128,8 @@ while true; do
     say "exit code $code: not started again"
     exit "$code"
   fi
-  after=$(newest_checkpoint)
-  if [[ $after != "$before" ]]; then
+  look_for_checkpoint
+  if [[ $newest != "$before" ]]; then
     restarts=0
     pause=$backoff_seconds
   fi
@@ -126,7 +138,7 @@ while true; do
     say "exit code $code: gave up after $max_restarts restarts without a new checkpoint"
     exit 1
   fi
-  say "exit code $code: starting again in $pause s, from ${after:-the beginning}" \
+  say "exit code $code: starting again in $pause s, from ${newest:-the beginning}" \
     "(restart $restarts of at most $max_restarts from there)"
   sleep "$pause" &
   sleeper=$!

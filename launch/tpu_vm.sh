@@ -24,10 +24,12 @@ launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --accelerator_type=TYPE [option
   --spot                    cheaper, and may be taken away at any time
   --num_slices=1            slices that train together over the data-centre network
   --no_queue                create the TPU VM directly instead of by queued resource (one slice)
-  --service_account=EMAIL   of the VMs; needs to read the store's bucket
+  --service_account=EMAIL   of the VMs; needs to read the store's bucket and write the
+                            workdir's
   --mount=nfs://HOST/SHARE or gs://BUCKET
-                            mounted at /mnt/bertjax on every worker: put --workdir there. A bucket
-                            must have a hierarchical namespace
+                            mounted at /mnt/bertjax on every worker, for a --workdir there; not
+                            needed for --workdir=gs://BUCKET/FOLDER. A bucket that is mounted must
+                            have a hierarchical namespace
   --store=gs://BUCKET/PATH  token store, copied to every worker; becomes --config.data.store
   --revision=HEAD           of this repository, to install; or
   --wheel=FILE              a wheel of bertjax
@@ -122,8 +124,8 @@ check_start() {
   check_training_flags "$repository" "${flags[@]}"
   check_recipe "$repository" "${flags[@]}"
   workdir=$(flag_value workdir "${flags[@]}")
-  if [[ -n $mount && $workdir != /mnt/bertjax/* ]]; then
-    fail "--workdir=$workdir is not below /mnt/bertjax, where --mount is mounted"
+  if [[ -n $mount && $workdir != /mnt/bertjax/* && $workdir != gs://* ]]; then
+    fail "--workdir=$workdir is not below /mnt/bertjax, where --mount is mounted, nor in a bucket"
   fi
 }
 

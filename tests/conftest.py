@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["english"]  # fixtures wordpiece and sentence_piece
+# Fixtures wordpiece and sentence_piece; bucket; store and whole_run.
+pytest_plugins = ["english", "buckets", "micro_runs"]
 
 # Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
 # what other tests and processes have compiled. Set before jax is imported; commands inherit it.

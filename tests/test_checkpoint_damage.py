@@ -139,11 +139,11 @@ def test_another_format_version_is_refused_and_left_in_place(workdir, monkeypatc
     newest = workdir / "checkpoints" / "step_00000002"
     (newest / "SEAL.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(sealing, "FORMAT_VERSION", 2)
+        patch.setattr(sealing, "FORMAT_VERSION", 3)
         sealing.write_seal(newest, 2)
     with (
         CheckpointStore(workdir, keep=0) as store,
-        pytest.raises(CheckpointError, match=r"format 2 found, .* reads format 1"),
+        pytest.raises(CheckpointError, match=r"format 3 found, .* reads format 1 and 2"),
     ):
         store.latest()
     assert names_in(workdir) == ["step_00000001", "step_00000002"]

@@ -85,7 +85,7 @@ TASKS = {  # head -> task, options, files
         "{}_numbers.tsv",
     ),
     "tagging": ("ner", {}, "{}.conll"),
-    "span": ("squad", {}, "{}.json"),
+    "span": ("squad", {"max_query_length": 4, "doc_stride": 4}, "{}.json"),
 }
 
 
@@ -136,7 +136,7 @@ def finetune(*arguments, **flags):
     )
 
 
-def of_sentences(start, files, workdir, **flags):
+def of_sentences(start, files, folder, **flags):
     """The command on the classification files."""
     flags = {
         "task": "classification",
@@ -144,7 +144,7 @@ def of_sentences(start, files, workdir, **flags):
         "init_from": start,
         "train": files / "train.tsv",
         "eval": files / "eval.tsv",
-        "workdir": workdir,
+        "workdir": folder,
         "max_length": 16,
     } | flags
     return finetune(**flags)
@@ -266,7 +266,8 @@ def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, word
     for part, expected in (("embeddings", before), ("encoder", before), ("pooler", before)):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found[part], expected[part]))), part
     kernel = found["classification_head"]["kernel"]
-    np.testing.assert_array_equal(kernel, drawn["classification_head"]["kernel"])
+    # The last bit may differ from what is drawn uncompiled.
+    np.testing.assert_allclose(kernel, drawn["classification_head"]["kernel"], rtol=1e-6)
 
 
 # Several runs

@@ -18,6 +18,8 @@ ONLY_IN = {  # package -> the files that may import it
     "scipy": {"tasks"},
     "nervaluate": {"tasks"},
     "safetensors": {"interop/hugging_face_folder.py"},
+    "google": {"bucket.py"},
+    "fsspec": {"bucket.py"},
 }
 NEVER = {  # folder -> what nothing in it may import
     "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training", "bertjax.tasks"},
@@ -26,6 +28,7 @@ NEVER = {  # folder -> what nothing in it may import
     "planning": {"optax", "bertjax.data"},
     "tasks": {"jax", "flax", "optax", "bertjax.models", "bertjax.training"},
     "interop": {"optax", "torch", "transformers", "bertjax.models"},
+    "bucket.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
     "config.py": {"jax", "numpy", "bertjax"},
     "validation.py": {"jax", "numpy", "bertjax.data", "bertjax.models", "bertjax.training"},
 }
@@ -56,7 +59,9 @@ def test_imports_keep_to_their_room(path):
             assert not [name for name in names if within(name, package)], package
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
-    commands = {"bertjax.train", "bertjax.prepare", "bertjax.plan", "bertjax.convert"}
+    commands = {
+        f"bertjax.{name}" for name in ("train", "prepare", "plan", "convert", "finetune", "predict")
+    } | {"bertjax.newest_checkpoint"}
     assert not names & commands, "nothing imports a command"
 
 
@@ -72,6 +77,8 @@ def test_imports_keep_to_their_room(path):
         ("bertjax.convert", ["jax", "tensorflow"]),
         ("bertjax.encoder", ["tensorflow", "orbax", "optax", "tokenizers", "sentencepiece"]),
         ("bertjax.interop.formats", ["jax", "tensorflow"]),
+        ("bertjax.bucket", ["jax", "tensorflow", "numpy", "google.cloud", "fsspec"]),
+        ("bertjax.newest_checkpoint", ["jax", "tensorflow", "orbax"]),
     ],
 )
 def test_importing_pulls_in_nothing_heavy(module, absent):

@@ -1,6 +1,5 @@
 """Runs through the public command and `loop.run`: what is written, and that resuming is exact."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,66 +7,17 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from micro_runs import RECIPE, STEPS, assert_same_run, computed, micro, read, summary
 from stream_store import make_documents, make_tokenizer
 
-from bertjax import cli
 from bertjax.config import ConfigError
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import step_keys
 from bertjax.training.workdir_lock import WorkdirInUseError
-
-RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
-STEPS = 18
-# What a step computes; the rates differ from run to run.
-STEP_KEYS = step_keys(Pretraining.metric_names)
-COMPUTED = [k for k in STEP_KEYS if k not in ("sequences_per_second", "real_tokens_per_second")]
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train") / "store"
-    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
-    return folder
-
-
-def micro(store, **changes):
-    config = cli.load_recipe(RECIPE)
-    config.data.store = str(store)
-    for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        setattr(getattr(config, section) if section else config, field, value)
-    return config
-
-
-def read(workdir, name="metrics.jsonl"):
-    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
-def summary(workdir):
-    return json.loads((workdir / "summary.json").read_text())
-
-
-def computed(workdir):
-    return [{k: line[k] for k in COMPUTED} for line in read(workdir)]
-
-
-@pytest.fixture(scope="session")
-def whole_run(store, tmp_path_factory):
-    """The run that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("train") / "whole"
-    assert loop.run(micro(store), workdir) == 0
-    return workdir
-
-
-def assert_same_run(workdir, whole_run):
-    assert summary(workdir)["params_sha256"] == summary(whole_run)["params_sha256"]
-    assert computed(workdir) == computed(whole_run)
-    assert read(workdir, "evals.jsonl") == read(whole_run, "evals.jsonl")
 
 
 def test_a_run_leaves_what_it_promises(whole_run):
@@ -78,7 +28,7 @@ def test_a_run_leaves_what_it_promises(whole_run):
         4 * i for i in range(1, 7)
     ]
     for line in lines:
-        assert list(line) == list(STEP_KEYS)
+        assert list(line) == list(step_keys(Pretraining.metric_names))
         assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
         assert line["mfu"] is None  # nobody publishes the peak of a CPU
     assert lines[0]["learning_rate"] == 0

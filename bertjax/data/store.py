@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertjax.bucket import BucketPath
+
 if TYPE_CHECKING:
     from bertjax.data.tokenizer import Tokenizer
 
@@ -188,7 +190,7 @@ def verify_store(path: str | os.PathLike[str]) -> None:
             )
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path | BucketPath) -> dict[str, Any]:
     """Reads and checks STORE/manifest.json.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import bertjax
+from bertjax.bucket import BucketPath, as_path
 from bertjax.config import Config, ModelConfig
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import Tokenizer, TokenizerError
@@ -20,6 +22,7 @@ from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
 from bertjax.training.workdir_tokenizer import TOKENIZER_FOLDER
 
 LABELS = "labels.json"  # of a workdir: names of the labels, in the order of their ids
+SCORES = "scores.json"  # of a workdir of fine-tuning: names the best checkpoint
 
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -30,8 +33,10 @@ def model_config(checkpoint: Checkpoint) -> ModelConfig:
 def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
     """Reads the parameters of a workdir's newest sound checkpoint, or of one checkpoint.
 
+    Of a fine-tuning run that is finished it is the best one, which its scores.json names.
+
     Args:
-      path: see `bertjax.training.checkpoint.resolve`.
+      path: see `bertjax.training.checkpoint.resolve`; also gs://.
       tokenizer: None = the copy in the workdir.
 
     Raises:
@@ -39,10 +44,33 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
       TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
       WeightsError: labels.json does not fit the head.
     """
-    checkpoint = resolve(path)
+    checkpoint = resolve(_best(path))
     folder = checkpoint.path.parent
     workdir = folder.parent if folder.name == "checkpoints" else None
-    config = model_config(checkpoint)
+    if isinstance(workdir, BucketPath):
+        with tempfile.TemporaryDirectory() as copy:
+            for name in workdir.files():
+                if name.startswith(f"{TOKENIZER_FOLDER}/") or name == LABELS:
+                    (Path(copy) / name).parent.mkdir(exist_ok=True)
+                    (Path(copy) / name).write_bytes((workdir / name).read_bytes())
+            return _read(checkpoint, Path(copy), tokenizer)
+    return _read(checkpoint, workdir, tokenizer)
+
+
+def _best(path: str | Path) -> Path | BucketPath:
+    """The best checkpoint of a workdir that names one, else the path."""
+    where = as_path(path)
+    scores = where / SCORES
+    if scores.is_file():
+        best = json.loads(scores.read_text()).get("best_step")
+        if best is not None:
+            return where / "checkpoints" / f"step_{best:08d}"
+    return where
+
+
+def _read(checkpoint: Checkpoint, workdir: Path | None, tokenizer: Tokenizer | None) -> Weights:
+    """Reads a checkpoint, and of its workdir, or a copy of that, the tokenizer and the labels."""
+    config, path = model_config(checkpoint), checkpoint.path
     if tokenizer is None:
         if workdir is None or not (workdir / TOKENIZER_FOLDER).is_dir():
             where = f"no folder {workdir / TOKENIZER_FOLDER}" if workdir else "it is in no workdir"

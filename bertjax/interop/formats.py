@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bertjax.bucket import is_bucket_path
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.interop.hugging_face_folder import is_hugging_face, read_folder
 from bertjax.interop.tf1 import is_tf1, read_tf1
@@ -32,7 +33,7 @@ def read_weights(path: str | Path, tokenizer: Tokenizer | None = None) -> Weight
     """Reads a bertjax workdir or checkpoint, a Hugging Face folder or a TF1 checkpoint.
 
     Args:
-      path: the folder, or the prefix of a TF1 checkpoint.
+      path: the folder, or the prefix of a TF1 checkpoint; gs:// for a bertjax one.
       tokenizer: None = the one that lies with the weights.
 
     Raises:
@@ -40,12 +41,12 @@ def read_weights(path: str | Path, tokenizer: Tokenizer | None = None) -> Weight
       TokenizerError: there is no tokenizer, or it is not the one of the weights.
       CheckpointError: a bertjax checkpoint is missing or not sound.
     """
-    path = Path(path)
-    found = detect_format(path)
-    if found == HUGGING_FACE:
-        return read_folder(path, tokenizer)
-    if found == TF1:
-        return read_tf1(path, tokenizer)
+    if not is_bucket_path(path):
+        found = detect_format(Path(path))
+        if found == HUGGING_FACE:
+            return read_folder(path, tokenizer)
+        if found == TF1:
+            return read_tf1(Path(path), tokenizer)
     from bertjax.interop.bertjax_checkpoint import read_checkpoint  # imports orbax
 
     return read_checkpoint(path, tokenizer)

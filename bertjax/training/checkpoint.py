@@ -2,7 +2,8 @@
 
 Layout: `WORKDIR/checkpoints/step_00001234/{params/, opt_state/, progress.json, config.json,
 SEAL.json}`. A save grows in a hidden directory, is hashed and sealed (`sealing`), and only then
-gets its name (`checkpoint_directory`). The only file that imports orbax. See
+gets its name (`checkpoint_directory`); in a bucket it grows under its name, and the seal alone
+makes it count (`checkpoint_bucket`). The only file that imports orbax. See
 docs/design/checkpoint.md.
 """
 
@@ -18,6 +19,7 @@ import os
 import re
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bertjax.training import checkpoint_directory, sealing
-from bertjax.training.checkpoint_directory import finished_steps, listed, step_path
+from bertjax.bucket import BucketPath, as_path
+from bertjax.training import checkpoint_bucket, sealing
+from bertjax.training.checkpoint_directory import listed
 from bertjax.training.orbax_noise import quiet_orbax
 from bertjax.training.sealing import CheckpointError
 
@@ -46,7 +49,7 @@ _NO_CHECKPOINT, _FAILED = -1, -2  # what process 0 tells the others instead of a
 class Checkpoint:
     """A checkpoint, every file of which was found to be what was sealed."""
 
-    path: Path
+    path: Path | BucketPath
     step: int
     progress: dict[str, Any]
     config: dict[str, Any]
@@ -68,7 +71,7 @@ class Checkpoint:
         return _restore(self.path / "opt_state", abstract)
 
 
-def resolve(path: Path | str) -> Checkpoint:
+def resolve(path: Path | BucketPath | str) -> Checkpoint:
     """The checkpoint that a path means, verified; renames and removes nothing.
 
     Args:
@@ -77,10 +80,10 @@ def resolve(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or none that is sound.
     """
-    return _open(checkpoint_directory.find(Path(path).resolve()))
+    return _open(checkpoint_bucket.find(_absolute(path)))
 
 
-def load_params(path: Path | str, abstract: Tree | None = None) -> Tree:
+def load_params(path: Path | BucketPath | str, abstract: Tree | None = None) -> Tree:
     """The parameters of the checkpoint that `path` means; see `resolve` and `restore_params`."""
     return resolve(path).restore_params(abstract)
 
@@ -92,26 +95,35 @@ class CheckpointStore:
     process 0 seals, renames and removes.
     """
 
-    def __init__(self, workdir: Path | str, keep: int):
+    def __init__(
+        self,
+        workdir: Path | BucketPath | str,
+        keep: int,
+        before_seal: Callable[[], None] = lambda: None,
+    ):
         """Opens the store and removes what killed saves left behind.
 
         Args:
             workdir: the checkpoints are in its folder `checkpoints`, made if need be.
             keep: how many of the newest checkpoints stay; 0 = all.
+            before_seal: called by process 0, in the background, before a save counts; what it
+                raises fails the save.
 
         Raises:
             CheckpointError: the folder cannot be made or cleaned.
         """
-        self.directory = Path(workdir).resolve() / "checkpoints"
+        self._checkpoints = checkpoint_bucket.open_directory(_absolute(workdir) / "checkpoints")
+        self.directory = self._checkpoints.path
+        self._before_seal = before_seal
         self._keep = keep
         self.protected_step: int | None = None  # a checkpoint that is never removed: the best one
         self._last_saved: int | None = None
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._checkpoints.make()
             if jax.process_index() == 0:
-                checkpoint_directory.remove_unfinished(self.directory)
+                self._checkpoints.remove_unfinished()
         except OSError as error:
             raise CheckpointError(f"{self.directory}: cannot be used: {error}") from error
         quiet_orbax()
@@ -143,14 +155,14 @@ class CheckpointStore:
         path, error, answer = None, None, _NO_CHECKPOINT
         if jax.process_index() == 0:
             try:
-                path = checkpoint_directory.newest_sound(self.directory)
+                path = self._checkpoints.newest_sound()
             except Exception as caught:
                 error, answer = caught, _FAILED
         if jax.process_count() > 1:
             if path is not None:
                 answer = sealing.read_seal(path)["step"]
             answer = int(ocp.multihost.broadcast_one_to_all(np.asarray(answer, np.int32)))
-            path = step_path(self.directory, answer) if answer >= 0 else None
+            path = self._checkpoints.step_path(answer) if answer >= 0 else None
         if error is not None:
             raise error
         if answer == _FAILED:
@@ -183,7 +195,11 @@ class CheckpointStore:
             CheckpointError: this save could not start, or the one before it failed.
         """
         self.wait()
-        newest = max(finished_steps(self.directory), default=-1)
+        try:
+            newest = max(self._checkpoints.finished_steps(), default=-1)
+        except OSError as error:
+            self._fail(step, error)
+            self.wait()  # raises it
         if step <= newest:
             raise CheckpointError(
                 f"{self.directory}: step {step} cannot be saved, step {newest} is there already "
@@ -194,9 +210,9 @@ class CheckpointStore:
         items = ocp.args.Composite(
             **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree}
         )
-        unfinished = checkpoint_directory.unfinished_path(self.directory, step, next(_attempts))
+        unfinished = self._checkpoints.unfinished_path(step, next(_attempts))
         try:
-            self._writer.save(unfinished, args=items)
+            self._writer.save(_for_orbax(unfinished), args=items)
         except Exception as error:
             self._fail(step, error)
             self.wait()  # raises it
@@ -246,7 +262,7 @@ class CheckpointStore:
                 raise
             _log.error("%s", save_error)  # the error that ends the block goes on
 
-    def _finish(self, step: int, unfinished: Path, texts: dict[str, bytes]) -> None:
+    def _finish(self, step: int, unfinished: Path | BucketPath, texts: dict[str, bytes]) -> None:
         """Background thread: waits for orbax, seals, gives the checkpoint its name, prunes."""
         try:
             self._writer.wait_until_finished()
@@ -254,10 +270,11 @@ class CheckpointStore:
                 if jax.process_index() == 0:
                     for name, content in texts.items():
                         (unfinished / name).write_bytes(content)
-                    checkpoint_directory.finish(unfinished, step)
+                    self._before_seal()
+                    self._checkpoints.finish(unfinished, step)
             finally:
                 self._barrier(key=f"bertjax_finish_step_{step}", timeout_ms=_BARRIER_TIMEOUT_MS)
-            if not step_path(self.directory, step).is_dir():
+            if not self._checkpoints.is_finished(step):
                 raise CheckpointError("process 0 could not finish it; see its log")
         except Exception as error:
             self._fail(step, error)
@@ -265,14 +282,14 @@ class CheckpointStore:
         self._last_saved = step
         if jax.process_index() == 0 and self._keep > 0:
             try:
-                checkpoint_directory.prune(self.directory, self._keep, self.protected_step)
+                self._checkpoints.prune(self._keep, self.protected_step)
             except OSError as error:
                 _log.warning("an old checkpoint could not be removed: %s", error)
 
     def _fail(self, step: int, error: Exception) -> None:
         """Removes the partial output and keeps what `wait` will raise."""
         if jax.process_index() == 0:
-            checkpoint_directory.remove_failed_save(self.directory)
+            self._checkpoints.remove_failed_save()
         reason, advice = str(error) or repr(error), ""
         # Tensorstore's errors are not OSErrors, and carry the number in their text.
         found = re.search(r"os_error_code='(\d+)'", reason)
@@ -284,7 +301,9 @@ class CheckpointStore:
                 f". Make room in {self.directory} or lower checkpoint.keep, then run the same "
                 "command again"
             )
-        newest = "none" if self._last_saved is None else step_path(self.directory, self._last_saved)
+        newest = (
+            "none" if self._last_saved is None else self._checkpoints.step_path(self._last_saved)
+        )
         self._error = CheckpointError(
             f"the checkpoint of step {step} was not saved: {reason}. Newest good checkpoint: "
             f"{newest}{advice}"
@@ -296,7 +315,16 @@ def _to_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _open(path: Path) -> Checkpoint:
+def _absolute(path: Path | BucketPath | str) -> Path | BucketPath:
+    path = as_path(path)
+    return path if isinstance(path, BucketPath) else path.resolve()
+
+
+def _for_orbax(path: Path | BucketPath) -> epath.Path:
+    return path.as_epath() if isinstance(path, BucketPath) else epath.Path(path)
+
+
+def _open(path: Path | BucketPath) -> Checkpoint:
     return Checkpoint(
         path=path,
         step=sealing.read_seal(path)["step"],
@@ -305,16 +333,17 @@ def _open(path: Path) -> Checkpoint:
     )
 
 
-def _restore(folder: Path, abstract: Tree | None) -> Tree:
+def _restore(folder: Path | BucketPath, abstract: Tree | None) -> Tree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         saved = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-            reader.handler.metadata(epath.Path(folder)).tree,
+            reader.handler.metadata(_for_orbax(folder)).tree,
         )
         target = saved if abstract is None else abstract
         _check_fit(folder, _by_path(saved), _by_path(target))
         return reader.restore(
-            folder, args=ocp.args.PyTreeRestore(target, restore_args=jax.tree.map(_how, target))
+            _for_orbax(folder),
+            args=ocp.args.PyTreeRestore(target, restore_args=jax.tree.map(_how, target)),
         )
 
 
@@ -335,7 +364,7 @@ def _by_path(tree: Tree) -> dict[str, str]:
     }
 
 
-def _check_fit(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+def _check_fit(folder: Path | BucketPath, saved: dict[str, str], wanted: dict[str, str]) -> None:
     differences = [
         *(f"missing: {path} {wanted[path]}" for path in sorted(wanted.keys() - saved.keys())),
         *(f"unexpected: {path} {saved[path]}" for path in sorted(saved.keys() - wanted.keys())),

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bertjax.bucket import BucketPath
 from bertjax.config import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def check_alike(what: Mapping[str, str]) -> None:
         )
 
 
-def check_shared(workdir: Path) -> None:
+def check_shared(workdir: Path | BucketPath) -> None:
     """Checks that all processes see one and the same workdir, made if need be.
 
     Raises:
@@ -217,7 +218,7 @@ def check_shared(workdir: Path) -> None:
         raise ConfigError(
             f"--workdir={workdir} is not the same folder for all processes: process "
             f"{', '.join(map(str, blind))} does not see what process 0 writes there. Use a folder "
-            "on storage that all machines share"
+            "on storage that all machines share, or gs://BUCKET/FOLDER"
         )
 
 

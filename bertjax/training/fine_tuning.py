@@ -30,6 +30,7 @@ from bertjax.training.input import device_batch
 from bertjax.training.job import Source
 from bertjax.training.sharding import local_rows, replicated
 from bertjax.training.step import Tree
+from bertjax.training.workdir import Workdir
 
 _TOKENS_A_DEVICE = 8_192  # in one batch of an evaluation
 _MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
@@ -135,7 +136,7 @@ class FineTuning:
         evaluation: Examples,
         tokenizer: Tokenizer,
         config: Config,
-        workdir: Path,
+        workdir: Workdir,
         mesh: Mesh,
     ):
         """Opens the job.

@@ -11,19 +11,18 @@ import jax
 
 from bertjax.config import FineTuningConfig
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop.bertjax_checkpoint import LABELS, SCORES
 from bertjax.models import abstract_params
 from bertjax.training import loop
 from bertjax.training.checkpoint import resolve
-from bertjax.training.checkpoint_directory import step_path
+from bertjax.training.checkpoint_directory import CheckpointDirectory
 from bertjax.training.fine_tuning import Examples, Scorer, open_fine_tuning
 from bertjax.training.preemption import EXIT_FINISHED
 from bertjax.training.sealing import write_durably
 from bertjax.training.sharding import make_mesh, parameter_shardings
 from bertjax.training.tracker import EVALS, SUMMARY, read_lines
 
-SCORES = "scores.json"
 PREDICTIONS = "predictions.jsonl"
-LABELS = "labels.json"
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,7 +60,8 @@ def fine_tune(
             shapes,
             parameter_shardings(shapes, mesh),
         )
-        checkpoint = resolve(step_path(workdir / "checkpoints", best["step"]))
+        directory = CheckpointDirectory(workdir / "checkpoints")
+        checkpoint = resolve(directory.step_path(best["step"]))
         params = checkpoint.restore_params(abstract)
         predictions, scores = Scorer(evaluation, model, mesh).run(params)
     if jax.process_index() != 0:

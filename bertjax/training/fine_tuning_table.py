@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.training.fine_tuning_run import SCORES
+from bertjax.interop.bertjax_checkpoint import SCORES
 from bertjax.training.sealing import write_durably
 
 _SETTING = ("learning_rate", "batch_size", "num_epochs")

@@ -17,15 +17,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from bertjax.bucket import BucketPath
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.embedded import prepare_embedded
 from bertjax.data.reader import Batch, RowReader, Rows
 from bertjax.data.rows import RowSpec
+from bertjax.data.staging import fetch_store, local_store, upload_store
 from bertjax.data.store import MANIFEST, Split, Store, open_store
 from bertjax.data.stream import BatchStream
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.distributed import wait_for_all
 from bertjax.training.sharding import local_rows, row_sharding
+from bertjax.training.workdir import Workdir
 
 _LOG = logging.getLogger(__name__)
 _AHEAD = 2  # batches on the devices before they are needed
@@ -70,8 +73,10 @@ class Data:
         )
 
 
-def open_data(config: Config, workdir: Path) -> Data:
+def open_data(config: Config, workdir: Workdir) -> Data:
     """Opens the stores that `config.data` names; without any, prepares the embedded corpus.
+
+    A store in a bucket is brought to this machine's disk first.
 
     Raises:
       ConfigError: the model's vocabulary is not the store's, the evaluation store was made with
@@ -79,13 +84,9 @@ def open_data(config: Config, workdir: Path) -> Data:
       StoreError: a store is missing or damaged.
     """
     if config.data.store:
-        store = open_store(config.data.store)
+        store = open_store(local_store(config.data.store))
     else:
-        if jax.process_index() != 0:
-            wait_for_all("embedded corpus")  # process 0 prepares it, the others open it
-        store = prepare_embedded(workdir / "store", config.model.vocab_size)
-        if jax.process_index() == 0:
-            wait_for_all("embedded corpus")
+        store = _embedded_store(workdir, config.model.vocab_size)
     if store.vocab_size != config.model.vocab_size:
         raise ConfigError(
             f"config.model.vocab_size = {config.model.vocab_size}, but the vocabulary of the store "
@@ -94,7 +95,7 @@ def open_data(config: Config, workdir: Path) -> Data:
         )
     evaluation, evaluation_store = store.heldout, store
     if config.data.eval_store:
-        other = open_store(config.data.eval_store)
+        other = open_store(local_store(config.data.eval_store))
         if other.tokenizer_hash != store.tokenizer_hash:
             raise ConfigError(
                 f"config.data.eval_store = {other.path} was made with the tokenizer "
@@ -122,8 +123,24 @@ def open_data(config: Config, workdir: Path) -> Data:
         evaluation=evaluation,
         evaluation_hash=_manifest_hash(evaluation_store),
         tokenizer=store.tokenizer(),
-        cache=workdir / "rows",
+        cache=workdir.local / "rows",
     )
+
+
+def _embedded_store(workdir: Workdir, vocab_size: int) -> Store:
+    """Process 0 prepares it, then the others open it."""
+    folder, shared = workdir.local / "store", workdir.path / "store"
+    if jax.process_index() != 0:
+        wait_for_all("embedded corpus")
+    elif isinstance(shared, BucketPath) and not (shared / MANIFEST).is_file():
+        prepare_embedded(folder, vocab_size)
+        upload_store(folder, shared)
+    if isinstance(shared, BucketPath):
+        folder = fetch_store(shared)
+    store = prepare_embedded(folder, vocab_size)
+    if jax.process_index() == 0:
+        wait_for_all("embedded corpus")
+    return store
 
 
 def _manifest_hash(store: Store) -> str:

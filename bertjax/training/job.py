@@ -15,6 +15,7 @@ from bertjax.data.reader import Rows
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.objectives import Objective
 from bertjax.training.step import Tree
+from bertjax.training.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +67,4 @@ class Job(Protocol):
         ...
 
 
-OpenJob = Callable[[Config, Path, Mesh], Job]
+OpenJob = Callable[[Config, Workdir, Mesh], Job]

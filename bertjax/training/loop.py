@@ -41,6 +41,7 @@ from bertjax.training.pretraining import Pretraining
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
+from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.training.workdir_lock import lock_workdir
 from bertjax.training.workdir_tokenizer import keep_tokenizer
 from bertjax.validation import validate
@@ -57,7 +58,8 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
 
     Args:
       config: the recipe.
-      workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing.
+      workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing. A
+        path, or gs://BUCKET/FOLDER.
       open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
 
     Returns:
@@ -78,22 +80,27 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
             "recipe (--print_config shows it)": config.to_json(),
         }
     )
-    workdir = Path(workdir)
+    place = open_workdir(workdir)
     mesh = make_mesh(config.mesh)
     check_fits_mesh(config, mesh)
     # One process holds the lock for all of them: they share the workdir.
-    lock = lock_workdir(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    writes = jax.process_index() == 0
+    lock = lock_workdir(place.path) if writes else contextlib.nullcontext()
     several = jax.process_count() > 1
     with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
         try:
-            distributed.check_shared(workdir)
-            job = open_job(with_dtype(config), workdir, mesh)
+            distributed.check_shared(place.path)
+            job = open_job(with_dtype(config), place, mesh)
             distributed.check_alike(job.fingerprints)
-            with CheckpointStore(workdir, config.checkpoint.keep) as checkpoints:
-                trainer = _Trainer(config, workdir, mesh, job, checkpoints)
-                if jax.process_index() == 0:
-                    keep_tokenizer(workdir, job.source.tokenizer, resumed=trainer.step > 0)
-                with Tracker(workdir, config, job.metric_names, trainer.step) as tracker:
+            keep = config.checkpoint.keep
+            with (
+                place.kept() if writes else contextlib.nullcontext(),
+                CheckpointStore(place.path, keep, before_seal=place.upload) as checkpoints,
+            ):
+                trainer = _Trainer(config, place, mesh, job, checkpoints)
+                if writes:
+                    keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
+                with Tracker(place.local, config, job.metric_names, trainer.step) as tracker:
                     finished = trainer.train(tracker, guard)
                 if finished:
                     trainer.summarize()
@@ -115,7 +122,7 @@ class _Trainer:
     def __init__(
         self,
         config: Config,
-        workdir: Path,
+        workdir: Workdir,
         mesh: Mesh,
         job: Job,
         checkpoints: CheckpointStore,
@@ -166,7 +173,7 @@ class _Trainer:
         digest = params_sha256(self.state.params)  # by all processes
         if jax.process_index() != 0:
             return
-        evaluation = read_lines(self.workdir / EVALS)[-1]
+        evaluation = read_lines(self.workdir.local / EVALS)[-1]
         heldout = {name: value for name, value in evaluation.items() if name.startswith("heldout")}
         summary = {
             "parameters": self.num_parameters,
@@ -176,15 +183,15 @@ class _Trainer:
             "params_sha256": digest,
             "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
-        write_summary(self.workdir, summary)
-        self.job.plot(self.workdir)
+        write_summary(self.workdir.local, summary)
+        self.job.plot(self.workdir.local)
         _LOG.info(
             "finished %s steps in %.0f s: %s",
             f"{self.step:,}",
             self._seconds(),
             self.job.describe(heldout),
         )
-        _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir)
+        _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir.path)
 
     def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps of one phase; False = asked to stop."""

@@ -18,6 +18,7 @@ from bertjax.training.input import open_data
 from bertjax.training.job import Source
 from bertjax.training.objectives import pretraining_batch, pretraining_objective
 from bertjax.training.step import Tree
+from bertjax.training.workdir import Workdir
 
 
 class Pretraining:
@@ -26,7 +27,7 @@ class Pretraining:
     metric_names: tuple[str, ...] = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
     main_metric: str | None = None
 
-    def __init__(self, config: Config, workdir: Path, mesh: Mesh):
+    def __init__(self, config: Config, workdir: Workdir, mesh: Mesh):
         """Opens the stores.
 
         Args:

@@ -2,13 +2,15 @@
 
 Orbax restores a flipped bit without a word, takes a half-copied directory for a checkpoint, and has
 named a step that failed for lack of space. So a directory counts as a checkpoint only with a
-`SEAL.json` in it that names every file, its size and its sha256. The format is described in
+`SEAL.json` in it that names every file, its size and its sha256; in a bucket its md5, which the
+bucket keeps for every object and tells in a listing. The format is described in
 docs/design/checkpoint.md. No jax and no orbax here.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -16,8 +18,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bertjax.bucket import BucketPath, Stored, in_parallel
+
 SEAL_NAME = "SEAL.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # sha256 of each file
+BUCKET_FORMAT_VERSION = 2  # md5 of each file
 _HASHING_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the interpreter lock
 
 
@@ -25,14 +30,28 @@ class CheckpointError(RuntimeError):
     """A checkpoint that could not be written, read or trusted; the message says what to do."""
 
 
-def write_seal(directory: Path, step: int) -> None:
+def write_seal(directory: Path | BucketPath, step: int) -> None:
     """Makes every file of `directory` durable, then writes the seal that lists them.
 
     Raises:
         OSError: a file could not be read or written (no space, no permission).
     """
+    if isinstance(directory, BucketPath):  # durable already, and hashed by the bucket
+        stored = directory.files()
+
+        def md5(name: str) -> str:
+            return stored[name].md5 or (directory / name).digest("md5")
+
+        sums = in_parallel(md5, stored)
+        entries = {
+            name: {"size": stored[name].size, "md5": digest}
+            for name, digest in zip(stored, sums, strict=True)
+        }
+        body = {"format_version": BUCKET_FORMAT_VERSION, "step": step, "files": entries}
+        (directory / SEAL_NAME).write_bytes(_render(body))
+        return
     names = _list_files(directory)
-    digests = _in_threads(lambda name: _sha256(directory / name, sync=True), names)
+    digests = _in_threads(lambda name: _digest(directory / name, "sha256", sync=True), names)
     files = {
         name: {"size": (directory / name).stat().st_size, "sha256": digest}
         for name, digest in zip(names, digests, strict=True)
@@ -43,8 +62,8 @@ def write_seal(directory: Path, step: int) -> None:
     write_durably(directory / SEAL_NAME, _render(body))
 
 
-def read_seal(directory: Path) -> dict[str, Any]:
-    """The body of a seal: `format_version`, `step` and `files` ({path: {size, sha256}}).
+def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
+    """The body of a seal: `format_version`, `step`, `files` ({path: {size, sha256 or md5}}).
 
     Raises:
         ValueError: the seal is missing or damaged; the message names it and says how.
@@ -63,18 +82,20 @@ def read_seal(directory: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise ValueError(f"{SEAL_NAME}: damaged, its own checksum does not match")
-    if body["format_version"] != FORMAT_VERSION:
+    known = (FORMAT_VERSION, BUCKET_FORMAT_VERSION)
+    if body["format_version"] not in known:
         raise CheckpointError(
             f"{directory}: checkpoint format {body['format_version']} found, this version of "
-            f"bertjax reads format {FORMAT_VERSION}; use the version that wrote it"
+            f"bertjax reads format {' and '.join(map(str, known))}; use the version that wrote it"
         )
     return body
 
 
-def find_faults(directory: Path) -> list[str]:
+def find_faults(directory: Path | BucketPath) -> list[str]:
     """What is wrong with a checkpoint directory, one line a file; empty if it is sound.
 
-    Every file must be there with the size and the sha256 that the seal names, and no other.
+    Every file must be there with the size and the checksum that the seal names, and no other. In a
+    bucket the size and the md5 of the listing are believed; what is sealed with a sha256 is read.
 
     Raises:
         CheckpointError: the files may not be read, or the format is unknown: no damage, but no
@@ -84,11 +105,19 @@ def find_faults(directory: Path) -> list[str]:
         return [f"{directory.name}: not a directory"]
     try:
         body = read_seal(directory)
-        found = set(_list_files(directory)) - {SEAL_NAME}
+        if isinstance(directory, BucketPath):
+            stored = directory.files()
+            found, fault_of = set(stored), functools.partial(_fault_of_object, directory, stored)
+        else:
+            found, fault_of = (
+                set(_list_files(directory)),
+                functools.partial(_fault_of_file, directory),
+            )
         faults = [
-            f"{name}: not listed in {SEAL_NAME}" for name in sorted(found - set(body["files"]))
+            f"{name}: not listed in {SEAL_NAME}"
+            for name in sorted(found - set(body["files"]) - {SEAL_NAME})
         ]
-        checks = _in_threads(lambda entry: _fault_of_file(directory, *entry), body["files"].items())
+        checks = _in_threads(lambda entry: fault_of(*entry), body["files"].items())
         return faults + [fault for fault in checks if fault]
     except ValueError as error:
         return [str(error)]
@@ -98,6 +127,11 @@ def find_faults(directory: Path) -> list[str]:
             "trusted nor set aside. Give this user access to it"
         ) from error
     except OSError as error:
+        if isinstance(directory, BucketPath) and not isinstance(error, FileNotFoundError):
+            raise CheckpointError(
+                f"{error.filename}: the bucket does not answer ({error.strerror}), which says "
+                "nothing about the checkpoint. Run the same command again"
+            ) from error
         return [f"{error.filename}: cannot be read ({error.strerror})"]
 
 
@@ -146,19 +180,39 @@ def _fault_of_file(directory: Path, name: str, sealed: dict[str, Any]) -> str | 
         size = path.stat().st_size
     except FileNotFoundError:
         return f"{name}: missing ({sealed['size']} bytes expected)"
+    return _difference(name, size, sealed, lambda algorithm: _digest(path, algorithm))
+
+
+def _fault_of_object(
+    directory: BucketPath, stored: dict[str, Stored], name: str, sealed: dict[str, Any]
+) -> str | None:
+    if name not in stored:
+        return f"{name}: missing ({sealed['size']} bytes expected)"
+
+    def digest(algorithm: str) -> str:
+        listed = stored[name].md5 if algorithm == "md5" else None
+        return listed or (directory / name).digest(algorithm)
+
+    return _difference(name, stored[name].size, sealed, digest)
+
+
+def _difference(
+    name: str, size: int, sealed: dict[str, Any], digest: Callable[[str], str]
+) -> str | None:
     if size != sealed["size"]:
         return f"{name}: {size} bytes found, {sealed['size']} expected"
-    digest = _sha256(path)
-    if digest != sealed["sha256"]:
-        return f"{name}: sha256 {digest} found, {sealed['sha256']} expected"
+    algorithm = "sha256" if "sha256" in sealed else "md5"
+    found = digest(algorithm)
+    if found != sealed[algorithm]:
+        return f"{name}: {algorithm} {found} found, {sealed[algorithm]} expected"
     return None
 
 
-def _sha256(path: Path, sync: bool = False) -> str:
+def _digest(path: Path, algorithm: str, sync: bool = False) -> str:
     with open(path, "rb") as file:
         if sync:
             os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

@@ -1,4 +1,7 @@
-"""One run a workdir: a lock that the kernel releases however the process ends."""
+"""One run a workdir: a lock that the kernel releases however the process ends.
+
+In a bucket see `bucket_lock`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from bertjax.bucket import BucketPath, as_path
+from bertjax.training import bucket_lock
+
 LOCK_NAME = ".lock"
 
 
@@ -18,7 +24,7 @@ class WorkdirInUseError(RuntimeError):
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path | str) -> Iterator[None]:
+def lock_workdir(workdir: Path | BucketPath | str) -> Iterator[None]:
     """Holds `workdir` (created if need be) for the length of the `with` block.
 
     The lock is `flock` on `WORKDIR/.lock`, so a killed run leaves none behind. The file stays; what
@@ -28,19 +34,31 @@ def lock_workdir(workdir: Path | str) -> Iterator[None]:
         WorkdirInUseError: another run holds it.
         OSError: the workdir cannot be created or written.
     """
-    path = Path(workdir) / LOCK_NAME
+    path = as_path(workdir) / LOCK_NAME
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    words = f"process {os.getpid()} on {socket.gethostname()}, started {started}"
+    if isinstance(path, BucketPath):
+        try:
+            with bucket_lock.hold(path, words):
+                yield
+        except bucket_lock.HeldError as error:
+            raise _in_use(workdir, str(error)) from None
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:  # not "w": the holder's words must survive a refused attempt
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise WorkdirInUseError(
-                f"workdir {workdir} is in use by {file.read().strip() or 'another run'}. "
-                "Wait for that run, stop it, or choose another --workdir"
-            ) from None
+            raise _in_use(workdir, file.read().strip()) from None
         file.truncate(0)
-        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.write(f"{words}\n")
         file.flush()
         yield
+
+
+def _in_use(workdir: Path | BucketPath | str, holder: str) -> WorkdirInUseError:
+    return WorkdirInUseError(
+        f"workdir {workdir} is in use by {holder or 'another run'}. "
+        "Wait for that run, stop it, or choose another --workdir"
+    )

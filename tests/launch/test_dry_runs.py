@@ -16,13 +16,14 @@ FOLDER = REPOSITORY / "docs" / "launch"
 
 _POD = (
     "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-256 --spot"
-    " --mount=nfs://10.0.0.2/share --store=gs://my-bucket/stores/wiki"
+    " --store=gs://my-bucket/stores/wiki"
 )
-_POD_TRAINING = "--config=large --workdir=/mnt/bertjax/runs/large"
+_POD_TRAINING = "--config=large --workdir=gs://my-bucket/runs/large"
 _SLICES = (
     "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-16"
-    " --num_slices=2 --mount=gs://my-bucket --store=gs://my-bucket/stores/wiki"
+    " --num_slices=2 --mount=nfs://10.0.0.2/share --store=gs://my-bucket/stores/wiki"
 )
+_SLICES_TRAINING = "--config=large --workdir=/mnt/bertjax/runs/large"
 _VM = "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-8 --no_queue"
 _NAME = "--name=bert --project=my-project --zone=us-west4-a"
 _GKE = (
@@ -43,7 +44,7 @@ DRY_RUNS = {
         f"launch/tpu_vm.sh delete --dry-run {_NAME}",
     ],
     "tpu_slices": [
-        f"launch/tpu_vm.sh up --dry-run {_SLICES} -- {_POD_TRAINING}",
+        f"launch/tpu_vm.sh up --dry-run {_SLICES} -- {_SLICES_TRAINING}",
     ],
     "tpu_vm": [
         f"launch/tpu_vm.sh up --dry-run {_VM} -- --config=base --workdir=runs/base",

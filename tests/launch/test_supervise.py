@@ -120,6 +120,37 @@ def test_the_pause_doubles(tmp_path):
     assert "starting again in 2 s" in log
 
 
+# Seals the checkpoint of step 1 in the bucket when it is started for the first time; always exits
+# with 75.
+BUCKET_CHILD = """
+import os, pathlib, sys, urllib.request
+workdir, starts = sys.argv[1].removeprefix("--workdir=gs://bucket/"), pathlib.Path(sys.argv[2])
+starts.open("a").write("x")
+if starts.read_text() == "x":
+    address = os.environ["STORAGE_EMULATOR_HOST"] + "/upload/storage/v1/b/bucket/o"
+    name = f"{workdir}/checkpoints/step_00000001/SEAL.json"
+    urllib.request.urlopen(f"{address}?uploadType=media&name={name}", data=b"{}")
+sys.exit(75)
+"""
+
+
+def test_checkpoints_in_a_bucket_are_headway_too(bucket, tmp_path):
+    starts = tmp_path / "starts"
+    options = ["--backoff_seconds=0", "--max_restarts=1"]
+    command = [sys.executable, "-c", BUCKET_CHILD, f"--workdir={bucket}", str(starts)]
+    result = subprocess.run(
+        [str(SCRIPT), *options, "--", *command],
+        cwd=SCRIPT.parents[1],  # where bertjax is
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 1
+    assert starts.read_text() == "xx"
+    assert "starting again in 0 s, from step_00000001" in result.stderr
+    assert "gave up after 1 restarts without a new checkpoint" in result.stderr
+
+
 def test_prints_the_command(tmp_path):
     _, log = run(tmp_path, "0", "a b")
     assert f"command: {sys.executable} {CHILD} --workdir={tmp_path} 0 a\\ b\n" in log

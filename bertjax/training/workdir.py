@@ -1,0 +1,132 @@
+"""A run's workdir: a folder, or in a bucket one with a local half that is uploaded as it grows.
+
+metrics.jsonl, evals.jsonl, the event files of TensorBoard, summary.json and curves.png are written
+into the local half, since a bucket cannot append; `rows` and `store`, which other code keeps there,
+stay where they are. Uploaded are whole files that have changed: once a minute, at the end, and
+before a checkpoint counts. So the bucket has every line up to the step of each of its checkpoints,
+and a resumed run, on any machine, finds all that it needs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertjax.bucket import BucketPath, as_path, in_parallel
+from bertjax.cache import cache_folder
+from bertjax.training.tracker import EVALS, METRICS
+
+_LOG = logging.getLogger(__name__)
+_UPLOAD_SECONDS = 60.0
+_STAY_HERE = ("rows", "store")  # and every hidden file
+
+
+class Workdir:
+    """A workdir in a file system; the processes of the run share it."""
+
+    def __init__(self, path: Path | BucketPath, local: Path):
+        self.path = path  # of the checkpoints and the lock
+        self.local = local  # of everything else
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Process 0 runs in this block: what it leaves in `local` is kept in `path`."""
+        yield
+
+    def upload(self) -> None:
+        """Uploads what has changed in `local`."""
+
+
+class BucketWorkdir(Workdir):
+    """A workdir in a bucket."""
+
+    def __init__(self, path: BucketPath):
+        number = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        super().__init__(path, cache_folder() / "workdirs" / number / path.name)
+        self._bucket = path
+        self._uploaded: dict[str, tuple[int, int]] = {}  # size and time of each file
+        self._uploading = threading.Lock()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Begins with the lines that the bucket has; uploads while the block runs, and after it.
+
+        Raises:
+            OSError: the bucket cannot be read or written, or the local half not.
+        """
+        self._begin()
+        ended = threading.Event()
+        thread = threading.Thread(target=self._upload_now_and_then, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            self._end(thread, ended)
+            with contextlib.suppress(OSError):  # the error that ends the block goes on
+                self.upload()
+            raise
+        self._end(thread, ended)
+        self.upload()
+
+    def upload(self) -> None:
+        """Uploads the files of `local` that have changed, as long as they are now.
+
+        Raises:
+            OSError: the bucket cannot be written.
+        """
+        with self._uploading:
+            changed = {
+                name: state
+                for name, state in self._states().items()
+                if self._uploaded.get(name) != state
+            }
+
+            def upload(name: str) -> None:
+                # Read first: the file may grow under an upload.
+                (self._bucket / name).write_bytes((self.local / name).read_bytes())
+                self._uploaded[name] = changed[name]
+
+            in_parallel(upload, changed)
+
+    def _begin(self) -> None:
+        for name in self._states():  # of an earlier run here; the bucket knows what counts
+            (self.local / name).unlink()
+        for name in ("tensorboard", "tokenizer"):
+            shutil.rmtree(self.local / name, ignore_errors=True)
+        self.local.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, EVALS):
+            with contextlib.suppress(FileNotFoundError):
+                (self.local / name).write_bytes((self._bucket / name).read_bytes())
+        self._uploaded = self._states()
+
+    def _states(self) -> dict[str, tuple[int, int]]:
+        states = {}
+        for path in self.local.rglob("*"):
+            parts = path.relative_to(self.local).parts
+            if parts[0] not in _STAY_HERE and not path.name.startswith(".") and path.is_file():
+                status = path.stat()
+                states["/".join(parts)] = status.st_size, status.st_mtime_ns
+        return states
+
+    def _upload_now_and_then(self, ended: threading.Event) -> None:
+        while not ended.wait(_UPLOAD_SECONDS):
+            try:
+                self.upload()
+            except OSError as error:
+                _LOG.warning("metrics and curves wait for the next upload: %s", error)
+
+    @staticmethod
+    def _end(thread: threading.Thread, ended: threading.Event) -> None:
+        ended.set()
+        thread.join()
+
+
+def open_workdir(path: str | Path | BucketPath) -> Workdir:
+    """The workdir that a path names."""
+    path = as_path(path)
+    return BucketWorkdir(path) if isinstance(path, BucketPath) else Workdir(path, path)
