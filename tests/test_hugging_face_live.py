@@ -1,4 +1,4 @@
-"""The comparison of test_hugging_face.py, live: larger models, and transformers opens what we write.
+"""The comparison of test_hugging_face.py, live, on larger models; transformers opens what we write.
 
 Prints the largest differences: pytest -s shows them.
 """

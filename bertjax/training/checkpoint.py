@@ -174,7 +174,7 @@ class CheckpointStore:
         Args:
             step: must be above every step saved so far.
             params: nested dicts of arrays.
-            opt_state: nested dicts of arrays.
+            opt_state: nested dicts of arrays; {} = parameters to start from, not to resume.
             progress: JSON: step, phase, position in the stream, versions, hashes.
             config: JSON: the run's configuration.
 
@@ -189,8 +189,9 @@ class CheckpointStore:
                 "and steps only grow; resume from it or choose another --workdir"
             )
         texts = {"progress.json": _to_json(progress), "config.json": _to_json(config)}
+        trees = {"params": params} | ({"opt_state": opt_state} if opt_state else {})
         items = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(params), opt_state=ocp.args.PyTreeSave(opt_state)
+            **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         )
         unfinished = checkpoint_directory.unfinished_path(self.directory, step, next(_attempts))
         try:
