@@ -1,4 +1,4 @@
-"""The comparison of test_hugging_face.py, live: larger models, and what we write opened there.
+"""The comparison of test_hugging_face.py, live, on larger models; transformers opens what we write.
 
 Prints the largest differences: pytest -s shows them.
 """
@@ -43,7 +43,8 @@ def folders(functions, tmp_path_factory):
     root = tmp_path_factory.mktemp("live")
     for seed, name in enumerate(MODELS):
         kind, settings = functions["MODELS"][name]
-        tokenizer = functions["make_tokenizer"](root / name, name != "tagging")
+        length = LARGER["max_position_embeddings"]
+        tokenizer = functions["make_tokenizer"](root / name, name != "tagging", length)
         model = functions["make_model"](kind, LARGER | settings, len(tokenizer), 100 + seed)
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)

@@ -57,7 +57,8 @@ def assert_drawn(found, model, parts):
     drawn = flatten(init_params(model, 5))
     for path, leaf in found.items():
         if path.split("/")[0] in parts:
-            np.testing.assert_array_equal(leaf, drawn[path], err_msg=path)
+            # Compiled there, not here: the last bit may differ.
+            np.testing.assert_allclose(leaf, drawn[path], rtol=1e-6, err_msg=path)
 
 
 ENCODER = {"embeddings", "encoder", "pooler"}

@@ -187,7 +187,7 @@ class CheckpointStore:
         Args:
             step: must be above every step saved so far.
             params: nested dicts of arrays.
-            opt_state: nested dicts of arrays; {} = none is kept, for what no run resumes from.
+            opt_state: nested dicts of arrays; {} = parameters to start from, not to resume.
             progress: JSON: step, phase, position in the stream, versions, hashes.
             config: JSON: the run's configuration.
 

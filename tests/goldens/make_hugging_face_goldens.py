@@ -69,7 +69,7 @@ def vocabulary(lower_case):
     return pieces + [f"##{letter}" for letter in letters if letter != "s"]
 
 
-def make_tokenizer(folder, lower_case):
+def make_tokenizer(folder, lower_case, max_length):
     """A BERT tokenizer of that vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vocab.txt"
@@ -77,7 +77,7 @@ def make_tokenizer(folder, lower_case):
     return transformers.BertTokenizerFast(
         vocab_file=str(path),
         do_lower_case=lower_case,
-        model_max_length=SIZES["max_position_embeddings"],
+        model_max_length=max_length,
     )
 
 
@@ -131,7 +131,7 @@ def main():
     outputs = {}
     for seed, (name, (kind, settings)) in enumerate(MODELS.items()):
         folder = OUTPUT / name
-        tokenizer = make_tokenizer(folder, lower_case=name != "tagging")
+        tokenizer = make_tokenizer(folder, name != "tagging", SIZES["max_position_embeddings"])
         model = make_model(kind, settings, len(tokenizer), seed)
         model.save_pretrained(folder, max_shard_size="10KB" if name == "sharded" else "1GB")
         tokenizer.save_pretrained(folder)
