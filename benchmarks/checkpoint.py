@@ -74,7 +74,7 @@ def measure(folder: Path, abstract: Any) -> dict[str, float]:
         figures["first_step_takes_longer_seconds"] = first_step - step_alone
         store.wait()
         figures["save_done_seconds"] = time.perf_counter() - start
-    path = resolve(folder).path
+    path = Path(resolve(folder).path)
     files = [file for file in path.rglob("*") if file.is_file()]
     figures["checkpoint_bytes"] = sum(file.stat().st_size for file in files)
     figures["verify_cached_seconds"], _ = seconds(lambda: checkpoint_directory.find_faults(path))
