@@ -25,6 +25,10 @@ from typing import Any
 
 from bertjax.config import ConfigError
 
+# etils.epath goes through TensorFlow where that is installed, which reaches no bucket without a
+# plug-in. It asks once, when the first path of any kind is used.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 _SCHEME = "gs://"
 _CONNECTIONS = 8  # transfers at a time; the client's pool holds ten
 _CHUNK_BYTES = 4 << 20
@@ -229,9 +233,6 @@ class BucketPath:
 
     def as_epath(self) -> Any:
         """The same path for orbax."""
-        # etils.epath goes through TensorFlow where that is installed, which reaches no bucket
-        # without a plug-in; read when the first gs:// path is used.
-        os.environ.setdefault("EPATH_USE_TF", "false")
         import fsspec.config
         from etils import epath
 

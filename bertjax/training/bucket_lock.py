@@ -21,6 +21,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def hold(path: BucketPath, words: str) -> Iterator[None]:
         HeldError: another run holds it.
         OSError: the bucket cannot be written.
     """
-    content = json.dumps({"holder": words, "process": _this_process()}).encode()
+    # A word of its own, so that another one of this very process is told from this.
+    token = uuid.uuid4().hex
+    content = json.dumps({"holder": words, "process": _this_process(), "token": token}).encode()
     beat = _Beat(path, content, _acquire(path, content))
     beat.start()
     try:

@@ -66,7 +66,7 @@ def initial_params(
         tokenizer, or is a folder that cannot be read.
       CheckpointError: the checkpoint is not sound.
     """
-    wanted = flatten(abstract)
+    wanted, name = flatten(abstract), init_from
     if init_from.startswith(HUGGING_FACE_PREFIX):
         folder = init_from.removeprefix(HUGGING_FACE_PREFIX)
         try:
@@ -89,6 +89,7 @@ def initial_params(
         }
     else:
         source = resolve(init_from)
+        name = str(source.path)
         config = model_config(source)
         _check_same_model(init_from, config, model)
         if source.progress["tokenizer_hash"] != tokenizer_hash:
@@ -102,7 +103,7 @@ def initial_params(
     left = sorted({_part(path) for path in theirs.keys() - taken.keys()})
     _LOG.info(
         "starting at step 0 with the parameters of %s%s",
-        init_from,
+        name,
         f", without its {', '.join(left)}" if left else "",
     )
     return _with_drawn(taken, model, wanted, seed)
