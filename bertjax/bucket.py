@@ -316,8 +316,8 @@ def _client() -> Any:
             f"gs:// paths need {' and '.join(missing)}, not installed here: "
             "pip install 'bertjax[gcs]'"
         )
+    import google.cloud.storage as storage
     from google.auth.exceptions import DefaultCredentialsError
-    from google.cloud import storage
 
     try:
         return storage.Client(project=None)  # objects belong to buckets, whatever the project
