@@ -10,7 +10,19 @@ from bertjax.data.tokenizer import WordPieceTokenizer, from_argument
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 HANGUL = ["ᄒ", "##ᅡ", "##ᆫ"]  # the parts of one syllable, taken apart
-PIECES = [*SPECIAL, *LETTERS, *(f"##{x}" for x in LETTERS), "##ve", "σ", "##ς", "中", "'", *HANGUL]
+MARKS = ["##\u302e", "##\U0001d165"]  # kept, and put in order of their class: the second first
+PIECES = [
+    *SPECIAL,
+    *LETTERS,
+    *MARKS,
+    *(f"##{x}" for x in LETTERS),
+    "##ve",
+    "σ",
+    "##ς",
+    "中",
+    "'",
+    *HANGUL,
+]
 TEXTS = [
     *TEXT[:300],
     "",
@@ -20,6 +32,7 @@ TEXTS = [
     "中文ABC中文\u3000한국어 日本語カタカナ",
     "a\u200bb c\x0bd e\x85f\u2028g \ufffd\0h x\u0323\u0301y q\u0301\u0323",
     "\ud800 half a pair \udc00",
+    "x\u302e\U0001d165y x\u302e\U0001d165",
     "emoji 🙂👩\u200d👩 and \U00020000",
     "W" * 201 + " end",
 ]

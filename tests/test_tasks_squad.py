@@ -76,7 +76,9 @@ def pointing_at(arrays, positions=("start_positions", "end_positions")):
 # Windows
 
 
-@pytest.mark.parametrize(("max_length", "stride", "query"), [(24, 5, 8), (40, 16, 4), (200, 9, 9)])
+@pytest.mark.parametrize(
+    ("max_length", "stride", "query"), [(24, 5, 8), (24, 60, 8), (40, 16, 4), (200, 9, 9)]
+)
 def test_rows_are_the_reference_s(max_length, stride, query, questions, word_tokenizer):
     task = make_task("squad", {"doc_stride": stride, "max_query_length": query})
     arrays = task.features(questions, word_tokenizer, max_length)

@@ -1,5 +1,6 @@
 """Tasks that read tensorflow-datasets: a data set made here, in the features of the real ones."""
 
+import numpy as np
 import pytest
 
 from bertjax.data.blocks import CorpusError
@@ -21,7 +22,7 @@ def data_sets(tmp_path_factory):
 
         def _info(self):
             label = features.ClassLabel(names=["negative", "positive"])
-            columns = {"sentence": features.Text(), "label": label, "idx": "int32"}
+            columns = {"sentence": features.Text(), "label": label, "idx": np.int32}
             return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(columns))
 
         def _split_generators(self, manager):
@@ -35,7 +36,7 @@ def data_sets(tmp_path_factory):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            answer = {"text": features.Text(), "answer_start": "int32"}
+            answer = {"text": features.Text(), "answer_start": np.int32}
             columns = {name: features.Text() for name in ("id", "context", "question")}
             columns["answers"] = features.Sequence(answer)
             return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(columns))
