@@ -239,13 +239,16 @@ def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path
 
 
 def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_path):
-    """A learning rate that ruins the model in the end: the best one lies in the middle."""
-    examples = open_examples(files, wordpiece)
-    config = make_config(start, examples[0].task, num_steps=60)
-    config.optimizer = OptimizerConfig(
-        name="adamw", learning_rate=2.0, warmup_steps=60, max_grad_norm=0.0
-    )
-    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    """Where the evaluation has the labels the other way round, the best is not the last."""
+    swapped = tmp_path / "eval.tsv"
+    lines = (files / "eval.tsv").read_text().replace("good", "x").replace("bad", "good")
+    swapped.write_text(lines.replace("\tx", "\tbad"))
+    training, evaluation = open_examples(files, wordpiece)
+    task = training.task
+    evaluation = Examples(task, task.read(str(swapped), needs_labels=True), wordpiece, 16)
+    config = make_config(start, task, num_steps=60)
+    assert fine_tune(config, tmp_path / "run", training, evaluation, wordpiece) == 0
+    tmp_path /= "run"
     result = read_json(tmp_path / "scores.json")
     accuracies = [line["heldout_accuracy"] for line in read_lines(tmp_path / "evals.jsonl")]
     assert result["scores"]["accuracy"] == max(accuracies) > accuracies[-1]

@@ -84,12 +84,13 @@ def test_heads_that_the_folder_lacks_are_drawn_with_one_warning(caplog):
 def test_pre_training_becomes_classification(source, workdir, caplog):
     model = dataclasses.replace(BASE, head="classification", num_labels=2)
     path = f"hf:{FOLDER / 'pretraining'}" if source == "hf" else str(workdir)
+    name = path if source == "hf" else workdir / "checkpoints" / "step_00000000"
     with caplog.at_level(logging.INFO, "bertjax"):
         found = start(path, model)
     assert_taken(found, "pretraining", ENCODER)
     assert_drawn(found, model, {"classification_head"})
     assert messages(caplog, logging.INFO) == [
-        f"starting at step 0 with the parameters of {path}, without its mlm_head, nsp_head"
+        f"starting at step 0 with the parameters of {name}, without its mlm_head, nsp_head"
     ]
     assert "classification_head" in messages(caplog, logging.WARNING)[0]
 
@@ -108,6 +109,7 @@ def test_a_head_of_another_number_of_labels_is_drawn():
 def test_another_model_is_refused_field_by_field(source, workdir):
     model = dataclasses.replace(BASE, gelu="tanh", layer_norm_eps=1e-6, num_heads=4)
     path = f"hf:{FOLDER / 'pretraining'}" if source == "hf" else str(workdir)
+    name = path if source == "hf" else workdir / "checkpoints" / "step_00000000"
     with pytest.raises(ConfigError) as error:
         start(path, model)
     assert "model.gelu: 'erf' there, 'tanh' here" in str(error.value)

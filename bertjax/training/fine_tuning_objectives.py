@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from bertjax.config import ModelConfig, Phase
@@ -44,7 +43,7 @@ OUTPUTS = {
 }
 
 
-def fine_tuning_objective(model: nn.Module, config: ModelConfig) -> Objective:
+def fine_tuning_objective(model: Any, config: ModelConfig) -> Objective:
     """The objective of `config.head`; its metrics are `accuracy`, but none for a regression."""
     return Objective(
         sums=lambda params, batch, row_keys: fine_tuning_sums(
@@ -57,7 +56,7 @@ def fine_tuning_objective(model: nn.Module, config: ModelConfig) -> Objective:
 
 
 def run_model(
-    model: nn.Module,
+    model: Any,
     config: ModelConfig,
     params: Any,
     batch: Batch,

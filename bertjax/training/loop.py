@@ -154,6 +154,7 @@ class _Trainer:
 
     def train(self, tracker: Tracker, guard: PreemptionGuard) -> bool:
         """Takes the steps that are left; False = preempted, after a save."""
+        self._protect_best(tracker)
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
             stop = self.agreement.now(guard.requested)
@@ -299,8 +300,12 @@ class _Trainer:
         index = self.phases.index(self.step - 1)
         record = self.job.evaluate(index, self.state.params)
         tracker.log_eval({"step": self.step, "phase": index, **record})
+        self._protect_best(tracker)
+
+    def _protect_best(self, tracker: Tracker) -> None:
+        """Keeps the best checkpoint so far; in process 0, which removes old ones."""
         metric = self.job.main_metric
-        if metric and tracker.evaluations:  # in process 0, which removes old checkpoints
+        if metric and tracker.evaluations:
             best = max(tracker.evaluations, key=lambda line: line[metric])
             self.checkpoints.protected_step = best["step"]
 

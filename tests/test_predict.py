@@ -1,0 +1,150 @@
+"""`python -m bertjax.predict`: what each kind of model says from the shell, and what it refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax.config import ModelConfig
+from bertjax.encoder import Encoder
+from bertjax.interop.bertjax_checkpoint import write_checkpoint
+from bertjax.interop.weights import Weights
+from bertjax.models import init_params, make_model
+from bertjax.training.fine_tuning_objectives import OUTPUTS, run_model
+
+MODEL = ModelConfig(
+    vocab_size=1_000,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=32,
+    max_positions=64,
+    initializer_range=0.2,
+    dtype="float32",
+)
+LABELS = {"pretraining": 0, "classification": 3, "regression": 1, "tagging": 3, "span": 0}
+NAMES = ("O", "B-THING", "I-THING")
+
+
+def with_head(head):
+    return dataclasses.replace(MODEL, head=head, num_labels=LABELS[head])
+
+
+def parameters(head):
+    return jax.tree.map(np.asarray, init_params(with_head(head), 3))
+
+
+@pytest.fixture(scope="module")
+def models(wordpiece, tmp_path_factory):
+    """A workdir for each kind of head."""
+    folder = tmp_path_factory.mktemp("predict")
+    for head, count in LABELS.items():
+        labels = NAMES if count == 3 else ()
+        weights = Weights("drawn", with_head(head), parameters(head), wordpiece, labels)
+        write_checkpoint(weights, folder / head)
+    return folder
+
+
+def predict(model, *arguments, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-m", "bertjax.predict", f"--model={model}", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def records(result):
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("head", ["classification", "regression", "tagging", "span"])
+def test_outputs_are_those_of_the_model_however_rows_are_batched(wordpiece, head):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 70)
+    mask = (np.arange(40) < lengths[:, None]).astype(np.int32)
+    arrays = {
+        "input_ids": rng.integers(5, 1_000, (70, 40)).astype(np.int32) * mask,
+        "token_type_ids": mask * (np.arange(40) > 3),
+        "attention_mask": mask,
+    }
+    config, params = with_head(head), parameters(head)
+    found = Encoder(config, params, wordpiece).outputs(arrays)
+    expected = run_model(make_model(config), config, params, arrays)
+    assert set(found) == set(OUTPUTS[head])
+    for name, values in found.items():
+        each_token = head in ("tagging", "span")
+        where = mask.astype(bool) if each_token else slice(None)
+        np.testing.assert_allclose(values[where], np.asarray(expected[name])[where], atol=1e-5)
+        assert values.shape == expected[name].shape
+
+
+def test_masks_are_filled_from_the_arguments(models):
+    texts = ["The [MASK] is a value.", "A [MASK] of [MASK]."]
+    found = records(predict(models / "pretraining", "--format=json", "--top_k=3", *texts))
+    assert [record["text"] for record in found] == texts
+    assert [len(record["masks"]) for record in found] == [1, 2]
+    for mask in found[1]["masks"]:
+        shares = [prediction["probability"] for prediction in mask]
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
+
+
+def test_texts_are_classified_from_standard_input(models):
+    lines = "a good value\n\nthe name of a module\n"
+    found = records(predict(models / "classification", "--format=json", stdin=lines))
+    assert [record["text"] for record in found] == ["a good value", "the name of a module"]
+    for record in found:
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
+        assert set(record["probabilities"]) == set(NAMES)
+
+
+def test_a_file_of_pairs_is_embedded_into_a_file(models, tmp_path):
+    pairs = [
+        {"text": "which value?", "text_pair": "the value is a string"},
+        {"text": "what name?", "text_pair": "its name is module"},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    result = predict(
+        models / "span",
+        f"--input={tmp_path / 'in.jsonl'}",
+        f"--output={tmp_path / 'out'}",
+        "--format=json",
+        "--max_length=64",
+        "--do=embed",
+    )
+    assert result.returncode == 0, result.stderr
+    embedded = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [len(record["embedding"]) for record in embedded] == [16, 16]
+    assert [record["text_pair"] for record in embedded] == [p["text_pair"] for p in pairs]
+
+
+def test_words_are_tagged(models):
+    result = predict(models / "tagging", "the name of a module")
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.strip().split(" ")
+    assert [word.split("/")[0] for word in words] == ["the", "name", "of", "a", "module"]
+    assert {word.partition("/")[2] for word in words} <= {"", *NAMES[1:]}
+
+
+@pytest.mark.parametrize(
+    ("head", "arguments", "message"),
+    [
+        ("pretraining", ["no mask here"], "the text has 0 [MASK]"),
+        ("pretraining", ["--do=classify", "text"], "the head of"),
+        ("classification", ["one\ttwo", "one"], "this model takes"),
+        ("missing", ["text"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(models, head, arguments, message):
+    result = predict(models / head, *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
