@@ -78,7 +78,7 @@ class _FailingReader:
     """Fails from a position on."""
 
     def __init__(self, reader, position):
-        self.spec = reader.spec
+        self.max_length = reader.max_length
         self._reader = reader
         self._position = position
 
