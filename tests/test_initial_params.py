@@ -109,7 +109,6 @@ def test_a_head_of_another_number_of_labels_is_drawn():
 def test_another_model_is_refused_field_by_field(source, workdir):
     model = dataclasses.replace(BASE, gelu="tanh", layer_norm_eps=1e-6, num_heads=4)
     path = f"hf:{FOLDER / 'pretraining'}" if source == "hf" else str(workdir)
-    name = path if source == "hf" else workdir / "checkpoints" / "step_00000000"
     with pytest.raises(ConfigError) as error:
         start(path, model)
     assert "model.gelu: 'erf' there, 'tanh' here" in str(error.value)
