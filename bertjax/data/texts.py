@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertjax.data.pairs import truncated_lengths
 from bertjax.data.vocabulary import Tokenizer
 
 Text = str | tuple[str, str]  # one text, or a pair
@@ -40,22 +41,11 @@ def make_row(
         is_cut = a < len(first)
         ids = [tokenizer.cls_id, *first[:a], tokenizer.sep_id]
     else:
-        a, b = truncated_lengths(len(first), len(second), max_length - 3)
+        lengths = np.array([len(first)]), np.array([len(second)])
+        a, b = (int(kept[0]) for kept in truncated_lengths(*lengths, max_length - 3))
         is_cut = a + b < len(first) + len(second)
         ids = [tokenizer.cls_id, *first[:a], tokenizer.sep_id, *second[:b], tokenizer.sep_id]
     return Row(np.array(ids, np.int32), a + 2, is_cut)
-
-
-def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of a pair after tokens were dropped from the longer side until both fit `room`."""
-    if first + second <= room:
-        return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    if first <= room - half:
-        return first, room - first
-    return room - half, half
 
 
 def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:

@@ -19,7 +19,8 @@ from bertjax.training.checkpoint_directory import CheckpointDirectory
 from bertjax.training.fine_tuning import Examples, Scorer, open_fine_tuning
 from bertjax.training.preemption import EXIT_FINISHED
 from bertjax.training.sealing import write_durably
-from bertjax.training.sharding import make_mesh, parameter_shardings
+from bertjax.training.sharding import make_mesh
+from bertjax.training.start import with_shardings
 from bertjax.training.tracker import EVALS, SUMMARY, read_lines
 
 PREDICTIONS = "predictions.jsonl"
@@ -54,15 +55,9 @@ def fine_tune(
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = loop.with_dtype(config).model
-        shapes = abstract_params(model)
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            parameter_shardings(shapes, mesh),
-        )
         directory = CheckpointDirectory(workdir / "checkpoints")
         checkpoint = resolve(directory.step_path(best["step"]))
-        params = checkpoint.restore_params(abstract)
+        params = checkpoint.restore_params(with_shardings(abstract_params(model), mesh))
         predictions, scores = Scorer(evaluation, model, mesh).run(params)
     if jax.process_index() != 0:
         return exit_code

@@ -104,20 +104,21 @@ def start(
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """A state of `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
-
-    def with_shardings(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            tree,
-            parameter_shardings(tree, mesh),
-        )
-
     params = abstract_params(model)
     moments = jax.eval_shape(optimizer.init, params)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
-        params=with_shardings(params),
-        opt_state={name: with_shardings(tree) for name, tree in moments.items()},
+        params=with_shardings(params, mesh),
+        opt_state={name: with_shardings(tree, mesh) for name, tree in moments.items()},
+    )
+
+
+def with_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of parameters or their shapes as `jax.ShapeDtypeStruct`, laid out on the mesh."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        parameter_shardings(tree, mesh),
     )
 
 
