@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
   && echo $$p && break; done)
 BIN = $(VENV)/bin
+JOBS ?= 2
 INSTALLED = $(VENV)/installed
 
 .PHONY: help install train test lint lock clean
@@ -27,8 +28,8 @@ $(INSTALLED): requirements.lock pyproject.toml setup.cfg
 train: $(INSTALLED)  ## pre-train CONFIG (tiny) into WORKDIR (runs/tiny); resumes when run again
 	$(BIN)/python -m bertjax.train --config=$(CONFIG) --workdir=$(WORKDIR)
 
-test: $(INSTALLED)  ## the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the tests, JOBS (2) at a time
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
 
 lint: $(INSTALLED)  ## ruff, the type checker and shellcheck
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from bertjax.data.tokenizer import load_folder
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.interop.formats import read_weights
 from bertjax.models import BertEncoder, apply_model, compute_dtype, make_model
+from bertjax.models.inspection import inspect_layers
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +56,14 @@ class Prediction(NamedTuple):
     piece: str
     id: int
     probability: float
+
+
+class Inspection(NamedTuple):
+    """What the layers make of one row of t tokens; numpy arrays in float32."""
+
+    pieces: list[str]  # t, special tokens included
+    hidden_states: np.ndarray  # [1 + layers, t, d]: of the embeddings, then of each layer
+    attentions: np.ndarray  # [layers, heads, t, t]: query by key; each query's add up to 1
 
 
 class Encoder:
@@ -94,6 +103,7 @@ class Encoder:
         self.task = task
         self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
         self._predict = jax.jit(functools.partial(apply_model, self.model))
+        self._inspect = jax.jit(functools.partial(inspect_layers, config))
 
     def encode(self, texts: Text | Sequence[Text]) -> Encoded:
         """Encodes texts; those of more than `config.max_positions` tokens are cut, with a warning.
@@ -188,6 +198,20 @@ class Encoder:
         inputs = pad_rows([row], 1, self._padded_length(len(row.ids)), self.tokenizer.pad_id)
         _, logits = self._predict(self.params, *inputs, np.zeros((1, 1), np.int32))
         return float(jax.nn.softmax(logits[0])[0])  # label 0 = the real next sentence
+
+    def inspect(self, text: Text) -> Inspection:
+        """Looks inside: the pieces of a text, each layer's hidden states and attention.
+
+        Args:
+          text: a text, or a pair of texts as a tuple.
+        """
+        row = encode_text(self.tokenizer, text, self.config.max_positions)
+        self._warn_of_cuts([row])
+        n = len(row.ids)
+        inputs = pad_rows([row], 1, self._padded_length(n), self.tokenizer.pad_id)
+        hidden_states, attentions = jax.device_get(self._inspect(self.params, *inputs))
+        pieces = [self.tokenizer.id_to_piece(i) for i in row.ids.tolist()]
+        return Inspection(pieces, hidden_states[:, 0, :n], attentions[:, 0, :, :n, :n])
 
     def outputs(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the head of a fine-tuned model over the rows of a task.

@@ -10,9 +10,10 @@ pytest_plugins = ["english", "buckets", "micro_runs"]
 # Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
 # what other tests and processes have compiled. Set before jax is imported; commands inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-_CACHE = tempfile.TemporaryDirectory(prefix="bertjax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share the cache of their parent
+    _CACHE = tempfile.TemporaryDirectory(prefix="bertjax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(head):
     batch = make_batch(head, np.random.default_rng(3))
     denominators = objective.denominators(batch)
 
+    @jax.jit
     def gradient(part):
         return jax.grad(lambda p: objective.loss(objective.sums(p, part, None), denominators))(
             params

@@ -93,6 +93,34 @@ def test_next_sentence_says_what_transformers_says(bert):
             assert bert.next_sentence(*text) == pytest.approx(expected, abs=1e-5)
 
 
+def softmax(x):
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def test_inspect_says_what_the_layers_do(bert):
+    text = ("the cat sat on the mat", "and the dog did it")
+    seen = bert.inspect(text)
+    n, heads = len(seen.pieces), bert.config.num_heads
+    assert seen.pieces[0] == "[CLS]"
+    assert [i for i, piece in enumerate(seen.pieces) if piece == "[SEP]"] == [7, n - 1]
+    assert seen.attentions.shape == (bert.config.num_layers, heads, n, n)
+    last = bert.encode(text).hidden_states[0]
+    np.testing.assert_allclose(seen.hidden_states[-1], last, atol=2e-6, rtol=0)
+    # Section 3.2.1 of Vaswani et al. (2017), in float64, from each layer's own input.
+    for index in range(bert.config.num_layers):
+        params = bert.params["encoder"][f"layer_{index}"]["attention"]
+        x = seen.hidden_states[index].astype(np.float64)
+        query, key = (
+            (x @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"]))
+            .reshape(n, heads, -1)
+            .transpose(1, 0, 2)
+            for name in ("query", "key")
+        )
+        expected = softmax(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
+        np.testing.assert_allclose(seen.attentions[index], expected, atol=2e-6, rtol=0)
+
+
 def test_a_mask_that_is_not_there_is_an_error(bert):
     with pytest.raises(ValueError, match=r"has 0 \[MASK\]"):
         bert.fill_mask("the cat")

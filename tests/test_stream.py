@@ -124,7 +124,7 @@ def test_a_dropped_stream_closes_itself(reader):
 
 def test_interpreters_end():
     """Closed or not; without the finaliser each of them hangs in TensorFlow's threads."""
-    hows = ["close", "open"] * 20 + ["raise"] * 5
+    hows = ["close", "open"] * 6 + ["raise"] * 2
     result = subprocess.run(
         [sys.executable, TESTS / "stream_exits.py", shared_store().path, *hows],
         capture_output=True,
@@ -135,6 +135,20 @@ def test_interpreters_end():
     statuses = {"close": 0, "open": 0, "raise": 3}
     expected = [f"{how} {statuses[how]}" for how in hows]
     assert result.stdout.splitlines() == expected, result.stderr[-2000:]
+
+
+def test_tensorflow_comes_without_keras_which_stays_within_reach():
+    code = (
+        "import os, sys; sys.path.insert(0, 'tests');"
+        "from stream_store import make_reader; from bertjax.data.stream import BatchStream;"
+        "stream = BatchStream(make_reader(), global_batch_size=2); next(stream); stream.close();"
+        "print('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ);"
+        "import tensorflow as tf; print(tf.keras.__version__.split('.')[0])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.split() == ["False", "False", "3"]
 
 
 def test_without_tensorflow_threads_are_used_and_named():

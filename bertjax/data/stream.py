@@ -227,6 +227,11 @@ def _stream_error(positions: np.ndarray, error: Exception) -> StreamError:
     return found
 
 
+# Set while TensorFlow is imported: then it leaves Keras, half of the time that the import takes, to
+# whoever uses tf.keras. Not set any more by then, so tf.keras stays what it is.
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
+
 @functools.cache
 def _has_tensorflow() -> bool:
     if importlib.util.find_spec("tensorflow") is not None:
@@ -243,8 +248,14 @@ def _import_tensorflow() -> Any:
     Raises:
         RuntimeError: the process already uses TensorFlow on a GPU.
     """
-    import tensorflow as tf
-
+    given = os.environ.get(_LEGACY_KERAS)
+    os.environ[_LEGACY_KERAS] = "1"
+    try:
+        import tensorflow as tf
+    finally:
+        del os.environ[_LEGACY_KERAS]
+        if given is not None:
+            os.environ[_LEGACY_KERAS] = given
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError as error:

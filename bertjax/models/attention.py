@@ -13,6 +13,20 @@ from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
 from bertjax.models.layers import dense
 
+PROBABILITIES = "probabilities"  # in the collection "intermediates": see models/inspection.py
+
+
+def attention_probabilities(
+    query: jax.Array, key: jax.Array, attention_mask: jax.Array
+) -> jax.Array:
+    """What each query takes from each key, [b, h, t, t]; see `dot_product_attention`."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=wide)
+    scores = scores / query.shape[-1] ** 0.5
+    # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
+    scores = jnp.where(attention_mask[:, None, None, :] > 0, scores, jnp.finfo(wide).min)
+    return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
 
 def dot_product_attention(
     query: jax.Array,
@@ -36,12 +50,7 @@ def dot_product_attention(
     Returns:
       [b, t, h, k], in the compute dtype.
     """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=wide)
-    scores = scores / query.shape[-1] ** 0.5
-    # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
-    scores = jnp.where(attention_mask[:, None, None, :] > 0, scores, jnp.finfo(wide).min)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    probabilities = attention_probabilities(query, key, attention_mask)
     probabilities = dropout(probabilities, dropout_rate, row_keys)
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
 
@@ -70,5 +79,8 @@ class SelfAttention(nn.Module):
         )
         if config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
+        if self.is_mutable_collection("intermediates"):  # someone looks inside
+            probabilities = attention_probabilities(query, key, attention_mask)
+            self.sow("intermediates", PROBABILITIES, probabilities)
         context = attend(query, key, value, attention_mask, row_keys)
         return dense(config, d, name="output")(context.reshape(b, t, d))
