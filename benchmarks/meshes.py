@@ -70,13 +70,13 @@ def main() -> None:
     model = ModelConfig(
         vocab_size=99 if arguments.quick else 30_522,  # 8 divides neither
         hidden_size=32 if arguments.quick else 64,
-        num_layers=4,
+        num_layers=2 if arguments.quick else 4,
         num_heads=8,
         intermediate_size=64 if arguments.quick else 256,
         max_positions=LENGTH,
         dtype="float32",
     )
-    steps = 12 if arguments.quick else 20
+    steps = 8 if arguments.quick else 20
     if arguments.quick:  # the first of each optimiser is what the others are compared with
         runs = [
             *(Run(m, "lamb", scan_layers=True) for m in ((1, 1, 1), (1, 1, 8), (2, 2, 2))),
