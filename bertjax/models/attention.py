@@ -71,7 +71,9 @@ class SelfAttention(nn.Module):
         config = self.config
         b, t, d = hidden_states.shape
         query, key, value = (
-            dense(config, d, name=name)(hidden_states).reshape(b, t, config.num_heads, -1)
+            dense(config, d, name, ("embed", "heads"))(hidden_states).reshape(
+                b, t, config.num_heads, -1
+            )
             for name in ("query", "key", "value")
         )
         attend: Callable[..., jax.Array] = functools.partial(
@@ -83,4 +85,4 @@ class SelfAttention(nn.Module):
             probabilities = attention_probabilities(query, key, attention_mask)
             self.sow("intermediates", PROBABILITIES, probabilities)
         context = attend(query, key, value, attention_mask, row_keys)
-        return dense(config, d, name="output")(context.reshape(b, t, d))
+        return dense(config, d, "output", ("heads", "embed"))(context.reshape(b, t, d))

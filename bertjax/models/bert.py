@@ -17,7 +17,7 @@ from bertjax.config import ModelConfig
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal
-from bertjax.models.partition import gather_params, split_rows
+from bertjax.models.partition import split_rows
 
 
 class Embeddings(nn.Module):
@@ -68,8 +68,8 @@ class FeedForward(nn.Module):
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Maps [b, t, d] through [b, t, f] to [b, t, d]."""
         config = self.config
-        x = dense(config, config.intermediate_size, name="intermediate")(hidden_states)
-        return dense(config, config.hidden_size, name="output")(gelu(config, x))
+        x = dense(config, config.intermediate_size, "intermediate", ("embed", "mlp"))(hidden_states)
+        return dense(config, config.hidden_size, "output", ("mlp", "embed"))(gelu(config, x))
 
 
 class EncoderLayer(nn.Module):
@@ -122,7 +122,6 @@ class LayerStack(nn.Module):
 
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
             layer = EncoderLayer(config, parent=None)
-            params = gather_params(params, "encoder/layer_0")  # all layers lie alike
             output: Any = layer.apply({"params": params}, x, attention_mask, keys)
             return split_rows(output)
 

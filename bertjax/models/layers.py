@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
+from bertjax.models.partition import multiply_gathered
 
 # What is cheap to compute is computed again in the backward pass, from its input alone: a scan over
 # layers would keep every array in between (half of BASE's activations). Unrolled, XLA decides.
@@ -24,13 +25,24 @@ def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
     return nn.initializers.truncated_normal(config.initializer_range, lower=-2.0, upper=2.0)
 
 
-def dense(config: ModelConfig, features: int, name: str | None = None) -> nn.Dense:
-    """A dense layer with bias, in the compute dtype: kernel [in, out] and bias [out] in float32."""
+def dense(
+    config: ModelConfig,
+    features: int,
+    name: str | None = None,
+    kernel_axes: tuple[str, str] | None = None,
+) -> nn.Dense:
+    """A dense layer with bias, in the compute dtype: kernel [in, out] and bias [out] in float32.
+
+    Args:
+      kernel_axes: of a layer of the encoder: the logical axes of its kernel, which it gathers.
+    """
+    multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
     return nn.Dense(
         features,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.float32,
         kernel_init=truncated_normal(config),
+        dot_general=multiply,
         name=name,
     )
 

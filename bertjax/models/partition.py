@@ -79,7 +79,7 @@ def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int
 
 
 def gather_params(params: Any, prefix: str = "") -> Any:
-    """The parameters as a step computes with them: whole over `fsdp`, still split over `tensor`.
+    """Parameters outside the layers as a step computes with them: whole over `fsdp`.
 
     Backwards the gradients are summed and split again, so that under fsdp a step holds all-gathers
     and reduce-scatters and activations never leave their rows.
@@ -99,6 +99,33 @@ def gather_params(params: Any, prefix: str = "") -> Any:
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*whole))
 
     return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
+    """`jax.lax.dot_general` for rows by a kernel that is split over `fsdp` at rest.
+
+    The kernel is gathered for the product, and again for the product's gradient: kept, a scan would
+    stack the whole kernels of all layers on every device. Where `fsdp` is 1, it is the plain
+    product: a constraint that does nothing would still make the scan keep a copy of each kernel.
+
+    Args:
+      axes: the kernel's logical axes.
+      **checkpoint: settings of `jax.checkpoint`.
+    """
+    whole = PartitionSpec(*(RULES[axis] if axis and axis != "embed" else None for axis in axes))
+
+    def dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
+        def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.lax.dot_general(x, kernel, dimensions, precision)
+
+        if (_mesh_sizes() or {}).get("fsdp", 1) == 1:
+            return multiply(x, kernel)
+        return jax.checkpoint(
+            lambda x, kernel: multiply(x, jax.lax.with_sharding_constraint(kernel, whole)),
+            **checkpoint,
+        )(x, kernel)
+
+    return dot_general
 
 
 def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
