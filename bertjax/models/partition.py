@@ -102,26 +102,38 @@ def gather_params(params: Any, prefix: str = "") -> Any:
 
 
 def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
-    """`jax.lax.dot_general` for rows by a kernel that is split over `fsdp` at rest.
+    """`jax.lax.dot_general` of rows [b, ...] by a kernel that is split over `fsdp` at rest.
 
-    The kernel is gathered for the product, and again for the product's gradient: kept, a scan would
-    stack the whole kernels of all layers on every device. Where `fsdp` is 1, it is the plain
-    product: a constraint that does nothing would still make the scan keep a copy of each kernel.
+    Each device gathers the kernel for the product, and again for the product's gradient, which is
+    summed and split again at once (a reduce-scatter). Left to the compiler, a scan would stack the
+    whole kernels of all layers on every device, and their whole gradients. Where `fsdp` is 1 it is
+    the plain product: a constraint that does nothing would still make the scan keep a copy.
 
     Args:
       axes: the kernel's logical axes.
       **checkpoint: settings of `jax.checkpoint`.
     """
-    whole = PartitionSpec(*(RULES[axis] if axis and axis != "embed" else None for axis in axes))
+    embed = axes.index("embed")
+    at_rest = PartitionSpec(*(RULES["embed"] if axis == "embed" else None for axis in axes))
 
     def dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
         def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
             return jax.lax.dot_general(x, kernel, dimensions, precision)
 
-        if (_mesh_sizes() or {}).get("fsdp", 1) == 1:
+        sizes = _mesh_sizes() or dict.fromkeys(AXES, 1)
+        # The one row that initialisation traces with is not split.
+        if sizes["fsdp"] == 1 or x.shape[0] % (sizes["data"] * sizes["fsdp"]):
             return multiply(x, kernel)
+        # By hand over the axes of the rows; `tensor` stays the compiler's.
         return jax.checkpoint(
-            lambda x, kernel: multiply(x, jax.lax.with_sharding_constraint(kernel, whole)),
+            jax.shard_map(
+                lambda x, part: multiply(
+                    x, jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
+                ),
+                in_specs=(PartitionSpec(ROWS), at_rest),
+                out_specs=PartitionSpec(ROWS),
+                axis_names=set(ROWS),
+            ),
             **checkpoint,
         )(x, kernel)
 

@@ -41,9 +41,11 @@ class Array:
         """Bytes with the minor dimensions rounded up to whole tiles, as a TPU keeps them."""
         order, _, tiles = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", tiles)
-        if tile is None:
+        axes = [int(axis) for axis in order.split(",") if axis]  # minor first
+        # A part that a gather reads may have fewer dimensions than the array that it lies in.
+        if tile is None or len(axes) != len(self.dims):
             return self.num_bytes
-        sizes = [self.dims[int(axis)] for axis in order.split(",") if axis]  # minor first
+        sizes = [self.dims[axis] for axis in axes]
         for i, size in enumerate(reversed([int(x) for x in tile[1].split(",")])):
             if i == len(sizes):
                 sizes.append(1)
