@@ -27,6 +27,7 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
 from bertjax.models.layers import LayerNorm
 from bertjax.models.layers import gelu as activation
+from bertjax.models.partition import AXES
 
 GOLDENS = Path(__file__).parent / "goldens"
 BASE = ModelConfig()
@@ -185,6 +186,23 @@ def test_wide_operations_are_float32_in_bfloat16(params):
     assert {str(variable.aval.dtype) for variable in jaxpr.jaxpr.outvars} == {"float32"}
     encoded = jax.eval_shape(BertEncoder(config).apply, {"params": params}, *inputs[:3])
     assert {x.dtype for x in encoded} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_a_scan_keeps_no_second_copy_of_the_kernels(params, fsdp):
+    """Backwards they are read, under fsdp gathered, where they lie."""
+    config = dataclasses.replace(SMALL, scan_layers=True)
+    inputs = make_inputs()[:3]
+
+    def loss(params):
+        return BertEncoder(config).apply({"params": params}, *inputs)[0].sum()
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, fsdp, 1), AXES)):
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+    forward = next(x for x in jaxpr.jaxpr.eqns if x.primitive.name == "scan")
+    kept = {variable.aval.shape for variable in forward.outvars}
+    assert (2, ROWS, LENGTH, 24) in kept  # an activation
+    assert not kept & {(2, 16, 16), (2, 16, 24), (2, 24, 16)}
 
 
 def test_layer_norm_keeps_its_epsilon_in_bfloat16():
