@@ -3,18 +3,21 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from bertjax import cli
-from bertjax.config import Phase
+from bertjax.config import MeshConfig, Phase
 from bertjax.planning import arithmetic, hlo, phase_plan, roofline, search, topology, work
 from bertjax.planning.chips import CHIPS
 from bertjax.planning.collectives import Collective, read_collectives
+from bertjax.planning.program import check_program
 from bertjax.training import sharding
 from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.metrics import peak_flops
+from bertjax.training.sharding import make_mesh
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 NO_LIBTPU = "libtpu is not installed: pip install 'bertjax[plan]'"
@@ -104,6 +107,16 @@ def test_checks_of_the_real_step(programs):
     memory = {name: step["memory"] for name, step in programs["steps"].items()}
     assert memory["fsdp"]["arguments"] < memory["data"]["arguments"] / 5
     assert memory["data"]["aliased"] < 0
+
+
+def test_an_all_reduce_between_slices_may_have_stages():
+    module, mesh = hlo.parse(PROGRAM), make_mesh(MeshConfig(), jax.devices()[:1])
+    stages = [SimpleNamespace(kind=x) for x in ("reduce-scatter", "all-reduce", "all-gather")]
+    check = "data parallelism only reduces"
+    assert check_program(module, stages, mesh, 2, num_slices=2)[check] is True
+    assert "all-gather" in check_program(module, stages, mesh, 2)[check]
+    others = [*stages, SimpleNamespace(kind="collective-permute")]
+    assert check_program(module, others, mesh, 2, num_slices=2)[check] == "found collective-permute"
 
 
 PROGRAM = """HloModule jit_step, input_output_alias={ {0}: (0, {}, may-alias), {1}: (3, {}, may-alias) }

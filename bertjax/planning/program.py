@@ -101,7 +101,7 @@ def read_program(
         flops=work.matmul_flops(module),
         hbm_bytes=work.memory_bytes(module),
         collectives=found,
-        checks=check_program(module, found, mesh, len(jax.tree.leaves(state)))
+        checks=check_program(module, found, mesh, len(jax.tree.leaves(state)), len(set(slices)))
         | check_activations(module, mesh, rows, phase, config.model, shapes),
         num_microbatches=num_microbatches,
         compile_seconds=compile_seconds,
@@ -113,11 +113,14 @@ def check_program(
     found: list[collectives.Collective],
     mesh: Mesh,
     num_state_arrays: int,
+    num_slices: int = 1,
 ) -> dict[str, bool | str]:
     """What a good step does with its state and its collectives: see docs/design/plan.md.
 
     Args:
       num_state_arrays: arrays that the step is given to overwrite, its first arguments.
+      num_slices: between which an all-reduce becomes three stages: scatter inside each slice,
+        reduce between them, gather again.
 
     Returns:
       Name -> True, or what was found instead.
@@ -141,6 +144,8 @@ def check_program(
         )
     elif mesh.shape["tensor"] == 1:
         others = kinds - {"all-reduce"}
+        if num_slices > 1:
+            others -= {"reduce-scatter", "all-gather"}
         checks["data parallelism only reduces"] = not others or f"found {', '.join(sorted(others))}"
     return checks
 
@@ -175,7 +180,7 @@ def check_activations(
         if not module.executions[name]:
             continue
         for array in (a for x in instructions.values() for a in x.arrays):
-            dims = array.dims
+            dims = tuple(size for size in array.dims if size != 1)
             if array.dtype not in ("f32", "bf16", "f16") or dims in parameter_shapes:
                 continue
             for i, size in enumerate(dims[:2]):
