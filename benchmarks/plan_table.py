@@ -30,6 +30,7 @@ ROWS: list[tuple[str, int, str, int, str]] = [
     ("base", 0, "v5e:4x4", 1, ""),
     ("large", 0, "v5e:16x16", 1, ""),
     ("large", 0, "v5e:4x4", 1, FSDP),
+    ("large", 0, "v5e:4x4", 1, "--config.mesh.data=4 --config.mesh.fsdp=4"),
     ("base", 0, "v5e:4x4", 2, ""),
     ("large", 1, "v5e:4x4", 1, "--config.num_microbatches=1"),
     ("large", 1, "v5e:4x4", 1, ""),
@@ -160,7 +161,7 @@ def table(results: list[dict[str, Any]]) -> str:
                     f"{bound:,.0f} ({phase['bound_by']})" if bound else "",
                     f"{hours:,.1f}" if hours else "",
                     ("failed: " + ", ".join(failed)) if failed else "all hold" * phase["fits"],
-                    f"{phase['compile_seconds']:.0f}",
+                    f"{phase['compile_seconds']:.0f}" if phase["fits"] else "",
                 )
             )
             + " |"
