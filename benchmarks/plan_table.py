@@ -136,7 +136,8 @@ def table(results: list[dict[str, Any]]) -> str:
         slices = f" x {result['num_slices']}" if result["num_slices"] > 1 else ""
         sent: dict[str, float] = {}
         for item in phase["collectives"]:
-            name = f"{item['kind']} ({item['axes']})"
+            where = " between slices" if item["across_slices"] else ""
+            name = f"{item['kind']} ({item['axes']}){where}"
             sent[name] = sent.get(name, 0) + item["sent_bytes"] / 1e6
         bound = phase["bound_sequences_per_second"]
         hours = bound and phase["num_steps"] * phase["global_batch_size"] / bound / 3600

@@ -187,6 +187,47 @@ def test_what_only_a_tpu_program_has():
     assert array.padded_bytes == 16 * 128 * 16 * 128 * 2
 
 
+def test_what_goes_between_slices_is_a_send():
+    """As libtpu writes the all-reduce of two slices of 2 chips, once and in a loop of 5."""
+    text = """%body (s: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %s = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %g = bf16[64,128]{1,0} get-tuple-element(%s), index=1
+  %t = token[] after-all()
+  %q = (bf16[64,128]{1,0:T(8,128)}, u32[], token[]) send(%g, %t), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %o = (s32[], bf16[64,128]{1,0}) tuple(%i, %g)
+}
+%cond (s: (s32[], bf16[64,128])) -> pred[] {
+  %s = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[] constant(5)
+  ROOT %c = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (p: f32[8,128], g: bf16[64,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %g = bf16[64,128]{1,0} parameter(1)
+  %z = s32[] constant(0)
+  %a = token[] after-all()
+  %x = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%p, %a), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %y = (f32[8,128]{1,0}, u32[], token[]) send(%p, %a), channel_id=4, is_host_transfer=true
+  %l = (s32[], bf16[64,128]{1,0}) tuple(%z, %g)
+  %w = (s32[], bf16[64,128]{1,0}) while(%l), condition=%cond, body=%body
+  ROOT %r = f32[8,128]{1,0} copy(%p)
+}
+"""  # noqa: E501
+    found = read_collectives(hlo.parse(text), {"data": 4, "fsdp": 1}, [0, 0, 1, 1])
+    found.sort(key=lambda collective: collective.count)
+    assert [(c.kind, c.axes, c.group_size, c.count, c.bytes_each) for c in found] == [
+        ("all-reduce", ("data",), 2, 1, 8 * 128 * 4),
+        ("all-reduce", ("data",), 2, 5, 64 * 128 * 2),
+    ]
+    # All of it goes between the slices, none inside one.
+    assert [roofline.split_bytes(c, 2) for c in found] == [
+        (0, 8 * 128 * 4),
+        (0, 5 * 64 * 128 * 2),
+    ]
+
+
 def test_a_batched_product_written_as_a_convolution():
     """32 x 4 products of [32, 64] by [64, 32], as libtpu writes attention scores."""
     text = """ENTRY %main (p: bf16[32,32,4,64], q: bf16[32,32,4,64]) -> f32[32,4,32,32] {

@@ -60,7 +60,8 @@ def read_collectives(
 
     A TPU program runs one collective in pieces, inside several fusions: pieces share a channel and
     are counted once. An all-reduce of which each device keeps its slice, which is how the same
-    compiler writes a reduce-scatter, counts as that.
+    compiler writes a reduce-scatter, counts as that. Between slices it has no collective: each
+    chip hands its share to the runtime ("megascale") as a send that names what is done with it.
 
     Args:
       mesh_shape: axis -> size, in the order of the mesh.
@@ -76,16 +77,19 @@ def read_collectives(
             continue
         for instruction in instructions.values():
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            between_slices = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
+            if kind == "send" and between_slices:
+                kind = between_slices[1].lower().replace("_", "-")
+                groups = _fellows(slice_of_device or [])
+            elif kind in KINDS:
+                groups = _groups(instruction, math.prod(mesh_shape.values()))
+            else:
                 continue
-            collective = _read(instruction, instructions, kind, module, name, mesh_shape)
-            if collective is None:
+            if max(len(group) for group in groups) < 2:
                 continue
-            groups = _groups(instruction, math.prod(mesh_shape.values()))
-            if slice_of_device is not None:
-                slices = [{slice_of_device[i] for i in group} for group in groups]
-                across = any(len(group) > 1 for group in slices)
-                collective = dataclasses.replace(collective, across_slices=across)
+            collective = _read(
+                instruction, instructions, kind, groups, module, name, mesh_shape, slice_of_device
+            )
             channel = instruction.attribute("channel_id") or instruction.name
             # The pieces of one collective differ in nothing else.
             key = (owners[name], collective.kind, channel, str(collective.arrays))
@@ -97,32 +101,41 @@ def _read(
     instruction: Instruction,
     around: dict[str, Instruction],
     kind: str,
+    groups: list[list[int]],
     module: Module,
     computation: str,
     mesh_shape: dict[str, int],
-) -> Collective | None:
-    groups = _groups(instruction, math.prod(mesh_shape.values()))
-    size = max(len(group) for group in groups)
-    if size < 2:
-        return None
+    slice_of_device: Sequence[int] | None,
+) -> Collective:
     arrays = instruction.arrays
     if kind == "all-gather":
         if instruction.opcode.endswith("-start"):
             arrays = arrays[len(arrays) // 2 :]  # (operands, results)
+    elif instruction.opcode == "send":
+        arrays = arrays[:1]  # what is sent, a context and a token
     elif kind != "all-reduce":
         arrays = tuple(a for x in instruction.operands for a in around[x].arrays)
     sliced = any(x.opcode == "dynamic-slice" for x in around.values())
     if kind == "all-reduce" and computation in module.fused and sliced:
         kind = "reduce-scatter"  # each device keeps the slice that its number says
+    slices = [{slice_of_device[i] for i in group} for group in groups] if slice_of_device else []
     return Collective(
         kind=kind,
         axes=_axes(groups, mesh_shape),
-        group_size=size,
+        group_size=max(len(group) for group in groups),
         count=module.executions[computation],
         bytes_each=sum(array.num_bytes for array in arrays),
-        across_slices=False,
+        across_slices=any(len(group) > 1 for group in slices),
         arrays=tuple(dataclasses.replace(array, layout="") for array in arrays),
     )
+
+
+def _fellows(slice_of_device: Sequence[int]) -> list[list[int]]:
+    """The devices of the same place in each slice: they exchange what goes between slices."""
+    slices: dict[int, list[int]] = {}
+    for device, slice_number in enumerate(slice_of_device):
+        slices.setdefault(slice_number, []).append(device)
+    return [list(group) for group in zip(*slices.values(), strict=True)]
 
 
 def _owners(module: Module) -> dict[str, str]:
