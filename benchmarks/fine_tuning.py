@@ -97,7 +97,7 @@ def main(_: list[str]) -> None:
         done = [run["seed"] for run in _results().get(key, {}).get("runs", [])]
         if seed in done:
             continue
-        config = _config(model, task, training, max_length, seed)
+        config = _config(model, task, training, seed)
         ours, our_seconds = _run_ours(config, training, evaluation, tokenizer)
         theirs, their_seconds = _run_theirs(config, training, evaluation)
         _add(
@@ -117,7 +117,7 @@ def main(_: list[str]) -> None:
 
 
 def _config(
-    model: ModelConfig, task: Any, training: Examples, max_length: int, seed: int
+    model: ModelConfig, task: Any, training: Examples, seed: int
 ) -> FineTuningConfig:
     rows = len(training.arrays["row_weights"])
     num_steps = rows * _EPOCHS.value // _BATCH_SIZE.value
@@ -125,7 +125,7 @@ def _config(
         seed=seed,
         init_from=f"hf:{_WEIGHTS.value}",
         model=model,
-        phases=(Phase(num_steps, max_length, _BATCH_SIZE.value),),
+        phases=(Phase(num_steps, training.max_length, _BATCH_SIZE.value),),
         optimizer=OptimizerConfig(
             name="adamw", learning_rate=_LEARNING_RATE.value, warmup_steps=round(0.1 * num_steps)
         ),

@@ -67,8 +67,8 @@ def main() -> None:
     limit = parser.parse_args().rows
     results: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     done = {result["command"] for result in results}
-    for row in ROWS:
-        command = command_of(*row)
+    commands = [command_of(*row) for row in ROWS]
+    for command in commands:
         if command in done:
             continue
         if limit == 0:
@@ -76,6 +76,7 @@ def main() -> None:
         limit -= 1
         print(command, flush=True)
         results.append(plan(command))
+        results.sort(key=lambda result: commands.index(result["command"]))
         write(RESULTS, json.dumps(results, indent=2) + "\n")
         write(TABLE, table(results))
     write(TABLE, table(results))

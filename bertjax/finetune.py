@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -39,6 +39,9 @@ from bertjax.config import (
 from bertjax.tasks.registry import TASK_NAMES, make_task
 from bertjax.tasks.task import Task, TaskError
 from bertjax.validation import validate
+
+if TYPE_CHECKING:
+    from bertjax.training.fine_tuning import Examples
 
 _LOG = logging.getLogger(__name__)
 
@@ -134,7 +137,7 @@ def _run(overridden: Config) -> int:
         task.name,
         f"{len(examples):,}",
         f"{num_rows:,}",
-        max_length,
+        training.max_length,
         f"{len(evaluation.examples):,}",
     )
     model = dataclasses.replace(
@@ -152,7 +155,7 @@ def _run(overridden: Config) -> int:
         )
     )
     configs = [
-        _make_config(overridden, model, task, max_length, num_rows, *setting)
+        _make_config(overridden, model, task, max_length, training, *setting)
         for setting in settings
     ]
     for config in configs:
@@ -180,18 +183,19 @@ def _make_config(
     model: Any,
     task: Task[Any],
     max_length: int,
-    num_rows: int,
+    training: Examples,
     learning_rate: float,
     batch_size: int,
     num_epochs: float,
     seed: int,
 ) -> FineTuningConfig:
     """The configuration of one run: what the flags say, then what `--config.` overrides."""
+    num_rows = len(training.arrays["row_weights"])
     num_steps = max(1, math.floor(num_rows * num_epochs / batch_size))
     config = FineTuningConfig.from_json(overridden.to_json())
     config.seed, config.init_from = seed, _text(_INIT_FROM)
     config.model = dataclasses.replace(model)
-    config.phases = (Phase(num_steps, max_length, batch_size),)
+    config.phases = (Phase(num_steps, training.max_length, batch_size),)
     config.optimizer.learning_rate = learning_rate
     config.optimizer.warmup_steps = round(_WARMUP.value * num_steps)
     # Once an epoch, and at the end.

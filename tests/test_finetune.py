@@ -150,6 +150,19 @@ def of_sentences(start, files, folder, **flags):
     return finetune(**flags)
 
 
+def test_columns_that_are_padding_in_every_row_are_left_out(files, wordpiece):
+    task = make_task("ner", {})
+    examples = task.read(str(files / "train.conll"), needs_labels=True)
+    task = task.with_labels(examples)
+    asked = Examples(task, examples, wordpiece, 32)
+    longest = asked.arrays["attention_mask"].sum(axis=1).max()
+    assert asked.max_length == -(-longest // 8) * 8 < 32
+    assert asked.arrays["tag_ids"].shape == asked.arrays["input_ids"].shape
+    assert asked.arrays["input_ids"].shape[1] == asked.max_length
+    assert asked.sha256() == Examples(task, examples, wordpiece, asked.max_length).sha256()
+    assert Examples(task, examples, wordpiece, 5).max_length == 5  # never more than asked for
+
+
 # What a run leaves
 
 

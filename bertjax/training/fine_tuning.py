@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from bertjax.training.sharding import local_rows, replicated
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 
+_LENGTH_UNIT = 8
 _TOKENS_A_DEVICE = 8_192  # in one batch of an evaluation
 _MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
 
@@ -41,6 +43,7 @@ class Examples:
 
     Attributes:
       arrays: of `Task.features`, [n, ...] each.
+      max_length: tokens of a row: of the longest example, rounded up, not more than was asked for.
       has_answers: whether the examples have labels.
     """
 
@@ -49,11 +52,21 @@ class Examples:
     ):
         """Makes the rows.
 
+        Args:
+          max_length: longer examples are cut, or make several rows, as the task has it.
+
         Raises:
           TaskError: an example does not fit the task, the labels or the rows.
         """
         self.task, self.examples = task, examples
-        self.arrays = task.features(examples, tokenizer, max_length)
+        arrays = task.features(examples, tokenizer, max_length)
+        longest = int(arrays["attention_mask"].sum(axis=1).max())
+        self.max_length = min(max_length, _LENGTH_UNIT * math.ceil(longest / _LENGTH_UNIT))
+        # Columns that are padding in every row cost time and do nothing.
+        self.arrays = {
+            name: array[:, : self.max_length] if array.shape[1:2] == (max_length,) else array
+            for name, array in arrays.items()
+        }
         answers = ANSWERS[task.head]
         self.has_answers = all(name in self.arrays for name in answers)
 
@@ -82,8 +95,7 @@ class Scorer:
         """
         self._examples, self._mesh = examples, mesh
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        max_length = examples.arrays["input_ids"].shape[1]
-        most = max(1, _TOKENS_A_DEVICE // max_length)
+        most = max(1, _TOKENS_A_DEVICE // examples.max_length)
         fewest = -(-len(examples.arrays["row_weights"]) // shards)  # not more than there are
         self._batch_size = shards * min(most, fewest)
         module = make_model(model)
