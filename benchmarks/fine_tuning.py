@@ -116,9 +116,7 @@ def main(_: list[str]) -> None:
     print(json.dumps(_results()[key]["summary"], indent=1))
 
 
-def _config(
-    model: ModelConfig, task: Any, training: Examples, seed: int
-) -> FineTuningConfig:
+def _config(model: ModelConfig, task: Any, training: Examples, seed: int) -> FineTuningConfig:
     rows = len(training.arrays["row_weights"])
     num_steps = rows * _EPOCHS.value // _BATCH_SIZE.value
     return FineTuningConfig(
