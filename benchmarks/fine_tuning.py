@@ -47,11 +47,12 @@ from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.optimizer import make_schedule
 
 RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
-TASKS = {  # name: (task, training file, evaluation file, tokens a row)
+TASKS = {  # name: (task, training files, evaluation file, tokens a row)
     "polarity": ("polarity", "polarity/train.tsv", "polarity/dev.tsv", 64),
     "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv", 64),
     "stsb": ("stsb", "stsb/sts-train.tsv", "stsb/sts-dev.tsv", 128),
     "wnut17": ("ner", "ner/wnut17train.conll", "ner/emerging.test.annotated", 64),
+    "squad": ("squad", "squad/train-v1.1.json.gz", "squad/dev-v1.1.json.gz", 384),
 }
 _WEIGHTS = flags.DEFINE_string("weights", None, "Hugging Face folder of a BERT.", required=True)
 _DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
@@ -60,12 +61,21 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
+_SHARE = flags.DEFINE_float("share", 1.0, "Of the training examples, the same for all seeds.")
 _LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
 
 _CLASSES = {
     "classification": "BertForSequenceClassification",
     "regression": "BertForSequenceClassification",
     "tagging": "BertForTokenClassification",
+    "span": "BertForQuestionAnswering",
+}
+# Of each head: the new layer here, and what transformers calls it.
+_LAYERS = {
+    "classification": ("classification_head", "classifier"),
+    "regression": ("classification_head", "classifier"),
+    "tagging": ("tagging_head", "classifier"),
+    "span": ("span_head", "qa_outputs"),
 }
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
@@ -81,6 +91,9 @@ def main(_: list[str]) -> None:
     task = make_task(name)
     examples = task.read(str(data / train), needs_labels=True)
     task = task.with_labels(examples)
+    chosen = np.random.default_rng(0).permutation(len(examples))
+    chosen = np.sort(chosen[: round(_SHARE.value * len(examples))])
+    examples = [examples[i] for i in chosen]
     training = Examples(task, examples, tokenizer, max_length)
     evaluation = Examples(
         task, task.read(str(data / evaluate), needs_labels=True), tokenizer, max_length
@@ -93,6 +106,8 @@ def main(_: list[str]) -> None:
         dtype="float32",
     )
     key = f"{_TASK.value}_lr_{_LEARNING_RATE.value:g}_epochs_{_EPOCHS.value}"
+    if _SHARE.value < 1:
+        key += f"_share_{_SHARE.value:g}"
     for seed in map(int, _SEEDS.value):
         done = [run["seed"] for run in _results().get(key, {}).get("runs", [])]
         if seed in done:
@@ -103,7 +118,7 @@ def main(_: list[str]) -> None:
         _add(
             key,
             task.main_metric,
-            max_length,
+            training.max_length,
             {
                 "seed": seed,
                 "bertjax": ours,
@@ -158,12 +173,11 @@ def _run_theirs(
     model = getattr(transformers, _CLASSES[task.head]).from_pretrained(
         _WEIGHTS.value, num_labels=task.num_labels
     )
-    head = init_params(config.model, config.seed)[
-        "tagging_head" if task.head == "tagging" else "classification_head"
-    ]
+    ours, their_name = _LAYERS[task.head]
+    head, layer = init_params(config.model, config.seed)[ours], getattr(model, their_name)
     with torch.no_grad():
-        model.classifier.weight.copy_(torch.from_numpy(np.array(head["kernel"]).T.copy()))
-        model.classifier.bias.copy_(torch.from_numpy(np.array(head["bias"])))
+        layer.weight.copy_(torch.from_numpy(np.array(head["kernel"]).T.copy()))
+        layer.bias.copy_(torch.from_numpy(np.array(head["bias"])))
     plain = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     plain_ids = set(map(id, plain))
     decayed = [p for p in model.parameters() if id(p) not in plain_ids]
@@ -184,8 +198,8 @@ def _run_theirs(
         positions = step * _BATCH_SIZE.value + np.arange(_BATCH_SIZE.value)
         batch = {name: torch.from_numpy(x) for name, x in rows.rows(positions).items()}
         model.train()
-        logits = model(**{name: batch[name].long() for name in _INPUTS}).logits
-        loss = _loss(task.head, logits, batch)
+        outputs = model(**{name: batch[name].long() for name in _INPUTS})
+        loss = _loss(task.head, outputs, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
@@ -199,32 +213,39 @@ def _run_theirs(
     return best, time.monotonic() - started
 
 
-def _loss(head: str, logits: Any, batch: dict[str, Any]) -> Any:
+def _loss(head: str, outputs: Any, batch: dict[str, Any]) -> Any:
     import torch
 
+    cross_entropy = torch.nn.functional.cross_entropy
+    if head == "span":
+        start = cross_entropy(outputs.start_logits, batch["start_positions"].long())
+        return (start + cross_entropy(outputs.end_logits, batch["end_positions"].long())) / 2
     if head == "regression":
-        return torch.nn.functional.mse_loss(logits[:, 0], batch["targets"])
+        return torch.nn.functional.mse_loss(outputs.logits[:, 0], batch["targets"])
     if head == "classification":
-        return torch.nn.functional.cross_entropy(logits, batch["labels"].long())
+        return cross_entropy(outputs.logits, batch["labels"].long())
     chosen = batch["tag_weights"] > 0
-    return torch.nn.functional.cross_entropy(logits[chosen], batch["tag_ids"][chosen].long())
+    return cross_entropy(outputs.logits[chosen], batch["tag_ids"][chosen].long())
 
 
 def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
     import torch
 
     model.eval()
-    parts = []
-    arrays = evaluation.arrays
+    task, arrays = evaluation.task, evaluation.arrays
+    names = ("start_logits", "end_logits") if task.head == "span" else ("logits",)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with torch.no_grad():
         for begin in range(0, len(arrays["row_weights"]), 64):
             inputs = {
                 name: torch.from_numpy(arrays[name][begin : begin + 64]).long() for name in _INPUTS
             }
-            parts.append(model(**inputs).logits.numpy())
-    logits = np.concatenate(parts)
-    task = evaluation.task
-    outputs = {"values": logits[:, 0]} if task.head == "regression" else {"logits": logits}
+            found = model(**inputs)
+            for name in names:
+                parts[name].append(found[name].numpy())
+    outputs = {name: np.concatenate(parts[name]) for name in names}
+    if task.head == "regression":
+        outputs = {"values": outputs["logits"][:, 0]}
     return task.scores(evaluation.examples, task.predictions(evaluation.examples, arrays, outputs))
 
 
@@ -245,6 +266,7 @@ def _add(key: str, metric: str, max_length: int, run: dict[str, Any]) -> None:
         "main_metric": metric,
         "max_length": max_length,
         "batch_size": _BATCH_SIZE.value,
+        "share_of_training_examples": _SHARE.value,
         "summary": {
             "seeds": len(pairs),
             "bertjax_mean": statistics.fmean(ours for ours, _ in pairs),
