@@ -349,6 +349,17 @@ def test_a_vocabulary_smaller_than_the_word_table_is_filled_up(tmp_path):
     assert read_folder(folder).tokenizer.vocab_size == 80
 
 
+def test_a_vocabulary_of_another_model_is_refused(tmp_path):
+    folder = with_tensors(tmp_path, "encoder", lambda found: None)
+    pieces = (folder / "vocab.txt").read_text().splitlines(keepends=True)
+    (folder / "vocab.txt").write_text("".join(pieces[:-7]))
+    with pytest.raises(TokenizerError, match=r"vocab\.txt: has 64 pieces, but .* word table 71"):
+        read_folder(folder)
+    (folder / "vocab.txt").write_text("".join(pieces) + "more\n")
+    with pytest.raises(TokenizerError, match=r"vocab\.txt: has 72 pieces, but .* word table 71"):
+        read_folder(folder)
+
+
 @pytest.fixture(scope="module")
 def real_weights():
     """The folder of all-MiniLM-L6-v2."""

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.data.sentence_piece import SentencePieceTokenizer, load_sentencepiece
-from bertjax.data.vocabulary import SPECIAL_PIECES, Tokenizer, TokenizerError, with_filler
+from bertjax.data.vocabulary import (
+    SPECIAL_PIECES,
+    Tokenizer,
+    TokenizerError,
+    check_word_table,
+    with_filler,
+)
 from bertjax.data.wordpiece import (
     MAX_WORD_CHARACTERS,
     WordPieceTokenizer,
@@ -48,6 +54,9 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
     settings = _read_json(folder / "tokenizer_config.json")
     for name in _MODEL_FILES:
         if (folder / name).is_file():
+            if vocab_size is not None:
+                num_pieces = load_sentencepiece(folder / name).vocab_size
+                check_word_table(num_pieces, vocab_size, str(folder / name))
             tokenizer = load_sentencepiece(folder / name, vocab_size=vocab_size)
             _check_model(folder, settings, tokenizer)
             return tokenizer
@@ -75,6 +84,8 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
             f"{folder}: has added tokens ({', '.join(added[:5])}), which text could spell; "
             "bertjax reads vocabularies without any"
         )
+    if vocab_size is not None:
+        check_word_table(len(pieces), vocab_size, str(source))
     pieces = with_filler(pieces, vocab_size, str(source))
     lower_case = _casing(folder, settings, description, pieces)
     return WordPieceTokenizer(pieces, lower_case=lower_case, source=str(source))

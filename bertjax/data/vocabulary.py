@@ -124,6 +124,23 @@ class Tokenizer(abc.ABC):
         (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
+def check_word_table(num_pieces: int, table_size: int, source: str) -> None:
+    """Checks that a vocabulary is that of a model whose word table has so many rows.
+
+    Tables have the size of the vocabulary, or that rounded up to a multiple of a power of two.
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    multiples = (2**n for n in range(11))  # 1 to 1,024
+    if table_size not in {-(-num_pieces // n) * n for n in multiples}:
+        raise TokenizerError(
+            f"{source}: has {num_pieces:,} pieces, but the model's word table {table_size:,} rows, "
+            "which is not that number rounded up either; the file is cut short or belongs to "
+            "another model"
+        )
+
+
 def with_filler(pieces: Sequence[str], vocab_size: int | None, source: str) -> list[str]:
     """Return `pieces` filled up to `vocab_size` with `[unusedN]`, N counting names not yet taken.
 

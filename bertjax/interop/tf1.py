@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from bertjax.config import ModelConfig
-from bertjax.data.vocabulary import Tokenizer, TokenizerError, with_filler
+from bertjax.data.vocabulary import (
+    Tokenizer,
+    TokenizerError,
+    check_word_table,
+    with_filler,
+)
 from bertjax.data.wordpiece import WordPieceTokenizer, guess_casing, read_vocabulary
 from bertjax.interop.hugging_face_config import FIELDS
 from bertjax.interop.hugging_face_folder import read_json
@@ -142,7 +147,9 @@ def _to_model_config(
 
 
 def _read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    pieces = with_filler(read_vocabulary(path), vocab_size, str(path))
+    pieces = read_vocabulary(path)
+    check_word_table(len(pieces), vocab_size, str(path))
+    pieces = with_filler(pieces, vocab_size, str(path))
     lower_case = guess_casing(pieces)
     if lower_case is None:
         raise TokenizerError(
