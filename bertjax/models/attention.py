@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
+from bertjax.models.fused_attention import fused_attention
 from bertjax.models.layers import dense
 
 PROBABILITIES = "probabilities"  # in the collection "intermediates": see models/inspection.py
@@ -76,10 +77,12 @@ class SelfAttention(nn.Module):
             )
             for name in ("query", "key", "value")
         )
+        fused = config.attention == "pallas" and not self.is_initializing()
         attend: Callable[..., jax.Array] = functools.partial(
-            dot_product_attention, dropout_rate=config.attention_dropout_rate
+            fused_attention if fused else dot_product_attention,
+            dropout_rate=config.attention_dropout_rate,
         )
-        if config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
+        if config.remat == "attention" and not fused:  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
             probabilities = attention_probabilities(query, key, attention_mask)
