@@ -11,7 +11,6 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
-from bertjax.models.fused_attention import fused_attention
 from bertjax.models.layers import dense
 
 PROBABILITIES = "probabilities"  # in the collection "intermediates": see models/inspection.py
@@ -77,12 +76,15 @@ class SelfAttention(nn.Module):
             )
             for name in ("query", "key", "value")
         )
-        fused = config.attention == "pallas" and not self.is_initializing()
         attend: Callable[..., jax.Array] = functools.partial(
-            fused_attention if fused else dot_product_attention,
-            dropout_rate=config.attention_dropout_rate,
+            dot_product_attention, dropout_rate=config.attention_dropout_rate
         )
-        if config.remat == "attention" and not fused:  # keeps no [b, h, t, t] array for the backward pass
+        if config.attention == "pallas" and not self.is_initializing():
+            # Pallas takes 0.2 s to import.
+            from bertjax.models.fused_attention import fused_attention
+
+            attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
+        elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
             probabilities = attention_probabilities(query, key, attention_mask)
