@@ -347,6 +347,8 @@ def _loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
 
 
 def _block(i: Any, tiling: Tiling) -> Any:
+    if isinstance(i, int):  # the only block; Triton's lowering takes no hint about a constant
+        return pl.ds(i * tiling.block, tiling.block)
     return pl.ds(pl.multiple_of(i * tiling.block, tiling.block), tiling.block)
 
 
