@@ -37,6 +37,7 @@ from benchmarks.hardware import cpu_name
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.fused_attention import fused_attention
 from bertjax.planning.topology import open_target
+from bertjax.training.compilation import program_bytes
 
 RESULT = Path(__file__).parent / "results" / "attention_kernel.json"
 RATE = 0.1
@@ -113,11 +114,10 @@ def compile_all(chip: str, paths: dict[str, Callable[..., jax.Array]]) -> list[d
                 )
                 .compile()
             )
-            usage = compiled.memory_analysis()
             row = {
                 "shape": shape_name,
                 "path": path,
-                "temporary_bytes": usage.temp_size_in_bytes,
+                "temporary_bytes": program_bytes(compiled)["temporary"],
                 "compile_seconds": round(time.monotonic() - started, 1),
             }
             print(json.dumps(row), flush=True)
@@ -137,14 +137,14 @@ def gradients(
 
     def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
         kernels, row_keys = inputs
-        q, k, v = (
-            (x @ kernels[i]).reshape(*x.shape[:2], num_heads, -1) for i in range(3)
-        )
+        q, k, v = ((x @ kernels[i]).reshape(*x.shape[:2], num_heads, -1) for i in range(3))
         context = attend(q, k, v, segment_ids, row_keys)
         return x + context.reshape(x.shape) @ kernels[3], None
 
     def loss(kernels: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(jax.lax.scan(layer, x, (kernels, row_keys))[0]), dtype=jnp.float32)
+        return jnp.sum(
+            jnp.square(jax.lax.scan(layer, x, (kernels, row_keys))[0]), dtype=jnp.float32
+        )
 
     return jax.grad(loss, argnums=(0, 1))(kernels, x)
 

@@ -53,7 +53,12 @@ def reference(q, k, v, gradient, segment_ids, keep, rate):
     factor = keep / (1 - rate)
     dp = gradient @ v.swapaxes(2, 3) * factor
     ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
-    results = (p * factor) @ v, ds @ k, ds.swapaxes(2, 3) @ q, (p * factor).swapaxes(2, 3) @ gradient
+    results = (
+        (p * factor) @ v,
+        ds @ k,
+        ds.swapaxes(2, 3) @ q,
+        (p * factor).swapaxes(2, 3) @ gradient,
+    )
     return [x.swapaxes(1, 2) for x in results]
 
 
@@ -151,12 +156,14 @@ def test_a_plain_mask_gives_what_the_xla_path_gives():
 
 
 MODEL = ModelConfig(
-    vocab_size=99, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=48, max_positions=16,
-    initializer_range=0.3, dtype="float64",
+    vocab_size=99, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=48,
+    max_positions=16, initializer_range=0.3, dtype="float64",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [{"remat": "attention"}, {"scan_layers": True, "remat": "layer"}])
+@pytest.mark.parametrize(
+    "change", [{"remat": "attention"}, {"scan_layers": True, "remat": "layer"}]
+)
 def test_loss_and_gradients_of_a_model_are_those_of_the_xla_path(change):
     """In float64, where another bit of a mask would show and another order of sums does not."""
     with jax.enable_x64(True):

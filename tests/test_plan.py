@@ -433,7 +433,7 @@ def test_the_attention_kernels_compile_for_a_tpu_slice_and_are_counted():
         assert phase["checks"]["every kernel says its arithmetic"] is True
         flops[attention] = phase["flops_per_chip"]
     config = cli.load_recipe("tests/recipes/micro.py")
-    # A chip has 16 rows and 2 heads of 64: 6 products of a row's length, or 7 of that padded to 128.
+    # A chip has 16 rows and 2 heads of 64: 6 products of a row's length, or 7 of it padded to 128.
     product = config.model.num_layers * 16 * 2 * 64 * 2
     length = config.resolved_phases()[0].max_length
     more = product * (7 * 128**2 - 6 * length**2)
