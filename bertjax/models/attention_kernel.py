@@ -91,7 +91,7 @@ def backward(
     # What the softmax subtracts, the sum over keys of p * dp, is that over columns of o * do.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     delta = jnp.einsum("bthk,bthk->bht", output, gradient, preferred_element_type=wide)
-    products = 5 if tiling.block >= query.shape[1] else 8
+    products = 5 if tiling.block >= query.shape[1] else 7
     dq, dk, dv = _call(
         backward_kernel, BACKWARD, products, (query, key, value, gradient), (log_sum_exp, delta),
         segment_ids, words, dropout_rate, tiling, call,
