@@ -25,7 +25,13 @@ from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, 
 from bertjax.data.tokenizer import load_folder
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.interop.formats import read_weights
-from bertjax.models import BertEncoder, apply_model, compute_dtype, make_model
+from bertjax.models import (
+    BertEncoder,
+    apply_model,
+    check_attention,
+    compute_dtype,
+    make_model,
+)
 from bertjax.models.inspection import inspect_layers
 
 _LOG = logging.getLogger(__name__)
@@ -339,4 +345,5 @@ def load(
     assert weights.tokenizer is not None
     config = dataclasses.replace(weights.config, dtype=dtype)
     config = dataclasses.replace(config, dtype=compute_dtype(config, jax.default_backend()))
+    check_attention(config, jax.default_backend())
     return Encoder(config, weights.params, weights.tokenizer, weights.labels, weights.task)

@@ -66,6 +66,7 @@ def test_a_run_without_phases_takes_num_steps():
         ("num_microbatches", 3, "is not divisible by config.num_microbatches = 3"),
         ("model.num_heads", 5, "config.model.hidden_size = 128 is not divisible by"),
         ("model.gelu", "tahn", "did you mean 'tanh'"),
+        ("model.attention", "palas", "did you mean 'pallas'"),
         ("model.vocab_size", 0, "config.model.vocab_size = 0 must be greater than 0"),
         ("model.num_token_types", 1, "sentence pairs need 2"),
         ("model.dropout_rate", 1.0, "config.model.dropout_rate = 1.0 is not in [0, 1)"),

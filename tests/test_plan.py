@@ -239,6 +239,39 @@ def test_a_batched_product_written_as_a_convolution():
     assert work.matmul_flops(hlo.parse(text)) == 32 * 4 * 2 * 32 * 32 * 64
 
 
+def test_kernels_count_what_they_say_and_others_are_named():
+    """As libtpu and XLA for GPU write the call of a Pallas kernel."""
+    text = """HloModule step
+%body (state: (s32[], bf16[4,128,768])) -> (s32[], bf16[4,128,768]) {
+  %state = (s32[], bf16[4,128,768]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = bf16[4,128,768]{2,1,0} get-tuple-element(%state), index=1
+  %kernel.1 = bf16[4,128,768]{2,1,0} custom-call(%x), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[4,128,768]{2,1,0}}, backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzvUj==","cost_estimate":{"flops":"201326592","transcendentals":"786432","bytes_accessed":"3172736"},"needs_layout_passes":true}}
+  ROOT %next = (s32[], bf16[4,128,768]{2,1,0}) tuple(%i, %kernel.1)
+}
+
+%condition (state.1: (s32[], bf16[4,128,768])) -> pred[] {
+  %state.1 = (s32[], bf16[4,128,768]{2,1,0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (p: bf16[4,128,768]) -> bf16[4,128,768] {
+  %p = bf16[4,128,768]{2,1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], bf16[4,128,768]{2,1,0}) tuple(%zero, %p)
+  %loop = (s32[], bf16[4,128,768]{2,1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %y = bf16[4,128,768]{2,1,0} get-tuple-element(%loop), index=1
+  ROOT %kernel.2 = bf16[4,128,768]{2,1,0} custom-call(%y), custom_call_target="__gpu$xla.gpu.triton", backend_config={debug = false, grid_x = 4 : i32}
+}
+"""  # noqa: E501
+    module = hlo.parse(text)
+    assert work.matmul_flops(module) == 12 * 201_326_592
+    assert work.uncounted_kernels(module) == ["kernel.2"]
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found = check_program(module, [], mesh, 0)["every kernel says its arithmetic"]
+    assert found == "not counted: kernel.2"
+
+
 def test_the_bound_is_the_slowest_part():
     chip = CHIPS["v5e"]
     phase = Phase(num_steps=1, max_length=128, global_batch_size=256)
@@ -417,6 +450,35 @@ def test_the_command_compiles_for_a_tpu_slice():
     assert all(found is True for found in plan["phases"][0]["checks"].values())
     kinds = {row["kind"] for row in plan["collectives"]}
     assert kinds == {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+@pytest.mark.skipif(not LIBTPU, reason=NO_LIBTPU)
+def test_the_attention_kernels_compile_for_a_tpu_slice_and_are_counted():
+    flops = {}
+    for attention in ("xla", "pallas"):
+        result = run_plan(
+            "--config=tests/recipes/micro.py",
+            "--topology=v5e:2x2",
+            "--json",
+            "--phase=0",
+            "--config.data.global_batch_size=32",
+            "--config.model.hidden_size=256",
+            "--config.model.num_heads=4",
+            f"--config.model.attention={attention}",
+            "--config.mesh.data=1",
+            "--config.mesh.fsdp=2",
+            "--config.mesh.tensor=2",
+        )
+        assert result.returncode == 0, result.stderr
+        phase = json.loads(result.stdout)["phases"][0]
+        assert phase["checks"]["every kernel says its arithmetic"] is True
+        flops[attention] = phase["flops_per_chip"]
+    config = cli.load_recipe("tests/recipes/micro.py")
+    # A chip has 16 rows and 2 heads of 64: 6 products of a row's length, or 7 of it padded to 128.
+    product = config.model.num_layers * 16 * 2 * 64 * 2
+    length = config.resolved_phases()[0].max_length
+    more = product * (7 * 128**2 - 6 * length**2)
+    assert flops["pallas"] - flops["xla"] == pytest.approx(more, rel=1e-6)
 
 
 @pytest.mark.skipif(not LIBTPU, reason=NO_LIBTPU)

@@ -79,7 +79,12 @@ class SelfAttention(nn.Module):
         attend: Callable[..., jax.Array] = functools.partial(
             dot_product_attention, dropout_rate=config.attention_dropout_rate
         )
-        if config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
+        if config.attention == "pallas" and not self.is_initializing():
+            # Pallas takes 0.2 s to import.
+            from bertjax.models.fused_attention import fused_attention
+
+            attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
+        elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
             probabilities = attention_probabilities(query, key, attention_mask)

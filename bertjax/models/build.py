@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bertjax.config import ModelConfig
+from bertjax.config import ConfigError, ModelConfig
 from bertjax.models.bert import BertEncoder
 from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
 from bertjax.models.partition import gather_params
 from bertjax.models.pretraining import BertForPreTraining
+
+_LOG = logging.getLogger(__name__)
 
 MODELS: dict[str, type[nn.Module]] = {  # by `ModelConfig.head`
     "pretraining": BertForPreTraining,
@@ -42,6 +45,26 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
     if config.dtype != "auto":
         return config.dtype
     return "float32" if backend == "cpu" else "bfloat16"
+
+
+def check_attention(config: ModelConfig, backend: str) -> None:
+    """Checks that `config.attention` can be had on a JAX backend, and says where it is slow.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if config.attention != "pallas":
+        return
+    if backend not in ("cpu", "gpu", "tpu"):
+        raise ConfigError(
+            f"config.model.attention = 'pallas' has kernels for TPU and CUDA GPUs, the backend is "
+            f"{backend!r}: set config.model.attention=xla"
+        )
+    if backend == "cpu":
+        _LOG.warning(
+            "config.model.attention = 'pallas' is interpreted on a CPU, which is for tests and "
+            "slow; config.model.attention=xla computes the same"
+        )
 
 
 def apply_model(model: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:

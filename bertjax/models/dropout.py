@@ -14,8 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_ROW_STEP, _COLUMN_STEP = 0x9E3779B1, 0x85EBCA77  # odd, so that counters stay distinct
+# Odd, so that counters stay distinct.
+_ROW_STEP, _COLUMN_STEP = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 
 
 def split_row_keys(row_keys: jax.Array | None, count: int) -> list[jax.Array | None]:
@@ -55,7 +57,7 @@ def dropout(x: jax.Array, rate: float, row_keys: jax.Array | None) -> jax.Array:
             f"dropout got row_keys of shape {row_keys.shape} for activations {x.shape}; it needs "
             f"one typed key a row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
         )
-    keep = random_bits(row_keys, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))
+    keep = random_bits(row_keys, x.shape[1:]) >= drop_threshold(rate)
     # 1 / (1 - rate) rounded to bfloat16 is off by 0.2 %, so the product is formed in float32.
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.where(keep, wide / (1.0 - rate), 0.0).astype(x.dtype)
@@ -82,28 +84,49 @@ def random_bits(row_keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     Raises:
       ValueError: the keys are not threefry's.
     """
+    *planes, lines, columns = (1, *shape) if len(shape) < 2 else shape
+    a, b = plane_words(row_keys, math.prod(planes))
+    line = jnp.arange(lines, dtype=jnp.uint32)[:, None]
+    column = jnp.arange(columns, dtype=jnp.uint32)[None, :]
+    bits = place_bits(line, column, a[..., None, None], b[..., None, None])
+    return bits.reshape(row_keys.shape[0], *shape)
+
+
+def drop_threshold(rate: float) -> np.uint32:
+    """Elements whose random bits are below this are dropped."""
+    return np.uint32(round(rate * 2**32))
+
+
+def plane_words(row_keys: jax.Array, num_planes: int) -> tuple[jax.Array, jax.Array]:
+    """The words a and b of `random_bits`, uint32 [n, planes] each.
+
+    Raises:
+      ValueError: the keys are not threefry's.
+    """
     words = jax.random.key_data(row_keys)
     if words.shape[-1] != 2:
         raise ValueError(
             f"dropout needs threefry keys of two words, found keys of {words.shape[-1]}: unset "
             "jax_default_prng_impl"
         )
-    *planes, lines, columns = (1, *shape) if len(shape) < 2 else shape
+    plane = jnp.arange(num_planes, dtype=jnp.uint32)
+    return (
+        _mix(plane * _ROW_STEP + words[:, :1]),
+        _mix(plane * _COLUMN_STEP + words[:, 1:]),
+    )
 
-    def counted(count: int, step: int, word: jax.Array) -> jax.Array:
-        return _mix(jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(step) + word[..., None])
 
-    num_planes = math.prod(planes)
-    a = counted(num_planes, _ROW_STEP, words[:, 0])  # [n, planes]
-    b = counted(num_planes, _COLUMN_STEP, words[:, 1])
-    line = counted(lines, _ROW_STEP, a)  # [n, planes, lines]
-    column = counted(columns, _COLUMN_STEP, b)  # [n, planes, columns]
-    bits = _mix(line[..., :, None] + column[..., None, :])
-    return bits.reshape(row_keys.shape[0], *shape)
+def place_bits(line: jax.Array, column: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The bits of the elements at the lines and columns of the planes whose words are a and b.
+
+    All uint32, of shapes that broadcast. No array but the arguments is read, so that a kernel can
+    draw any block of a plane.
+    """
+    return _mix(_mix(line * _ROW_STEP + a) + _mix(column * _COLUMN_STEP + b))
 
 
 def _mix(x: jax.Array) -> jax.Array:
     """lowbias32: a bijection of 32-bit words in which every input bit flips half of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))

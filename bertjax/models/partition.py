@@ -9,7 +9,7 @@ every constraint here does nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,33 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
         )(x, kernel)
 
     return dot_general
+
+
+def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Makes each device run `function` on its own rows and heads.
+
+    For kernels, which the compiler cannot split. Arguments and results are [b, t, h, k],
+    [b, h, ...] of three dimensions, or [b, t]. Where no mesh is set, and where its devices do not
+    divide the rows, `function` runs on the whole arrays.
+    """
+
+    def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+        heads = {4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
+        return PartitionSpec(ROWS, *heads)
+
+    def call(*arrays: jax.Array) -> tuple:
+        sizes = _mesh_sizes()
+        if sizes is None or arrays[0].shape[0] % (sizes["data"] * sizes["fsdp"]):
+            return function(*arrays)
+        outputs = jax.eval_shape(function, *arrays)
+        return jax.shard_map(
+            function,
+            in_specs=tuple(spec(x) for x in arrays),
+            out_specs=tuple(spec(x) for x in outputs),
+            check_vma=False,  # pallas_call does not say how its results vary
+        )(*arrays)
+
+    return call
 
 
 def split_rows(x: jax.Array, *others: str | None) -> jax.Array:

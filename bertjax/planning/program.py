@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ModelConfig, Phase
-from bertjax.models import BertForPreTraining, compute_dtype
+from bertjax.models import BertForPreTraining, check_attention, compute_dtype
 from bertjax.planning import collectives, hlo, work
 from bertjax.planning.topology import Target
 from bertjax.training.compilation import compile_train_step, program_bytes
@@ -46,6 +46,7 @@ class Program:
 
 def resolve_model(config: Config, target: Target) -> ModelConfig:
     """The model with the dtype that training would compute in on the target."""
+    check_attention(config.model, target.backend)
     return dataclasses.replace(config.model, dtype=compute_dtype(config.model, target.backend))
 
 
@@ -132,6 +133,8 @@ def check_program(
         "no all-to-all": "all-to-all" not in kinds or "found one",
         "every loop's length is known": not module.loops_of_unknown_length
         or f"unknown: {', '.join(module.loops_of_unknown_length)}",
+        "every kernel says its arithmetic": not (silent := work.uncounted_kernels(module))
+        or f"not counted: {', '.join(silent)}",
     }
     if mesh.shape["fsdp"] > 1:
         absent = {"all-gather", "reduce-scatter"} - kinds

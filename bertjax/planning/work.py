@@ -19,6 +19,7 @@ _FREE_CALLS = {
     "ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound",
     "GatherScatterIndicesBitpacked", "Sharding",
 }  # fmt: skip
+_KERNELS = re.compile(r"tpu_custom_call|triton|mosaic|cudnn")
 _READS_A_PART = ("dynamic-slice", "slice", "gather")
 
 
@@ -26,7 +27,8 @@ def matmul_flops(module: Module) -> float:
     """Floating-point operations of matrix products on one device in one step.
 
     Products, and convolutions as which a TPU program writes them, times the executions of the
-    loops around them. Elementwise work is not counted: the matrix units do not do it.
+    loops around them, and what kernels say of themselves (see `uncounted_kernels`). Elementwise
+    work is not counted: the matrix units do not do it.
     """
     total = 0.0
     for name, instructions in module.computations.items():
@@ -48,7 +50,36 @@ def _flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
         if re.search(r"gemm|matmul", target):  # __cublas$gemm, __cublas$lt$matmul
             match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
             return _product_flops(instruction, around, match[1].replace('"', "") if match else "")
+        return _kernel_flops(instruction) or 0.0
     return 0.0
+
+
+def uncounted_kernels(module: Module) -> list[str]:
+    """Names of the kernels of a step whose arithmetic is not known, and so not in `matmul_flops`.
+
+    A kernel is a program of its own: nothing but what its author says of it can be read. XLA's
+    text has that on TPU, and leaves it out on GPU.
+    """
+    return sorted(
+        instruction.name
+        for name, instructions in module.computations.items()
+        if module.executions[name]
+        for instruction in instructions.values()
+        if _is_kernel(instruction) and _kernel_flops(instruction) is None
+    )
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    target = instruction.attribute("custom_call_target") or ""
+    return instruction.opcode == "custom-call" and bool(_KERNELS.search(target))
+
+
+def _kernel_flops(instruction: Instruction) -> float | None:
+    """What the author of a kernel says it does; for ours see `models/attention_kernel.py`."""
+    if not _is_kernel(instruction):
+        return None
+    stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+    return float(stated[1]) if stated else None
 
 
 def _product_flops(

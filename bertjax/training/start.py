@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "model.dtype",
     "model.scan_layers",
     "model.remat",
+    "model.attention",
 )
 
 

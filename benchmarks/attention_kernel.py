@@ -1,0 +1,218 @@
+"""The attention kernels beside XLA's attention: memory as compiled for a chip, time on a device.
+
+    python -m benchmarks.attention_kernel --compile=v5e:2x2     # or v6e:2x2: libtpu, no TPU
+    python -m benchmarks.attention_kernel --compile=h100        # jax's CUDA wheels, no GPU
+    python -m benchmarks.attention_kernel --time                # on the GPU or TPU of this machine
+
+Each adds its part to benchmarks/results/attention_kernel.json. `--compile` takes a stack of layers
+that are projections and attention (no feed-forward, no LayerNorm), scanned, bfloat16, dropout 0.1,
+and their gradients by weights and input, on one device. For H100 it needs jax-cuda12-plugin,
+jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12, the first two installed with --no-deps, and in the
+environment JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and
+XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir=SITE_PACKAGES/nvidia/cuda_nvcc".
+`--time` is of forward and backward of one attention; the two paths take turns, the least counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.hardware import cpu_name
+from bertjax.models.attention import dot_product_attention
+from bertjax.models.fused_attention import fused_attention
+from bertjax.planning.topology import open_target
+from bertjax.training.compilation import program_bytes
+
+RESULT = Path(__file__).parent / "results" / "attention_kernel.json"
+RATE = 0.1
+PATHS: dict[str, Callable[..., jax.Array]] = {
+    "xla": functools.partial(dot_product_attention, dropout_rate=RATE),
+    "remat": jax.checkpoint(
+        functools.partial(dot_product_attention, dropout_rate=RATE), prevent_cse=False
+    ),
+    "pallas": functools.partial(fused_attention, dropout_rate=RATE),
+}
+SHAPES = {  # layers, rows, length, heads, columns of a head
+    "BASE, 64 x 128": (12, 64, 128, 12, 64),
+    "BASE, 16 x 512": (12, 16, 512, 12, 64),
+    "LARGE, 16 x 512": (24, 16, 512, 16, 64),
+}
+# What XLA must know of a GPU to compile for it.
+H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
+shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
+core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3" """
+
+
+def main() -> None:
+    """Compiles or times, prints, and keeps the result."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--compile", metavar="CHIP", help="v5e:2x2, v6e:2x2, ... or h100")
+    parser.add_argument("--time", action="store_true", help="on the device of this machine")
+    parser.add_argument(
+        "--paths",
+        default=",".join(PATHS),
+        help="of attention; libtpu 0.0.42.1 crashes where it compiles remat for v6e",
+    )
+    arguments = parser.parse_args()
+    paths = {name: PATHS[name] for name in arguments.paths.split(",")}
+    if arguments.compile:
+        write(arguments.compile, "compiled", compile_all(arguments.compile, paths))
+    if arguments.time:
+        device = jax.devices()[0]
+        if device.platform == "cpu":
+            print("on a CPU the kernels are interpreted: there is nothing to time")
+            return
+        write(device.device_kind, "timed", time_all(paths))
+
+
+def compile_all(chip: str, paths: dict[str, Callable[..., jax.Array]]) -> list[dict[str, Any]]:
+    """Bytes of temporary memory of the stack of layers, by shape and path."""
+    if chip == "h100":
+        device = topologies.get_topology_desc(
+            "h100", "cuda", target_config=H100, topology="1x1x1"
+        ).devices[0]
+    else:
+        device = open_target(chip, 1).devices[0]
+    sharding = SingleDeviceSharding(device)
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    found = []
+    for shape_name, (layers, b, t, h, k) in SHAPES.items():
+        for path, attend in paths.items():
+            d = h * k
+            started = time.monotonic()
+            compiled = (
+                jax.jit(functools.partial(gradients, attend, h))
+                .lower(
+                    abstract((layers, 4, d, d), jnp.bfloat16),
+                    abstract((b, t, d), jnp.bfloat16),
+                    abstract((b, t), jnp.int32),
+                    abstract((layers, b), jax.random.key(0).dtype),
+                )
+                .compile()
+            )
+            row = {
+                "shape": shape_name,
+                "path": path,
+                "temporary_bytes": program_bytes(compiled)["temporary"],
+                "compile_seconds": round(time.monotonic() - started, 1),
+            }
+            print(json.dumps(row), flush=True)
+            found.append(row)
+    return found
+
+
+def gradients(
+    attend: Callable[..., jax.Array],
+    num_heads: int,
+    kernels: jax.Array,
+    x: jax.Array,
+    segment_ids: jax.Array,
+    row_keys: jax.Array,
+) -> Any:
+    """Gradients of layers of projections and attention by their kernels [layers, 4, d, d] and x."""
+
+    def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
+        kernels, row_keys = inputs
+        q, k, v = ((x @ kernels[i]).reshape(*x.shape[:2], num_heads, -1) for i in range(3))
+        context = attend(q, k, v, segment_ids, row_keys)
+        return x + context.reshape(x.shape) @ kernels[3], None
+
+    def loss(kernels: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(
+            jnp.square(jax.lax.scan(layer, x, (kernels, row_keys))[0]), dtype=jnp.float32
+        )
+
+    return jax.grad(loss, argnums=(0, 1))(kernels, x)
+
+
+def time_all(
+    paths: dict[str, Callable[..., jax.Array]], calls: int = 20, rounds: int = 10
+) -> list[dict[str, Any]]:
+    """Seconds of forward and backward of one attention, by shape and path."""
+    found = []
+    for shape_name, (_, b, t, h, k) in SHAPES.items():
+        rng = np.random.default_rng(0)
+        q, key, v, gradient = (
+            jnp.asarray(rng.normal(size=(b, t, h, k)), jnp.bfloat16) for _ in range(4)
+        )
+        segment_ids = jnp.ones((b, t), jnp.int32)
+        row_keys = jax.random.split(jax.random.key(0), b)
+        steps = {
+            path: jax.jit(functools.partial(both_passes, attend)) for path, attend in paths.items()
+        }
+        inputs = (q, key, v, segment_ids, row_keys, gradient)
+        for step in steps.values():
+            jax.block_until_ready(step(*inputs))
+        least = dict.fromkeys(steps, float("inf"))
+        for _ in range(rounds):
+            for path, step in steps.items():
+                started = time.perf_counter()
+                for _ in range(calls):
+                    results = step(*inputs)
+                jax.block_until_ready(results)
+                least[path] = min(least[path], (time.perf_counter() - started) / calls)
+        for path, seconds in least.items():
+            row = {"shape": shape_name, "path": path, "seconds": seconds}
+            print(json.dumps(row), flush=True)
+            found.append(row)
+    return found
+
+
+def both_passes(
+    attend: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    row_keys: jax.Array,
+    gradient: jax.Array,
+) -> Any:
+    """The output of an attention and its gradients."""
+    output, backward = jax.vjp(lambda q, k, v: attend(q, k, v, segment_ids, row_keys), q, k, v)
+    return output, *backward(gradient)
+
+
+def write(chip: str, what: str, rows: list[dict[str, Any]]) -> None:
+    """Puts the rows into the file of results, in the place of earlier ones of that chip."""
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
+    installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
+    results.setdefault(what, {})[chip] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": cpu_name() if what == "compiled" else chip,
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed[name] for name in packages if name in installed},
+        },
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The kernels of fused attention, interpreted, against NumPy in float64 with a hash of its own.
+
+Both ways of cutting the work are run: whole rows as on TPU, blocks of 64 as on GPU.
+"""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.config import ConfigError, ModelConfig
+from bertjax.models import BertForPreTraining, attention_kernel, check_attention, init_params
+from bertjax.models.attention import dot_product_attention
+from bertjax.models.dropout import plane_words
+from bertjax.models.fused_attention import fused_attention
+
+EPSILON = float(np.finfo(np.float32).eps)
+TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}
+
+
+def mix(x):
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def kept(keys, heads, length, rate):
+    """The mask [b, h, t, t] by the formula in the docstring of `random_bits`, in NumPy."""
+    w0, w1 = np.asarray(jax.random.key_data(keys)).T[:, :, None]
+    steps = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
+    head, place = (np.arange(n, dtype=np.uint32) for n in (heads, length))
+    a, b = mix(head * steps[0] + w0), mix(head * steps[1] + w1)  # [b, h]
+    line = mix(place * steps[0] + a[..., None])
+    column = mix(place * steps[1] + b[..., None])
+    return mix(line[..., :, None] + column[..., None, :]) >= round(rate * 2**32)
+
+
+def reference(q, k, v, gradient, segment_ids, keep, rate):
+    """Output and gradients of q, k and v in float64."""
+    q, k, v, gradient = (np.float64(x).swapaxes(1, 2) for x in (q, k, v, gradient))  # [b, h, t, k]
+    own = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    visible = own & (segment_ids > 0)[:, None, None, :]
+    scale = q.shape[-1] ** -0.5
+    scores = np.where(visible, q @ k.swapaxes(2, 3) * scale, -1e30)
+    p = np.where(visible, np.exp(scores - scores.max(-1, keepdims=True)), 0.0)
+    p /= np.maximum(p.sum(-1, keepdims=True), 1e-300)
+    factor = keep / (1 - rate)
+    dp = gradient @ v.swapaxes(2, 3) * factor
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
+    results = (
+        (p * factor) @ v,
+        ds @ k,
+        ds.swapaxes(2, 3) @ q,
+        (p * factor).swapaxes(2, 3) @ gradient,
+    )
+    return [x.swapaxes(1, 2) for x in results]
+
+
+def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys):
+    """Output and gradients by the kernels, cut as on the platform that `tiling` names."""
+
+    @jax.jit
+    def run(q, k, v, gradient, segment_ids, keys):
+        words = jnp.stack(plane_words(keys, q.shape[2]), -1)
+        settings = {
+            "dropout_rate": rate, "tiling": TILINGS[tiling](*q.shape[1:]), "interpret": True
+        }  # fmt: skip
+        arrays = (q, k, v, segment_ids, words)
+        output, log_sum_exp = attention_kernel.forward(*arrays, **settings)
+        gradients = attention_kernel.backward(*arrays, output, log_sum_exp, gradient, **settings)
+        return output, *gradients
+
+    return run(q, k, v, gradient, segment_ids, keys)
+
+
+def make_inputs(length, heads=2, head_size=16, rows=3, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (rows, length, heads, head_size)
+    arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(4)]
+    segment_ids = rng.integers(0, 4, (rows, length)).astype(np.int32)  # not even contiguous
+    segment_ids[-1] = 0  # and a row of padding alone
+    return arrays, segment_ids, jax.random.split(jax.random.key(seed), rows)
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("length", [1, 7, 64, 128, 200, 512])
+def test_output_and_gradients_are_the_reference_within_rounding(length, rate, tiling):
+    (q, k, v, gradient), segment_ids, keys = make_inputs(length)
+    keep = kept(keys, 2, length, rate)
+    expected = reference(q, k, v, gradient, segment_ids, keep, rate)
+    found = interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys)
+    for name, a, b in zip(("output", "dq", "dk", "dv"), found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        atol = 16 * EPSILON * max(1.0, np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+        assert not np.asarray(a)[segment_ids == 0].any(), f"{name} of padding is 0"
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_the_mask_is_the_hash_to_the_bit_in_both_passes(tiling):
+    rows, heads, length = 2, 3, 200
+    keys = jax.random.split(jax.random.key(5), rows)
+    expected = kept(keys, heads, length, 0.1)
+    assert abs(expected.mean() - 0.9) < 0.01
+    # Equal scores, and values that tell the key: what a query gets is its line of the mask.
+    zeros = np.zeros((rows, length, heads, length), np.float32)
+    unit = np.broadcast_to(np.eye(length, dtype=np.float32)[:, None], zeros.shape)
+    segment_ids = np.ones((rows, length), np.int32)
+    output, _, _, dv = interpreted(tiling, 0.1, zeros, zeros, unit, unit, segment_ids, keys)
+    np.testing.assert_array_equal(np.moveaxis(output, 2, 1) != 0, expected)
+    np.testing.assert_array_equal(np.moveaxis(dv, 2, 1).swapaxes(2, 3) != 0, expected)
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_bfloat16_is_closer_to_float64_than_the_xla_path(tiling):
+    arrays, _, keys = make_inputs(200, head_size=64)
+    q, k, v, gradient = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    ones = np.ones((3, 200), np.int32)
+    expected = reference(q, k, v, gradient, ones, kept(keys, 2, 200, 0.1), 0.1)
+    found = interpreted(tiling, 0.1, q, k, v, gradient, ones, keys)
+
+    @jax.jit
+    def plain(q, k, v):
+        output, vjp = jax.vjp(
+            lambda q, k, v: dot_product_attention(q, k, v, ones, keys, 0.1), q, k, v
+        )
+        return output, *vjp(gradient)
+
+    for name, a, b, c in zip(
+        ("output", "dq", "dk", "dv"), found, plain(q, k, v), expected, strict=True
+    ):
+        assert a.dtype == jnp.bfloat16
+        ours, theirs = (np.square(np.float64(x) - c).mean() ** 0.5 for x in (a, b))
+        assert ours <= theirs, (name, ours, theirs)
+        assert ours < 2**-8 * np.square(c).mean() ** 0.5, name
+
+
+def test_a_plain_mask_gives_what_the_xla_path_gives():
+    (q, k, v, gradient), _, keys = make_inputs(24, heads=4)
+    mask = (np.arange(24) < np.array([[24], [9], [1]])).astype(np.int32)
+    gradient = gradient * mask[:, :, None, None]  # nothing reads what padding attends to
+
+    def run(attend):
+        output, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, mask, keys, 0.1), q, k, v)
+        return output * mask[:, :, None, None], *vjp(gradient)
+
+    for a, b in zip(run(fused_attention), run(dot_product_attention), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=16 * EPSILON * float(jnp.abs(b).max()))
+
+
+MODEL = ModelConfig(
+    vocab_size=99, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=48,
+    max_positions=16, initializer_range=0.3, dtype="float64",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [{"remat": "attention"}, {"scan_layers": True, "remat": "layer"}]
+)
+def test_loss_and_gradients_of_a_model_are_those_of_the_xla_path(change):
+    """In float64, where another bit of a mask would show and another order of sums does not."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        ids = rng.integers(5, 99, (4, 16))
+        mask = (np.arange(16) < np.array([[16], [12], [9], [8]])).astype(np.int32)
+        inputs = ids, np.zeros_like(ids), mask, np.sort(rng.integers(0, 8, (4, 3)))
+        params = jax.tree.map(lambda x: jnp.float64(x), init_params(MODEL, 0))
+        keys = jax.random.split(jax.random.key(1), 4)
+
+        def gradients(**change):
+            model = BertForPreTraining(dataclasses.replace(MODEL, **change))
+
+            def loss(params):
+                mlm, nsp = model.apply({"params": params}, *inputs, keys)
+                return jnp.mean(jnp.square(mlm)) + jnp.mean(jnp.square(nsp))
+
+            return jax.jit(jax.value_and_grad(loss))(params)
+
+        found, expected = gradients(attention="pallas", **change), gradients()
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * max(1.0, np.abs(b).max()))
+
+
+def test_meshes_draw_the_same_masks_and_train_alike():
+    """On 8 simulated devices: rows over data and fsdp, heads over tensor."""
+    result = subprocess.run(
+        [sys.executable, "-c", MESHES], capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    for mesh, differences in found["differences"].items():  # of numbers as large as 5
+        assert max(differences) < 16 * EPSILON, (mesh, "a bit of a mask makes 0.1")
+    np.testing.assert_allclose(found["pallas"], found["xla"], rtol=0, atol=1e-5)
+
+
+MESHES = """
+import dataclasses, json
+from benchmarks import meshes
+import jax, jax.numpy as jnp, numpy as np
+from bertjax.config import MeshConfig, ModelConfig
+from bertjax.models.fused_attention import fused_attention
+from bertjax.training.sharding import make_mesh
+
+rng = np.random.default_rng(0)
+q, k, v, gradient = (rng.normal(size=(8, 24, 8, 16)).astype(np.float32) for _ in range(4))
+segment_ids = rng.integers(0, 3, (8, 24)).astype(np.int32)
+keys = jax.random.split(jax.random.key(0), 8)
+
+@jax.jit
+def run(q, k, v):
+    output, vjp = jax.vjp(lambda *x: fused_attention(*x, segment_ids, keys, 0.1), q, k, v)
+    return output, *vjp(gradient)
+
+alone, differences = run(q, k, v), {}
+for axes in ((1, 1, 8), (2, 2, 2)):
+    with jax.set_mesh(make_mesh(MeshConfig(*axes), jax.devices())):
+        jax.clear_caches()
+        split = run(q, k, v)
+    shard = (8 // (axes[0] * axes[1]), 24, 8 // axes[2], 16)
+    assert split[0].sharding.shard_shape(split[0].shape) == shard
+    differences[str(axes)] = [float(abs(np.asarray(a) - b).max()) for a, b in zip(split, alone)]
+
+model = ModelConfig(
+    vocab_size=99, hidden_size=32, num_layers=2, num_heads=8, intermediate_size=64,
+    max_positions=meshes.LENGTH, dtype="float32",
+)
+losses = {}
+for mesh, attention in (((1, 1, 1), "xla"), ((2, 2, 2), "pallas")):
+    changed = dataclasses.replace(model, attention=attention, remat="layer")
+    run = meshes.Run(mesh, "bert_adamw", scan_layers=True, num_microbatches=2)
+    losses[attention] = meshes.measure(run, changed, 4)["losses"]
+print(json.dumps({"differences": differences, **losses}))
+"""
+
+
+def test_a_backend_without_kernels_is_refused_and_a_slow_one_announced(caplog):
+    model = dataclasses.replace(MODEL, attention="pallas")
+    with pytest.raises(ConfigError, match=r"'METAL': set config\.model\.attention=xla"):
+        check_attention(model, "METAL")
+    with caplog.at_level(logging.WARNING, logger="bertjax"):
+        check_attention(MODEL, "METAL")
+        check_attention(model, "tpu")
+        assert not caplog.records
+        check_attention(model, "cpu")
+    assert "interpreted on a CPU" in caplog.text
