@@ -67,6 +67,12 @@ _LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO
 _HELDOUT_SHARE = flags.DEFINE_float(
     "heldout_share", 0.01, "Documents held out for evaluation, by a hash of their text."
 )
+_DROP_DUPLICATES = flags.DEFINE_boolean(
+    "drop_duplicates",
+    False,
+    "Leave out documents most of whose text stands in an earlier one; STORE/duplicates.jsonl lists "
+    "them. The input is read twice.",
+)
 _STRICT = flags.DEFINE_boolean("strict", False, "Stop at the first problem of the input.")
 _SHARD_TOKENS = flags.DEFINE_integer(
     "shard_tokens", SHARD_TOKENS, "Tokens in a shard: what a kill can cost.", lower_bound=1
@@ -103,6 +109,7 @@ def main(argv: list[str]) -> int:
                 lower_case=_LOWER_CASE.value,
                 language=_LANGUAGE.value,
                 heldout_share=_HELDOUT_SHARE.value,
+                drop_duplicates=_DROP_DUPLICATES.value,
                 strict=_STRICT.value,
                 shard_tokens=_SHARD_TOKENS.value,
                 data_dir=_DATA_DIR.value,

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from bertjax.data.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.data.duplicates import DUPLICATES, read_dropped, write_duplicates
 from bertjax.data.encode import encode_blocks, is_held_out
 from bertjax.data.prepare_options import (
     PrepareError,
@@ -70,6 +71,10 @@ def prepare(options: PrepareOptions) -> Store:
         with explained(output):
             check_unfinished(output, settings, sources)
             tokenizer = _saved_tokenizer(output, options, sources)
+            if options.drop_duplicates:
+                write_duplicates(output / DUPLICATES, sources)
+                num_dropped = len(read_dropped(output / DUPLICATES))
+                print(f"{num_dropped} duplicate documents are left out: {output / DUPLICATES}")
             writer = StoreWriter(output, tokenizer.vocab_size)
         try:
             details = settings | _write_documents(writer, options, sources)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
@@ -24,7 +27,6 @@ class Entry:
     source: str
     line: int
     name: str  # the "id" of its record, if it has one
-    num_words: int
 
     @property
     def where(self) -> str:
@@ -53,6 +55,7 @@ class DuplicateFinder:
 
     def __init__(self) -> None:
         self.fingerprints = Fingerprints()
+        self.totals: collections.Counter[tuple[str, str]] = collections.Counter()  # of each work
         self._entries: list[Entry] = []  # of the documents with fingerprints
         self._by_hash: dict[bytes, int] = {}
         self._exact: list[Duplicate] = []
@@ -60,15 +63,24 @@ class DuplicateFinder:
     def add(self, document: Document) -> None:
         """Adds a document; the second of two that are equal is only noted."""
         text = "\n".join(document.paragraphs)
-        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
-        if digest in self._by_hash:
-            first = self._entries[self._by_hash[digest]]
-            entry = Entry(document.source, document.line, document.name, first.num_words)
-            self._exact.append(Duplicate(first, entry, True, 1.0, 1.0))
-            return
-        self._by_hash[digest] = len(self._entries)
-        num_words = self.fingerprints.add(text)
-        self._entries.append(Entry(document.source, document.line, document.name, num_words))
+        entry = Entry(document.source, document.line, document.name)
+        if self._is_new(entry, text.encode()):
+            self.fingerprints.add(text)
+
+    def add_ids(self, source: str, line: int, ids: np.ndarray, values: np.ndarray) -> None:
+        """Adds a document of token ids [n]; `values` uint64 [n] are well-mixed numbers of them."""
+        if self._is_new(Entry(source, line, ""), ids.tobytes()):
+            self.fingerprints.add_values(values)
+
+    def _is_new(self, entry: Entry, content: bytes) -> bool:
+        self.totals[entry.source, entry.work] += 1
+        digest = hashlib.blake2b(content, digest_size=12).digest()
+        number = self._by_hash.setdefault(digest, len(self._entries))
+        if number < len(self._entries):
+            self._exact.append(Duplicate(self._entries[number], entry, True, 1.0, 1.0))
+            return False
+        self._entries.append(entry)
+        return True
 
     def found(self) -> list[Duplicate]:
         """Exact duplicates, then near ones, each in the order of the corpus."""
@@ -79,7 +91,11 @@ class DuplicateFinder:
             if max(shares) >= NEAR:
                 near.append(
                     Duplicate(
-                        self._entries[a], self._entries[b], False, float(shares[0]), float(shares[1])
+                        self._entries[a],
+                        self._entries[b],
+                        False,
+                        float(shares[0]),
+                        float(shares[1]),
                     )
                 )
         return self._exact + near

@@ -39,8 +39,8 @@ class Fingerprints:
         """Share of all hashes that is kept."""
         return self.limit / 2**64
 
-    def add(self, text: str) -> int:
-        """Adds a document; returns the number of its words."""
+    def add(self, text: str) -> None:
+        """Adds a document."""
         words = _WORD.findall(text.lower())
         if len(self._words) > _MAX_WORDS:
             self._words.clear()
@@ -48,9 +48,7 @@ class Fingerprints:
         for word in set(words).difference(known):
             digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
             known[word] = int.from_bytes(digest, "little")
-        values = np.array([known[word] for word in words], np.uint64)
-        self.add_values(values)
-        return len(words)
+        self.add_values(np.array([known[word] for word in words], np.uint64))
 
     def add_values(self, values: np.ndarray) -> None:
         """Adds a document given as uint64 [n], a well-mixed number a word."""
@@ -58,7 +56,7 @@ class Fingerprints:
         hashes = np.zeros(count, np.uint64)
         for k, power in enumerate(_POWERS):
             hashes += values[k : k + count] * power
-        hashes = np.unique(_mixed(hashes))
+        hashes = np.unique(splitmix(hashes))
         hashes = hashes[hashes <= np.uint64(self.limit)]
         self._hashes.append(hashes)
         self._num_hashes += len(hashes)
@@ -107,8 +105,8 @@ class Fingerprints:
         return first, second, shared[kept].astype(np.int64)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every bit of the input moves every bit of the result."""
+def splitmix(values: np.ndarray) -> np.ndarray:
+    """uint64 [n] mixed by splitmix64's finaliser: every bit of the input moves every bit of the result."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
