@@ -32,6 +32,7 @@ from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
 from bertjax.data.store_writer import SHARD_TOKENS
 from bertjax.data.tokenizer import TokenizerError
+from bertjax.linting.stores import store_findings
 
 _INPUT = flags.DEFINE_string(
     "input",
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> int:
             require_client()  # before hours of work
             number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
             folder = str(cache_folder() / "prepared" / number / output.name)
-        prepare(
+        store = prepare(
             PrepareOptions(
                 input=_INPUT.value,
                 output=folder,
@@ -115,6 +116,11 @@ def main(argv: list[str]) -> int:
                 data_dir=_DATA_DIR.value,
                 num_workers=_NUM_WORKERS.value,
             )
+        )
+        for finding in store_findings(store):
+            print("\n".join(finding.lines()))
+        print(
+            f"texts, duplicates and lengths: python -m bertjax.inspect {_INPUT.value} or {folder}"
         )
         if isinstance(output, BucketPath):
             upload_store(Path(folder), output)

@@ -106,7 +106,7 @@ class Fingerprints:
 
 
 def splitmix(values: np.ndarray) -> np.ndarray:
-    """uint64 [n] mixed by splitmix64's finaliser: every bit of the input moves every bit of the result."""
+    """uint64 [n] mixed by splitmix64's finaliser: every bit moves every bit of the result."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

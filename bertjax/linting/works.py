@@ -28,8 +28,8 @@ class WorkPair:
     def text(self) -> str:
         """One line."""
         return (
-            f"{self.first[0]}: {self.first[1]} ({self.first_found} of {self.first_total} documents) "
-            f"stands in {self.second[0]}: {self.second[1]} ({self.second_found} of "
+            f"{self.first[0]}: {self.first[1]} ({self.first_found} of {self.first_total} "
+            f"documents) stands in {self.second[0]}: {self.second[1]} ({self.second_found} of "
             f"{self.second_total})"
         )
 
