@@ -18,6 +18,7 @@ import resource
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.hardware import cpu_name
 from bertjax.linting.report import inspect_texts
@@ -41,7 +42,7 @@ def main() -> None:
     found = {(pair.first[1], pair.second[1]): pair for pair in report.works}
     standing = [truth(*files), truth(*reversed(files))]
     pairs = set(standing[0]) | {pair[::-1] for pair in standing[1]}
-    works = [
+    works: list[dict[str, Any]] = [
         {
             "novels": first,
             "novels_eltec": second,

@@ -107,10 +107,9 @@ def duplicates_to_drop(duplicates: Iterable[Duplicate]) -> list[Duplicate]:
     A later document that is much longer than what it repeats is kept: it has text of its own.
     """
     dropped: dict[tuple[str, int], Duplicate] = {}
-    exact, near = [], []
-    for duplicate in duplicates:
-        (exact if duplicate.exact else near).append(duplicate)
-    for duplicate in exact + near:  # exact copies refer to documents that near ones may drop
+    for duplicate in sorted(
+        duplicates, key=lambda d: not d.exact
+    ):  # exact copies refer to documents that near ones may drop
         first, second = duplicate.first, duplicate.second
         gone = not duplicate.exact and (first.source, first.line) in dropped
         if duplicate.second_share >= NEAR and not gone:

@@ -19,8 +19,8 @@ def page(report: Report) -> str:
     """A self-contained page: findings, works, plots and rows, in this order."""
     parts = [f"<h1>{html.escape(report.name)}</h1>", f"<p>{len(report.findings)} findings</p>"]
     for finding in report.findings:
-        lines = "<br>".join(f"<code>{html.escape(line)}</code>" for line in finding.lines())
-        parts.append(f'<p class="fault">{lines}</p>')
+        quoted = "<br>".join(f"<code>{html.escape(line)}</code>" for line in finding.lines())
+        parts.append(f'<p class="fault">{quoted}</p>')
     lines = [*(e.text() for e in report.lengths), *report.notes, *(w.text() for w in report.works)]
     parts += [f"<p>{html.escape(line)}</p>" for line in lines]
     if report.scripts or report.lengths:
