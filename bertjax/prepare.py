@@ -32,6 +32,7 @@ from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
 from bertjax.data.store_writer import SHARD_TOKENS
 from bertjax.data.tokenizer import TokenizerError
+from bertjax.linting.stores import store_findings
 
 _INPUT = flags.DEFINE_string(
     "input",
@@ -67,6 +68,12 @@ _LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO
 _HELDOUT_SHARE = flags.DEFINE_float(
     "heldout_share", 0.01, "Documents held out for evaluation, by a hash of their text."
 )
+_DROP_DUPLICATES = flags.DEFINE_boolean(
+    "drop_duplicates",
+    False,
+    "Leave out documents most of whose text stands in an earlier one; STORE/duplicates.jsonl lists "
+    "them. The input is read twice.",
+)
 _STRICT = flags.DEFINE_boolean("strict", False, "Stop at the first problem of the input.")
 _SHARD_TOKENS = flags.DEFINE_integer(
     "shard_tokens", SHARD_TOKENS, "Tokens in a shard: what a kill can cost.", lower_bound=1
@@ -94,7 +101,7 @@ def main(argv: list[str]) -> int:
             require_client()  # before hours of work
             number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
             folder = str(cache_folder() / "prepared" / number / output.name)
-        prepare(
+        store = prepare(
             PrepareOptions(
                 input=_INPUT.value,
                 output=folder,
@@ -103,11 +110,17 @@ def main(argv: list[str]) -> int:
                 lower_case=_LOWER_CASE.value,
                 language=_LANGUAGE.value,
                 heldout_share=_HELDOUT_SHARE.value,
+                drop_duplicates=_DROP_DUPLICATES.value,
                 strict=_STRICT.value,
                 shard_tokens=_SHARD_TOKENS.value,
                 data_dir=_DATA_DIR.value,
                 num_workers=_NUM_WORKERS.value,
             )
+        )
+        for finding in store_findings(store):
+            print("\n".join(finding.lines()))
+        print(
+            f"texts, duplicates and lengths: python -m bertjax.inspect {_INPUT.value} or {folder}"
         )
         if isinstance(output, BucketPath):
             upload_store(Path(folder), output)

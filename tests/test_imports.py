@@ -23,6 +23,7 @@ ONLY_IN = {  # package -> the files that may import it
 }
 NEVER = {  # folder -> what nothing in it may import
     "data": {"jax", "flax", "optax", "bertjax.models", "bertjax.training", "bertjax.tasks"},
+    "linting": {"jax", "tensorflow", "bertjax.models", "bertjax.training"},
     "models": {"optax", "bertjax.data", "bertjax.training"},
     "training": {"bertjax.planning"},
     "planning": {"optax", "bertjax.data"},
@@ -60,7 +61,8 @@ def test_imports_keep_to_their_room(path):
     for package in NEVER.get(here.split("/")[0], ()):
         assert not [name for name in names if within(name, package)], package
     commands = {
-        f"bertjax.{name}" for name in ("train", "prepare", "plan", "convert", "finetune", "predict")
+        f"bertjax.{name}"
+        for name in ("train", "prepare", "plan", "convert", "finetune", "predict", "inspect")
     } | {"bertjax.newest_checkpoint"}
     assert not names & commands, "nothing imports a command"
 

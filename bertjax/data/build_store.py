@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from bertjax.data.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.data.duplicates import DUPLICATES, read_dropped, write_duplicates
 from bertjax.data.encode import encode_blocks, is_held_out
 from bertjax.data.prepare_options import (
     PrepareError,
@@ -69,6 +70,10 @@ def prepare(options: PrepareOptions) -> Store:
             return open_store(output)
         with explained(output):
             check_unfinished(output, settings, sources)
+            if options.drop_duplicates:
+                write_duplicates(output / DUPLICATES, sources)
+                num_dropped = len(read_dropped(output / DUPLICATES))
+                print(f"{num_dropped} duplicate documents are left out: {output / DUPLICATES}")
             tokenizer = _saved_tokenizer(output, options, sources)
             writer = StoreWriter(output, tokenizer.vocab_size)
         try:
@@ -132,11 +137,14 @@ def _training_sentences(options: PrepareOptions, sources: list[Source]) -> Itera
     share = min(1.0, TRAINING_SAMPLE_BYTES / max(1, size))
     if share < 1:
         print(f"  {share:.1%} of the input, in blocks of {BLOCK_BYTES >> 20} MiB spread evenly")
+    dropped = read_dropped(Path(options.output) / DUPLICATES)
     blocks = (block for source in sources for block in read_blocks(source))
     for index, block in enumerate(blocks):
         if int((index + 1) * share) == int(index * share):
             continue
         for document in read_documents(block, []):
+            if (document.source, document.line) in dropped:
+                continue
             text = "\n".join(document.paragraphs).encode()
             if not is_held_out(text, options.heldout_share):
                 for paragraph in document.paragraphs:

@@ -34,6 +34,7 @@ class Document:
     source: str
     line: int  # where it begins
     paragraphs: list[str]
+    name: str = ""  # the "id" of its record, if that is a string
 
 
 def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
@@ -86,10 +87,10 @@ def read_blocks(source: Source) -> Iterator[Block]:
 def read_documents(block: Block, problems: list[Problem]) -> Iterator[Document]:
     """Decodes the documents of a block, in order; appends what is wrong to `problems`."""
     parse = _parse_json_lines if block.json_lines else _parse_text
-    for line, text in parse(block, problems):
+    for line, text, name in parse(block, problems):
         paragraphs = [stripped for part in text.split("\n") if (stripped := part.strip())]
         if paragraphs:
-            yield Document(block.source, line, paragraphs)
+            yield Document(block.source, line, paragraphs, name)
         else:
             problems.append(Problem("empty_document", block.source, line))
 
@@ -139,7 +140,7 @@ def _decode(line: bytes, number: int, block: Block, problems: list[Problem]) -> 
         return None
 
 
-def _parse_text(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+def _parse_text(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str, str]]:
     begin, paragraphs = 0, list[str]()
     lines = block.data.split(b"\n")
     for number, line in enumerate([*lines, b""], block.first_line):
@@ -152,11 +153,11 @@ def _parse_text(block: Block, problems: list[Problem]) -> Iterator[tuple[int, st
                 begin = number
             paragraphs.append(text)
         elif paragraphs:
-            yield begin, "\n".join(paragraphs)
+            yield begin, "\n".join(paragraphs), ""
             paragraphs = []
 
 
-def _parse_json_lines(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+def _parse_json_lines(block: Block, problems: list[Problem]) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(block.data.split(b"\n"), block.first_line):
         decoded = _decode(line, number, block, problems)
         if decoded is None or not decoded.strip():
@@ -177,7 +178,9 @@ def _parse_json_lines(block: Block, problems: list[Problem]) -> Iterator[tuple[i
             if encodable != text:
                 problems.append(Problem("surrogate", block.source, number))
                 text = encodable
-        yield number, _without_nul(text, number, block, problems)
+        name = record.get("id")
+        text = _without_nul(text, number, block, problems)
+        yield number, text, name if isinstance(name, str) else ""
 
 
 def _without_nul(text: str, number: int, block: Block, problems: list[Problem]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from bertjax.data.blocks import Block, Problem
 from bertjax.data.corpus import Document, read_documents, split_sentences
+from bertjax.data.duplicates import DUPLICATES, read_dropped
 from bertjax.data.store import SPLITS
 from bertjax.data.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
 
@@ -51,6 +52,7 @@ class Encoder:
     tokenizer: Tokenizer
     language: str
     heldout_share: float
+    dropped: frozenset[tuple[str, int]]  # source and line of documents to leave out
 
     def __call__(self, block: Block) -> EncodedBlock:
         """Decodes, splits and encodes one block."""
@@ -58,6 +60,8 @@ class Encoder:
         documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
         text_bytes = 0
         for document in read_documents(block, problems):
+            if (document.source, document.line) in self.dropped:
+                continue
             text = "\n".join(document.paragraphs).encode()
             text_bytes += len(text)
             documents[SPLITS[is_held_out(text, self.heldout_share)]].append(document)
@@ -89,11 +93,12 @@ class Encoder:
 
 
 def make_encoder(folder: Path, language: str, heldout_share: float) -> Encoder:
-    """The encoder of a process, with the tokenizer saved in `folder`."""
+    """The encoder of a process, with the tokenizer saved in `folder`, STORE/tokenizer."""
     tokenizer = load_tokenizer(folder)
     if isinstance(tokenizer, WordPieceTokenizer):
         tokenizer.cache_bytes = CACHE_BYTES
-    return Encoder(tokenizer, language, heldout_share)
+    dropped = read_dropped(folder.parent / DUPLICATES)
+    return Encoder(tokenizer, language, heldout_share, dropped)
 
 
 def is_held_out(text: bytes, share: float) -> bool:

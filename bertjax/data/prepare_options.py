@@ -27,6 +27,7 @@ class PrepareOptions:
     lower_case: bool | None = None  # None: as the kind of tokenizer has it
     language: str = "en"  # of the sentence splitter, ISO 639
     heldout_share: float = 0.01  # of the documents
+    drop_duplicates: bool = False  # leave out documents whose text came before
     strict: bool = False  # stop at the first problem of the input
     shard_tokens: int = SHARD_TOKENS  # what a kill can cost
     data_dir: str | None = None  # of TFDS
@@ -56,6 +57,8 @@ def content_settings(options: PrepareOptions) -> dict[str, Any]:
     chosen = dataclasses.asdict(options)
     for name in ("output", "num_workers", "data_dir"):
         del chosen[name]
+    if not options.drop_duplicates:  # stores from before it was an option are the same
+        del chosen["drop_duplicates"]
     versions = {
         "format": FORMAT_VERSION,
         "sentencex": metadata.version("sentencex"),

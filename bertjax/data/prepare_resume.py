@@ -15,6 +15,7 @@ from typing import Any
 from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
+from bertjax.data.duplicates import DUPLICATES
 from bertjax.data.prepare_options import PrepareError
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
@@ -103,6 +104,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
                 "run that command again to finish it, or delete the folder to begin anew"
             )
         shutil.rmtree(output / "tokenizer", ignore_errors=True)  # may come from other text
+        (output / DUPLICATES).unlink(missing_ok=True)
     write_file(note, json.dumps(command).encode())
 
 

@@ -1,0 +1,54 @@
+"""Looks for what would waste or spoil a run in a corpus or a token store.
+
+    python -m bertjax.inspect STORE
+    python -m bertjax.inspect 'corpus/*.jsonl.gz,more/*.txt' --html=report.html
+
+Several inputs are separated by commas, as for prepare --input. Exit status: 0; under --strict 3
+where anything was found; 1 where the input cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from bertjax.data.blocks import CorpusError
+from bertjax.data.store import MANIFEST, StoreError, open_store
+from bertjax.data.tokenizer import TokenizerError
+from bertjax.linting.page import page
+from bertjax.linting.report import inspect_store, inspect_texts
+
+_JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of text.")
+_HTML = flags.DEFINE_string("html", None, "Also write a page with plots to this file.")
+_STRICT = flags.DEFINE_boolean("strict", False, "Exit with 3 where anything was found.")
+_LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO 639.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Of TFDS data sets.")
+
+
+def main(argv: list[str]) -> int:
+    """Prints the report; see the exit status above."""
+    if len(argv) != 2:
+        print("error: give one STORE or 'GLOB,GLOB', quoted", file=sys.stderr)
+        return 1
+    try:
+        if (Path(argv[1]) / MANIFEST).exists():
+            report = inspect_store(open_store(argv[1]))
+        else:
+            report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value)
+        if _HTML.value:
+            Path(_HTML.value).write_text(page(report), encoding="utf-8")
+    except (CorpusError, StoreError, TokenizerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if _JSON.value:
+        print(json.dumps(report.as_json(), ensure_ascii=False))
+    else:
+        print(report.text(sys.stdout.isatty()))
+    return 3 if report.findings and _STRICT.value else 0
+
+
+if __name__ == "__main__":
+    app.run(main)

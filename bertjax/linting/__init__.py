@@ -1,0 +1,1 @@
+"""Checks of a corpus or a store: what would waste or spoil a run."""
