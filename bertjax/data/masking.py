@@ -167,9 +167,7 @@ def _find_words(input_ids: np.ndarray, candidates: np.ndarray, word_starts: np.n
     return _Words(candidates, word, size, begin)
 
 
-def _word_order(
-    words: _Words, keys: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _word_order(words: _Words, keys: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 [b, w], each row's words in random order; bool [b, w], False where there is no more."""
     valid = words.size > 0
     scores, word_bits = _scores(valid, keys, max_length)

@@ -99,7 +99,7 @@ class PackedRows:
         table = np.empty((len(row), self.depth), np.int64)
         for number in np.unique(window):
             here = window == number
-            offsets = self._plan(int(number))[row[here]]
+            offsets = self._plan(int(number))[row[here]].astype(np.int64)
             table[here] = np.where(offsets >= 0, offsets + self._pairs_of(int(number))[0], -1)
         return table
 

@@ -1,9 +1,9 @@
 """Which pairs share a row: longest-pack-first packing of lengths, at most `depth` to a row.
 
-The best-fit decreasing of Krell et al. 2021 (Efficient Sequence Packing without Cross-contamination,
-"LPFHP"): from the longest length to the shortest, each goes to the row in which it leaves the least
-room. Rows that hold the same lengths are one group with a count, so that the work depends on the
-number of different lengths and hardly on that of the pairs.
+The best-fit decreasing of Krell et al. 2021 ("LPFHP" in Efficient Sequence Packing without
+Cross-contamination): from the longest length to the shortest, each goes to the row in which it
+leaves the least room. Rows that hold the same lengths are one group with a count, so that the work
+depends on the number of different lengths and hardly on that of the pairs.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _pack_histogram(counts: np.ndarray, capacity: int, depth: int) -> list[_Grou
 def fit_rows(table: np.ndarray, lengths: np.ndarray, num_rows: int) -> np.ndarray:
     """Makes a packing have a given number of rows.
 
-    Too few rows: the longest of rows that hold several move to rows of their own. Too many: the
-    emptiest rows are left out, and what they hold with them.
+    Too few rows: the longest of rows that hold several move to rows of their own. Too many: those
+    that hold the fewest things, and of these the emptiest, are left out with what they hold.
 
     Args:
         table: of `pack_lengths`.
@@ -95,7 +95,8 @@ def fit_rows(table: np.ndarray, lengths: np.ndarray, num_rows: int) -> np.ndarra
     """
     if len(table) > num_rows:
         tokens = np.where(table >= 0, lengths[table], 0).sum(axis=1)
-        return table[np.sort(np.argsort(-tokens, kind="stable")[:num_rows])]
+        order = np.lexsort((tokens, (table >= 0).sum(axis=1)))
+        return table[np.sort(order[len(table) - num_rows :])]
     while len(table) < num_rows:
         shared = np.flatnonzero(table[:, 1] >= 0)[: num_rows - len(table)]
         moved = np.full((len(shared), table.shape[1]), -1, np.int32)
