@@ -54,12 +54,13 @@ class DataConfig:
     global_batch_size: int = 256  # rows a step, over all devices and microbatches
     max_length: int = 128  # tokens a row, special tokens included
     max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
-    # rounded up to a multiple of 4 (20 at length 128, 80 at 512)
+    # (or what packed pairs can have), rounded up to a multiple of 4 (20 at length 128, 80 at 512)
     mask_rate: float = 0.15  # share of the tokens that are predicted
     masking: str = "token"  # "token", "whole_word" or "span" (Joshi et al. 2020)
     short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
     num_threads: int = 0  # tf.data workers; 0 = one a core, at most 16
     prefetch_batches: int = 4
+    packing_depth: int = 1  # pairs in a row at most; 1 = a row is one pair (docs/design/packing.md)
 
 
 @dataclasses.dataclass
@@ -124,6 +125,7 @@ class Phase:
     max_length: int = 0
     global_batch_size: int = 0
     max_predictions: int = 0
+    packing_depth: int = 0
 
 
 @dataclasses.dataclass
@@ -154,7 +156,10 @@ class Config:
                 global_batch_size=phase.global_batch_size or self.data.global_batch_size,
                 max_predictions=phase.max_predictions
                 or self.data.max_predictions
-                or _max_predictions(self.data.mask_rate, length),
+                or _max_predictions(
+                    self.data.mask_rate, length, phase.packing_depth or self.data.packing_depth
+                ),
+                packing_depth=phase.packing_depth or self.data.packing_depth,
             )
             for phase in phases
         )
@@ -205,8 +210,20 @@ class FineTuningConfig(Config):
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
 
 
-def _max_predictions(mask_rate: float, max_length: int) -> int:
-    return 4 * math.ceil(math.ceil(mask_rate * max_length) / 4)
+def _max_predictions(mask_rate: float, max_length: int, packing_depth: int) -> int:
+    needed = math.ceil(mask_rate * max_length)
+    if packing_depth > 1:
+        needed = packed_predictions(mask_rate, max_length, packing_depth)
+    return 4 * math.ceil(needed / 4)
+
+
+def packed_predictions(mask_rate: float, max_length: int, depth: int) -> int:
+    """Masks that a row of up to `depth` pairs can have.
+
+    A pair of n tokens, at least 3, has max(1, round(mask_rate * n)): at most so much more than
+    mask_rate * n as half a mask, or as one is above 3 * mask_rate.
+    """
+    return math.ceil(mask_rate * max_length + depth * max(0.5, 1 - 3 * mask_rate))
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bertjax.config import Config, ConfigError, check_types, closest
+from bertjax.config import Config, ConfigError, check_types, closest, packed_predictions
 
 HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
 
@@ -34,7 +34,7 @@ def validate(config: Config) -> None:
     for section, positive in (
         ("model", "vocab_size hidden_size num_layers num_heads intermediate_size max_positions"),
         ("model", "num_token_types layer_norm_eps initializer_range"),
-        ("data", "global_batch_size max_length prefetch_batches"),
+        ("data", "global_batch_size max_length prefetch_batches packing_depth"),
         ("optimizer", "learning_rate eps power layer_decay"),
         ("checkpoint", "every_steps"),
         ("log", "every_steps"),
@@ -123,6 +123,21 @@ def _validate_phases(config: Config) -> None:
             phase.max_predictions < phase.max_length,
             f"{name}.max_predictions = {phase.max_predictions} is not below its max_length = "
             f"{phase.max_length}",
+        )
+        depth = phase.packing_depth
+        _require(
+            depth > 0,
+            f"{name}.packing_depth = {depth}: expected the pairs in a row at most; 1 or more",
+        )
+        _require(
+            depth == 1 or config.model.head == "pretraining",
+            f"{name}.packing_depth = {depth}: only rows of pre-training can be packed",
+        )
+        needed = packed_predictions(config.data.mask_rate, phase.max_length, depth)
+        _require(
+            depth == 1 or phase.max_predictions >= needed,
+            f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may have "
+            f"{needed} masks: raise it, or leave it 0",
         )
         _require(
             phase.global_batch_size > 0,

@@ -53,7 +53,7 @@ def test_a_run_without_phases_takes_num_steps():
     config = Config(num_steps=5, data=DataConfig(global_batch_size=8, max_length=64))
     config.optimizer.warmup_steps = 0
     validate(config)
-    assert config.resolved_phases() == (Phase(5, 64, 8, 12),)
+    assert config.resolved_phases() == (Phase(5, 64, 8, 12, 1),)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class TokenIds(Protocol):
 
 
 class MaskedRows(NamedTuple):
-    """Rows with masks, and what to predict; m = max_predictions, unused slots 0."""
+    """Rows with masks, and what to predict; m = min(max_predictions, t), unused slots 0."""
 
     input_ids: np.ndarray  # int32 [b, t]
     positions: np.ndarray  # int32 [b, m], ascending
@@ -70,24 +70,26 @@ def mask_rows(
     token is uniform over the whole vocabulary, special tokens included.
 
     Args:
-        input_ids: int32 [b, t], rows that begin at column 0; not changed.
+        input_ids: int32 [b, t], rows that begin at column 0; not changed. Any t that holds the
+            tokens gives the same masks.
         lengths: int64 [b], tokens of each row, special tokens included.
         keys: uint64 [b].
         spec: how much to mask, and how: "token", "whole_word" or "span".
         tokens: ids and word starts.
     """
     t = input_ids.shape[1]
+    m = min(spec.max_predictions, t)
     candidates = (input_ids != tokens.cls_id) & (input_ids != tokens.sep_id)
     candidates &= np.arange(t) < lengths[:, None]
     # The same float64 product and rounding as Python's round().
     budget = np.maximum(1, np.rint(spec.mask_rate * lengths).astype(np.int64))
     budget = np.minimum(spec.max_predictions, budget)
     if spec.masking == "token":
-        choice = _choose_tokens(candidates, budget, keys, spec.max_predictions)
+        choice = _choose_tokens(candidates, budget, keys, m, spec.max_length)
     else:
         words = _find_words(input_ids, candidates, tokens.word_starts)
         choose = _choose_words if spec.masking == "whole_word" else _choose_spans
-        choice = choose(words, budget, keys, spec.max_predictions)
+        choice = choose(words, budget, keys, m, spec.max_length)
 
     columns = choice.positions.astype(np.uint32)
     original = np.take_along_axis(input_ids, choice.positions, axis=1)
@@ -107,10 +109,12 @@ def mask_rows(
     )
 
 
-def _choose_tokens(candidates: np.ndarray, budget: np.ndarray, keys: np.ndarray, m: int) -> _Choice:
+def _choose_tokens(
+    candidates: np.ndarray, budget: np.ndarray, keys: np.ndarray, m: int, max_length: int
+) -> _Choice:
     """The candidates with the smallest scores."""
     t = candidates.shape[1]
-    scores, column_bits = _scores(candidates, keys)
+    scores, column_bits = _scores(candidates, keys, max_length)
     smallest = np.sort(np.partition(scores, m - 1, axis=1)[:, :m], axis=1)
     used = (np.arange(m) < budget[:, None]) & (smallest != _NEVER)
     positions = np.where(used, smallest & column_bits, np.uint32(t)).astype(np.int64)
@@ -120,15 +124,16 @@ def _choose_tokens(candidates: np.ndarray, budget: np.ndarray, keys: np.ndarray,
     return _Choice(positions, used, positions)
 
 
-def _scores(candidates: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.uint32]:
+def _scores(
+    candidates: np.ndarray, keys: np.ndarray, max_length: int
+) -> tuple[np.ndarray, np.uint32]:
     """uint32 [b, t]: random high bits, the column in the low ones (returned as a mask).
 
     So no two are equal, and sorting scores is sorting columns. Where two candidates agree in the
     high bits the lower column wins, which at t = 512 changes one row in some ten thousand.
     """
-    t = candidates.shape[1]
-    columns = np.arange(t, dtype=np.uint32)
-    column_bits = np.uint32((1 << (t - 1).bit_length()) - 1)
+    columns = np.arange(candidates.shape[1], dtype=np.uint32)
+    column_bits = np.uint32((1 << (max_length - 1).bit_length()) - 1)
     scores = bits32(bits64(keys, _CHOOSE), columns)
     scores &= ~column_bits
     scores |= columns
@@ -162,22 +167,24 @@ def _find_words(input_ids: np.ndarray, candidates: np.ndarray, word_starts: np.n
     return _Words(candidates, word, size, begin)
 
 
-def _word_order(words: _Words, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _word_order(words: _Words, keys: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 [b, w], each row's words in random order; bool [b, w], False where there is no more."""
     valid = words.size > 0
-    scores, word_bits = _scores(valid, keys)
+    scores, word_bits = _scores(valid, keys, max_length)
     scores.sort(axis=1)
     order = np.minimum(scores & word_bits, np.uint32(valid.shape[1] - 1)).astype(np.int64)
     return order, scores != _NEVER
 
 
-def _choose_words(words: _Words, budget: np.ndarray, keys: np.ndarray, m: int) -> _Choice:
+def _choose_words(
+    words: _Words, budget: np.ndarray, keys: np.ndarray, m: int, max_length: int
+) -> _Choice:
     """Takes words in random order, passing over those that do not fit, as the reference.
 
     A word that does not fit what remains never will, so all of these go at once; of the others,
     as many as fit together are taken, and so on until nothing fits.
     """
-    order, valid = _word_order(words, keys)
+    order, valid = _word_order(words, keys, max_length)
     size = np.take_along_axis(words.size, order, axis=1) * valid
     chosen = np.zeros(size.shape, bool)
     remaining = budget.copy()
@@ -195,13 +202,15 @@ def _choose_words(words: _Words, budget: np.ndarray, keys: np.ndarray, m: int) -
     return _Choice(positions, used, positions)
 
 
-def _choose_spans(words: _Words, budget: np.ndarray, keys: np.ndarray, m: int) -> _Choice:
+def _choose_spans(
+    words: _Words, budget: np.ndarray, keys: np.ndarray, m: int, max_length: int
+) -> _Choice:
     """Takes spans of whole words, each from a random word that is still free, until none fits.
 
     A span ends before [SEP], before a word that is taken and before the word that no longer fits.
     One hash decides for the whole span whether it is masked, kept or replaced.
     """
-    order, valid = _word_order(words, keys)
+    order, valid = _word_order(words, keys, max_length)
     lengths = bits32(bits64(keys, _SPAN_LENGTH), np.arange(order.shape[1], dtype=np.uint32))
     lengths = 1 + np.searchsorted(_SPAN_BELOW, lengths, side="right")
     # Windows of the longest span may reach beyond the last word, so there is room behind it.

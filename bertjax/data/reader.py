@@ -7,6 +7,7 @@ of the input is one integer, and a row is the same in any batch, on any host.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ import numpy as np
 
 from bertjax.data.counter_rng import keys_at, permute, stream_key
 from bertjax.data.masking import TokenIds, mask_rows
-from bertjax.data.pairs import draw_segments
+from bertjax.data.pairs import Segments, draw_segments
 from bertjax.data.rows import RowSpec, row_index
 from bertjax.data.store import Split
 
@@ -84,7 +85,17 @@ class RowReader:
         self.spec = spec
         self.starts = row_index(split, spec.room, cache)
         self.num_rows = len(self.starts) - 1  # of one epoch
+        self._open_stream(seed, stream_id)
+
+    def _open_stream(self, seed: int, stream_id: int) -> None:
+        self.stream = seed, stream_id
         self._keys = [stream_key(seed, stream_id, purpose) for purpose in (_ORDER, _PAIR, _MASK)]
+
+    def with_stream(self, *, seed: int, stream_id: int) -> RowReader:
+        """Another stream of the same rows."""
+        other = copy.copy(self)
+        other._open_stream(seed, stream_id)
+        return other
 
     @property
     def max_length(self) -> int:
@@ -109,10 +120,19 @@ class RowReader:
         Raises:
             ValueError: a position is negative.
         """
-        positions = np.asarray(positions, np.int64)
-        if len(positions) and positions.min() < 0:
-            raise ValueError(f"positions start at 0, found {positions.min()}")
-        order_key, pair_key, mask_key = self._keys
+        positions = check_positions(positions)
+        return self.make(positions, *self.draw(positions), self.max_length)
+
+    def draw(self, positions: np.ndarray) -> tuple[np.ndarray, Segments]:
+        """What the rows at some positions will be made of.
+
+        Args:
+            positions: int64 [b], at least 0.
+
+        Returns:
+            Numbers in the row index, int64 [b], and the token ranges.
+        """
+        order_key, pair_key, _ = self._keys
         epoch, index = np.divmod(positions, self.num_rows)
         row_ids = permute(index, self.num_rows, keys_at(order_key, epoch))
         segments = draw_segments(
@@ -122,22 +142,38 @@ class RowReader:
             keys_at(pair_key, positions),
             self.spec,
         )
+        return row_ids, segments
 
-        t = self.spec.max_length
-        column = np.arange(t, dtype=np.int32)
+    def lengths(self, segments: Segments) -> np.ndarray:
+        """Tokens of each row, special tokens included, int64 [b]."""
+        return segments.a_length + segments.b_length + (self.spec.max_length - self.spec.room)
+
+    def make(
+        self, positions: np.ndarray, row_ids: np.ndarray, segments: Segments, width: int
+    ) -> Batch:
+        """The rows at some positions, from what `draw` found there.
+
+        Args:
+            width: columns of the result, enough for each row; fewer columns change no token and no
+                mask.
+
+        Returns:
+            As `rows`, with t = width and m = min(max_predictions, width).
+        """
+        column = np.arange(width, dtype=np.int32)
         a_end = (segments.a_length + 1).astype(np.int32)[:, None]  # column of the first [SEP]
         last = a_end
         if self.spec.next_sentence:
             last = a_end + segments.b_length.astype(np.int32)[:, None] + np.int32(1)
-        ids = np.full((len(positions), t), self.tokens.pad_id, np.int32)
+        ids = np.full((len(positions), width), self.tokens.pad_id, np.int32)
         ids[:, 0] = self.tokens.cls_id
         self._copy(ids, (column > 0) & (column < a_end), segments.a_start, segments.a_length)
         self._copy(ids, (column > a_end) & (column < last), segments.b_start, segments.b_length)
         np.put_along_axis(ids, a_end, np.int32(self.tokens.sep_id), axis=1)
         np.put_along_axis(ids, last, np.int32(self.tokens.sep_id), axis=1)
 
-        lengths = last[:, 0].astype(np.int64) + 1
-        masked = mask_rows(ids, lengths, keys_at(mask_key, positions), self.spec, self.tokens)
+        mask_keys = keys_at(self._keys[_MASK], positions)
+        masked = mask_rows(ids, self.lengths(segments), mask_keys, self.spec, self.tokens)
         return {
             "input_ids": masked.input_ids,
             "token_type_ids": ((column > a_end) & (column <= last)).astype(np.int32),
@@ -157,6 +193,18 @@ class RowReader:
         width = ids.shape[1]
         tokens = self.split.gather(starts, lengths, width)
         ids[where] = tokens[np.arange(width) < lengths[:, None]]
+
+
+def check_positions(positions: np.ndarray) -> np.ndarray:
+    """Positions as int64.
+
+    Raises:
+        ValueError: one is negative.
+    """
+    positions = np.asarray(positions, np.int64)
+    if len(positions) and positions.min() < 0:
+        raise ValueError(f"positions start at 0, found {positions.min()}")
+    return positions
 
 
 def evaluation_batches(

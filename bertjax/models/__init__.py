@@ -1,6 +1,6 @@
 """The BERT encoder and its heads: Flax Linen modules, used through pure `apply` only."""
 
-from bertjax.models.bert import BertEncoder
+from bertjax.models.bert import BertEncoder, Packing
 from bertjax.models.build import (
     MODELS,
     abstract_params,
@@ -21,6 +21,7 @@ __all__ = [
     "BertForPreTraining",
     "BertForSpans",
     "BertForTagging",
+    "Packing",
     "abstract_params",
     "apply_model",
     "check_attention",

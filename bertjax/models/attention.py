@@ -17,14 +17,17 @@ PROBABILITIES = "probabilities"  # in the collection "intermediates": see models
 
 
 def attention_probabilities(
-    query: jax.Array, key: jax.Array, attention_mask: jax.Array
+    query: jax.Array, key: jax.Array, segment_ids: jax.Array, packed: bool = False
 ) -> jax.Array:
     """What each query takes from each key, [b, h, t, t]; see `dot_product_attention`."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=wide)
     scores = scores / query.shape[-1] ** 0.5
+    visible = segment_ids[:, None, None, :] > 0
+    if packed:
+        visible &= segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
-    scores = jnp.where(attention_mask[:, None, None, :] > 0, scores, jnp.finfo(wide).min)
+    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
@@ -32,9 +35,10 @@ def dot_product_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    attention_mask: jax.Array,
+    segment_ids: jax.Array,
     row_keys: jax.Array | None,
     dropout_rate: float,
+    packed: bool = False,
 ) -> jax.Array:
     """Attends to the real tokens; softmax in float32, dropout on the probabilities.
 
@@ -42,15 +46,17 @@ def dot_product_attention(
       query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
       key: [b, t, h, k].
       value: [b, t, h, k].
-      attention_mask: [b, t], 1 = a real token, 0 = padding. Only keys are masked: what a padded
-        query attends to reaches no loss.
+      segment_ids: int [b, t], 0 = padding. An attention mask (1 = a real token) is the case of one
+        segment. What a padded query attends to reaches no loss.
       row_keys: typed PRNG keys [b], or None = no dropout.
       dropout_rate: of the probabilities.
+      packed: rows hold several segments, and a token attends within its own. Without it only keys
+        are masked, by a mask of [b, 1, 1, t] instead of [b, 1, t, t].
 
     Returns:
       [b, t, h, k], in the compute dtype.
     """
-    probabilities = attention_probabilities(query, key, attention_mask)
+    probabilities = attention_probabilities(query, key, segment_ids, packed)
     probabilities = dropout(probabilities, dropout_rate, row_keys)
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
 
@@ -64,10 +70,11 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         hidden_states: jax.Array,
-        attention_mask: jax.Array,
+        segment_ids: jax.Array,
         row_keys: jax.Array | None = None,
+        packed: bool = False,
     ) -> jax.Array:
-        """Maps hidden_states [b, t, d] and attention_mask [b, t] to [b, t, d]."""
+        """Maps hidden_states [b, t, d] and segment_ids [b, t] to [b, t, d]."""
         config = self.config
         b, t, d = hidden_states.shape
         query, key, value = (
@@ -77,7 +84,7 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         attend: Callable[..., jax.Array] = functools.partial(
-            dot_product_attention, dropout_rate=config.attention_dropout_rate
+            dot_product_attention, dropout_rate=config.attention_dropout_rate, packed=packed
         )
         if config.attention == "pallas" and not self.is_initializing():
             # Pallas takes 0.2 s to import.
@@ -87,7 +94,7 @@ class SelfAttention(nn.Module):
         elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
-            probabilities = attention_probabilities(query, key, attention_mask)
+            probabilities = attention_probabilities(query, key, segment_ids, packed)
             self.sow("intermediates", PROBABILITIES, probabilities)
-        context = attend(query, key, value, attention_mask, row_keys)
+        context = attend(query, key, value, segment_ids, row_keys)
         return dense(config, d, "output", ("heads", "embed"))(context.reshape(b, t, d))

@@ -7,7 +7,7 @@ shapes are a public format. See docs/design/model.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,13 @@ from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal
 from bertjax.models.partition import split_rows
+
+
+class Packing(NamedTuple):
+    """Where the pairs of packed rows stand; their segment ids take the attention mask's place."""
+
+    position_ids: jax.Array  # int [b, t], 0 at the first token of each pair
+    cls_positions: jax.Array  # int [b, p], each in [0, t), p pairs; unused places hold any of them
 
 
 class Embeddings(nn.Module):
@@ -38,7 +45,11 @@ class Embeddings(nn.Module):
         self.layer_norm = LayerNorm(config)
 
     def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, row_keys: jax.Array | None
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        row_keys: jax.Array | None,
+        position_ids: jax.Array | None = None,
     ) -> jax.Array:
         """Maps ids [b, t] to hidden states [b, t, d] in the compute dtype."""
         length = input_ids.shape[1]
@@ -50,7 +61,10 @@ class Embeddings(nn.Module):
         # The lookups stay in float32, so that the rows of a frequent token add up their gradients
         # in float32 whatever the compute dtype.
         x = jnp.take(self.word.embedding, input_ids, axis=0)
-        x += self.position.embedding[:length]
+        if position_ids is None:
+            x += self.position.embedding[:length]
+        else:
+            x += jnp.take(self.position.embedding, position_ids, axis=0)
         # A product with a one-hot matrix: with a gather, the gradient of two table rows would be a
         # scatter of all tokens onto two places. HIGHEST keeps the product exact.
         types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)
@@ -81,14 +95,15 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         hidden_states: jax.Array,
-        attention_mask: jax.Array,
+        segment_ids: jax.Array,
         row_keys: jax.Array | None = None,
+        packed: bool = False,
     ) -> jax.Array:
         """Maps hidden_states [b, t, d] to [b, t, d]; `row_keys` are this layer's."""
         config = self.config
         probability_keys, attention_keys, mlp_keys = split_row_keys(row_keys, 3)
         x = hidden_states
-        y = SelfAttention(config, name="attention")(x, attention_mask, probability_keys)
+        y = SelfAttention(config, name="attention")(x, segment_ids, probability_keys, packed)
         y = dropout(y, config.dropout_rate, attention_keys)
         x = LayerNorm(config, name="attention_layer_norm")(x + y)
         y = FeedForward(config, name="mlp")(x)
@@ -109,20 +124,21 @@ class LayerStack(nn.Module):
     def __call__(
         self,
         hidden_states: jax.Array,
-        attention_mask: jax.Array,
+        segment_ids: jax.Array,
         layer_keys: list[Any],
+        packed: bool = False,
     ) -> jax.Array:
         """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item a layer."""
         config = self.config
         if self.is_initializing():
             for index in range(config.num_layers):
                 layer = EncoderLayer(config, name=f"layer_{index}")
-                hidden_states = layer(hidden_states, attention_mask)
+                hidden_states = layer(hidden_states, segment_ids)
             return hidden_states
 
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
             layer = EncoderLayer(config, parent=None)
-            output: Any = layer.apply({"params": params}, x, attention_mask, keys)
+            output: Any = layer.apply({"params": params}, x, segment_ids, keys, packed)
             return split_rows(output)
 
         if config.remat == "layer":
@@ -183,28 +199,38 @@ class BertEncoder(nn.Module):
         token_type_ids: jax.Array,
         attention_mask: jax.Array,
         row_keys: jax.Array | None = None,
+        packing: Packing | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encodes rows of tokens.
 
         Args:
           input_ids: [b, t], each in [0, v).
           token_type_ids: [b, t], 0 = sentence A, 1 = sentence B.
-          attention_mask: [b, t], 1 = a real token, 0 = padding.
+          attention_mask: [b, t], 1 = a real token, 0 = padding; with `packing`, segment ids: 1 for
+            the tokens of the first pair, 2 for those of the second, and so on.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic. A row's masks depend
             on its key alone.
+          packing: of rows that hold several pairs, which do not see each other; None = one each.
 
         Returns:
-          hidden_states [b, t, d], and pooled [b, d] (tanh of a dense layer on token 0) or None
-          where `config.pooler` is off; both in the compute dtype.
+          hidden_states [b, t, d], and pooled [b, d] (tanh of a dense layer on token 0), [b, p, d]
+          with `packing` (on the first token of each pair), or None where `config.pooler` is off;
+          both in the compute dtype.
 
         Raises:
           ValueError: rows longer than `max_positions`, `dtype` not resolved, or a number of keys
             that is not b.
         """
         embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
-        x = self.embeddings(input_ids, token_type_ids, embedding_keys)
-        x = self.encoder(x, attention_mask, layer_keys)
-        return x, jnp.tanh(self.pooler(x[:, 0])) if self.config.pooler else None
+        position_ids = None if packing is None else packing.position_ids
+        x = self.embeddings(input_ids, token_type_ids, embedding_keys, position_ids)
+        x = self.encoder(x, attention_mask, layer_keys, packing is not None)
+        if not self.config.pooler:
+            return x, None
+        if packing is None:
+            return x, jnp.tanh(self.pooler(x[:, 0]))
+        first = split_rows(jnp.take_along_axis(x, packing.cls_positions[:, :, None], axis=1))
+        return x, jnp.tanh(self.pooler(first))
 
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
-from bertjax.models.bert import BertEncoder
+from bertjax.models.bert import BertEncoder, Packing
 from bertjax.models.heads import MaskedLanguageModelHead
 from bertjax.models.layers import dense, wide_dtype
 
@@ -31,6 +31,7 @@ class BertForPreTraining(nn.Module):
         attention_mask: jax.Array,
         masked_positions: jax.Array,
         row_keys: jax.Array | None = None,
+        packing: Packing | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Predicts masked tokens and whether B follows A.
 
@@ -40,15 +41,18 @@ class BertForPreTraining(nn.Module):
           attention_mask: [b, t].
           masked_positions: [b, m], each in [0, t); unused places hold any of them.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
+          packing: as in `BertEncoder`.
 
         Returns:
           Float32 MLM logits [b, m, v], and float32 NSP logits [b, 2] (0 = B is the real next,
-          1 = random) or None where `config.next_sentence` is off.
+          1 = random), [b, p, 2] with `packing`, or None where `config.next_sentence` is off.
 
         Raises:
           ValueError: as in `BertEncoder`.
         """
-        hidden_states, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
+        hidden_states, pooled = self.bert(
+            input_ids, token_type_ids, attention_mask, row_keys, packing
+        )
         mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
         if not self.config.next_sentence:
             return mlm_logits, None

@@ -99,7 +99,9 @@ def estimate(
         fitting = [n for n in allowed if sum(memory(n).values()) <= USABLE * hbm_bytes]
         parts = fitting[0] if fitting else rows
     remat = {"none": 0.0, "attention": 0.0, "layer": 1 / 3}[config.model.remat]
-    flops = rows * flops_per_row(config.model, phase.max_length, phase.max_predictions)
+    flops = rows * flops_per_row(
+        config.model, phase.max_length, phase.max_predictions, phase.packing_depth
+    )
     itemsize = jnp.dtype(config.model.dtype).itemsize
     copies = params * itemsize / 4  # the kernels in the compute dtype
     return Estimate(

@@ -214,5 +214,5 @@ def advise(config: Config, plan: PhasePlan, target: Target) -> list[str]:
 
 
 def _useful_flops(config: Config, phase: Phase, target: Target) -> float:
-    row = flops_per_row(config.model, phase.max_length, phase.max_predictions)
+    row = flops_per_row(config.model, phase.max_length, phase.max_predictions, phase.packing_depth)
     return phase.global_batch_size * row / target.num_chips

@@ -142,7 +142,7 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     product measured here and now.
     """
     flops = phase.global_batch_size * flops_per_row(
-        config.model, phase.max_length, phase.max_predictions
+        config.model, phase.max_length, phase.max_predictions, phase.packing_depth
     )
     device = mesh.local_devices[0]
     rate = peak_flops(device.device_kind)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from bertjax.bucket import BucketPath
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.embedded import prepare_embedded
+from bertjax.data.packed_rows import PackedRows
 from bertjax.data.reader import Batch, RowReader, Rows
 from bertjax.data.rows import RowSpec
 from bertjax.data.staging import fetch_store, local_store, upload_store
@@ -49,10 +50,10 @@ class Data:
     tokenizer: Tokenizer
     cache: Path  # for row indexes, where the store is read-only
 
-    def training_rows(self, config: Config, phase_index: int) -> RowReader:
+    def training_rows(self, config: Config, phase_index: int) -> Rows:
         """Rows of one phase."""
         phase = config.resolved_phases()[phase_index]
-        return RowReader(
+        reader = RowReader(
             self.store.train,
             self.tokenizer,
             row_spec(config, phase),
@@ -60,6 +61,7 @@ class Data:
             stream_id=phase_index,
             cache=self.cache,
         )
+        return PackedRows(reader, phase.packing_depth) if phase.packing_depth > 1 else reader
 
     def evaluation_rows(self, config: Config, phase: Phase) -> RowReader:
         """Held-out rows as long as those of the phase."""

@@ -259,7 +259,7 @@ class _Trainer:
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
         phase = self.phases[index]
         row_flops = self.phases.row_flops(index, self.model)
-        real_tokens = metrics.pop("real_tokens")
+        real_tokens, pairs = metrics.pop("real_tokens"), metrics.pop("pairs", None)
         self.throughput.add(
             phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
         )
@@ -271,6 +271,8 @@ class _Trainer:
             "phase": index,
             "position": self.phases.position(step, index),
             **metrics,
+            "real_token_share": real_tokens / (phase.global_batch_size * phase.max_length),
+            "pairs_per_row": pairs and pairs / phase.global_batch_size,
         }
         row_ids = gather_row_ids(row_ids, self.mesh, phase.global_batch_size)
         record["rows_sha256"] = hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()

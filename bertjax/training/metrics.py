@@ -46,24 +46,28 @@ _PEAK_FLOPS: dict[str, float] = {
 }
 
 
-def flops_per_row(model: ModelConfig, length: int, max_predictions: int) -> float:
+def flops_per_row(
+    model: ModelConfig, length: int, max_predictions: int, num_pairs: int = 1
+) -> float:
     """Floating-point operations to train on one row: three times the forward pass.
 
-    With L layers, t tokens, d hidden, f the inner width, m predictions and v the vocabulary,
+    With L layers, t tokens, d hidden, f the inner width, m predictions, v the vocabulary and p
+    pairs that the row's arrays have room for (1 unless rows are packed),
 
-        forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + 2 d^2
+        forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + p * 2 d^2
 
     (projections, feed-forward, attention; MLM head, of pre-training only; pooler, where it is used;
     the layers that fine-tuning adds are too small to count). Only
     matrix products count, and what remat computes again does not. `length` and `max_predictions`
-    are those of the row's array, padding included. For BERT-BASE and t = 128, 69.9e9.
+    are those of the row's array, padding included; attention is counted between all of its tokens,
+    whether or not they are of one pair. For BERT-BASE and t = 128, 69.9e9.
     """
     d, f = model.hidden_size, model.intermediate_size
     layer = 8 * d * d + 4 * d * f + 4 * length * d
     mlm_head, pooler = 0, 2 * d * d if model.pooler else 0
     if model.head == "pretraining":
         mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
-        pooler = 2 * d * d if model.next_sentence else 0
+        pooler = num_pairs * 2 * d * d if model.next_sentence else 0
     return 3.0 * (model.num_layers * length * layer + mlm_head + pooler)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bertjax.config import Phase
-from bertjax.models import BertForPreTraining, apply_model
+from bertjax.models import BertForPreTraining, Packing, apply_model
 from bertjax.training.sharding import row_sharding
 
 Batch = Mapping[str, jax.Array]
@@ -80,7 +80,8 @@ def pretraining_sums(
       params: the tree of `init_params`.
       batch: input_ids, token_type_ids, attention_mask [b, t]; masked_positions, masked_ids,
         masked_weights [b, m]; next_sentence_labels, row_weights [b]. Rows that only pad the batch
-        have zeros for weights.
+        have zeros for weights. Packed rows have segment_ids and position_ids [b, t] in place of
+        attention_mask, and cls_positions, next_sentence_labels and pair_weights [b, p].
       row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
 
     Returns:
@@ -88,20 +89,24 @@ def pretraining_sums(
       nsp_correct: losses in nats, weights and correct in labels. The NSP ones are 0 where the
       model has no NSP head.
     """
+    packing = None
+    if is_packed(batch):
+        packing = Packing(batch["position_ids"], batch["cls_positions"])
     mlm_logits, nsp_logits = apply_model(
         model,
         params,
         batch["input_ids"],
         batch["token_type_ids"],
-        batch["attention_mask"],
+        batch["segment_ids" if is_packed(batch) else "attention_mask"],
         batch["masked_positions"],
         row_keys,
+        packing,
     )
     mlm = weighted_sums(mlm_logits, batch["masked_ids"], batch["masked_weights"])
     if nsp_logits is None:
         nsp = [jnp.zeros_like(total) for total in mlm]
     else:
-        nsp = weighted_sums(nsp_logits, batch["next_sentence_labels"], batch["row_weights"])
+        nsp = weighted_sums(nsp_logits, batch["next_sentence_labels"], _pair_weights(batch))
     names = ("loss_sum", "weight", "correct")
     return {
         **{f"mlm_{name}": total for name, total in zip(names, mlm, strict=True)},
@@ -113,8 +118,17 @@ def pretraining_denominators(batch: Batch) -> dict[str, jax.Array]:
     """The weights that the loss of the global batch is divided by: mlm_weight and nsp_weight."""
     return {
         "mlm_weight": jnp.sum(batch["masked_weights"]),
-        "nsp_weight": jnp.sum(batch["row_weights"]),
+        "nsp_weight": jnp.sum(_pair_weights(batch)),
     }
+
+
+def is_packed(batch: Mapping[str, Any]) -> bool:
+    """Whether rows hold several pairs: known by the names of the arrays, as the step is traced."""
+    return "segment_ids" in batch
+
+
+def _pair_weights(batch: Batch) -> jax.Array:
+    return batch["pair_weights" if is_packed(batch) else "row_weights"]
 
 
 def pretraining_loss(
@@ -158,17 +172,28 @@ def pretraining_metrics(
 
 
 def pretraining_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one global batch: b rows of t tokens with m masked positions."""
+    """Shapes of one global batch: b rows of t tokens, m of them masked, in p pairs at most."""
     b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "input_ids": ((b, t), jnp.int32),
         "token_type_ids": ((b, t), jnp.int32),
-        "attention_mask": ((b, t), jnp.int32),
         "masked_positions": ((b, m), jnp.int32),
         "masked_ids": ((b, m), jnp.int32),
         "masked_weights": ((b, m), jnp.float32),
-        "next_sentence_labels": ((b,), jnp.int32),
-        "row_weights": ((b,), jnp.float32),
     }
+    if (p := phase.packing_depth) > 1:
+        shapes |= {
+            "segment_ids": ((b, t), jnp.int32),
+            "position_ids": ((b, t), jnp.int32),
+            "cls_positions": ((b, p), jnp.int32),
+            "next_sentence_labels": ((b, p), jnp.int32),
+            "pair_weights": ((b, p), jnp.float32),
+        }
+    else:
+        shapes |= {
+            "attention_mask": ((b, t), jnp.int32),
+            "next_sentence_labels": ((b,), jnp.int32),
+            "row_weights": ((b,), jnp.float32),
+        }
     rows = row_sharding(mesh)
     return {k: jax.ShapeDtypeStruct(s, d, sharding=rows) for k, (s, d) in shapes.items()}

@@ -36,7 +36,7 @@ class Phases:
     def row_flops(self, index: int, model: ModelConfig) -> float:
         """Floating-point operations to train on one row of the phase."""
         phase = self._phases[index]
-        return flops_per_row(model, phase.max_length, phase.max_predictions)
+        return flops_per_row(model, phase.max_length, phase.max_predictions, phase.packing_depth)
 
     def flops_left(self, step: int, model: ModelConfig) -> float:
         """Of all steps after `step` updates."""

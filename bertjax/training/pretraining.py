@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
-from bertjax.data.reader import RowReader
+from bertjax.data.reader import Rows
 from bertjax.models import BertForPreTraining
 from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
 from bertjax.training.evaluation import Evaluation
@@ -52,8 +52,8 @@ class Pretraining:
         }
         self._evaluations: dict[int, Evaluation] = {}  # by phase, for what they have compiled
 
-    def training_rows(self, phase_index: int) -> RowReader:
-        """Rows of the phase's length from the store."""
+    def training_rows(self, phase_index: int) -> Rows:
+        """Rows of the phase's length from the store, packed if the phase says so."""
         return self._data.training_rows(self._config, phase_index)
 
     def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -61,7 +61,10 @@ class Pretraining:
         return pretraining_batch(phase, mesh)
 
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
-        """Losses and accuracies on held-out rows, beside those of frequencies alone."""
+        """Losses and accuracies on held-out rows, beside those of frequencies alone.
+
+        Of a packed phase too each row is one pair: the same rows as without packing.
+        """
         if phase_index not in self._evaluations:
             phase = self._config.resolved_phases()[phase_index]
             self._evaluations[phase_index] = Evaluation(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.models.partition import ROWS, constrain
-from bertjax.training.objectives import Objective
+from bertjax.training.objectives import Objective, is_packed
 from bertjax.training.optimizer import Optimizer
 
 Tree = Any  # nested dicts of arrays
@@ -50,7 +50,7 @@ def train_step(
 
     Returns:
       The new state, and float32 scalars: the objective's metrics, `loss`, `learning_rate`,
-      `grad_norm` (before clipping) and `real_tokens` (int32).
+      `grad_norm` (before clipping), `real_tokens` (int32) and, of packed rows, `pairs`.
     """
     rows = batch["input_ids"].shape[0]
     step_key = jax.random.fold_in(key, state.step)
@@ -81,7 +81,7 @@ def train_step(
         **objective.metrics(sums),
         **info,
         "loss": objective.loss(sums, denominators),
-        "real_tokens": batch["attention_mask"].sum(),
+        **_counts(batch),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -89,6 +89,13 @@ def train_step(
 def evaluation_step(objective: Objective, params: Tree, batch: Batch) -> dict[str, jax.Array]:
     """Returns the objective's sums over one batch, without dropout."""
     return objective.sums(params, batch, None)
+
+
+def _counts(batch: Batch) -> dict[str, jax.Array]:
+    if is_packed(batch):
+        real = (batch["segment_ids"] > 0).sum()
+        return {"real_tokens": real, "pairs": batch["pair_weights"].sum()}
+    return {"real_tokens": batch["attention_mask"].sum()}
 
 
 def _split_rows(parts: int, x: jax.Array) -> jax.Array:

@@ -46,6 +46,8 @@ def step_keys(metric_names: Sequence[str]) -> tuple[str, ...]:
         "sequences_per_second",
         "real_tokens_per_second",
         "mfu",
+        "real_token_share",  # of the step's places; the rest is padding
+        "pairs_per_row",  # where rows are packed
         "rows_sha256",  # of the ids of the step's rows
     )
 

@@ -1,0 +1,160 @@
+"""Packed rows through model, loss and step: what the same pairs give in rows of their own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stream_store import make_documents, make_reader, make_tokenizer
+
+from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
+from bertjax.data.packed_rows import PackedRows
+from bertjax.data.store_writer import write_store
+from bertjax.models import BertForPreTraining, Packing, init_params
+from bertjax.models.attention import dot_product_attention
+from bertjax.training.objectives import (
+    pretraining_batch,
+    pretraining_denominators,
+    pretraining_loss,
+    pretraining_objective,
+    pretraining_sums,
+)
+from bertjax.training.optimizer import make_optimizer
+from bertjax.training.sharding import make_mesh
+from bertjax.training.step import TrainState, train_step
+
+LENGTH, SLOTS, DEPTH, ROWS = 64, 12, 3, 8
+CONFIG = ModelConfig(
+    vocab_size=1_000,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=24,
+    max_positions=LENGTH,
+    dtype="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    """Rows that hold up to three pairs, and the same pairs in rows of their own."""
+    documents = make_documents(500, seed=7, mean_sentences=2, mean_tokens=10)
+    store = write_store(tmp_path_factory.mktemp("packed") / "s", make_tokenizer(), documents)
+    pairs = make_reader(store, max_length=LENGTH, max_predictions=SLOTS)
+    packed = PackedRows(pairs, DEPTH)
+    table = packed.pair_positions(np.arange(ROWS))
+    assert set((table >= 0).sum(axis=1)) == {1, 2, 3}
+    packed_batch, padded = packed.rows(np.arange(ROWS)), pairs.rows(table[table >= 0])
+    for batch in (packed_batch, padded):
+        del batch["row_ids"]
+    return packed_batch, padded
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: x * 8, init_params(CONFIG, 0))
+
+
+def loss(model, params, batch, keys=None):
+    sums = pretraining_sums(model, params, batch, keys)
+    return pretraining_loss(sums, pretraining_denominators(batch)), sums
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "change"),
+    [
+        ("float32", 1e-5, {}),
+        ("float64", 1e-10, {}),
+        ("float64", 1e-10, {"scan_layers": True, "remat": "layer"}),
+        ("float64", 1e-10, {"remat": "attention"}),
+        ("float64", 1e-10, {"next_sentence": False}),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_same_pairs_padded(
+    params, batches, dtype, tolerance, change
+):
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+        if not change.get("next_sentence", True):
+            params = {name: tree for name, tree in params.items() if name != "nsp_head"}
+        model = BertForPreTraining(dataclasses.replace(CONFIG, dtype=dtype, **change))
+        step = jax.jit(jax.value_and_grad(functools.partial(loss, model), has_aux=True))
+        (packed, packed_sums), packed_grads = step(params, batches[0])
+        (padded, padded_sums), padded_grads = step(params, batches[1])
+        assert abs(packed - padded) < tolerance
+        for name, total in padded_sums.items():
+            np.testing.assert_allclose(packed_sums[name], total, rtol=tolerance, err_msg=name)
+        leaves = jax.tree_util.tree_leaves_with_path(padded_grads)
+        for (path, one), other in zip(leaves, jax.tree.leaves(packed_grads), strict=True):
+            np.testing.assert_allclose(other, one, rtol=0, atol=tolerance, err_msg=str(path))
+        assert max(float(jnp.abs(leaf).max()) for _, leaf in leaves) > 0.1
+
+
+def test_a_pair_does_not_see_its_neighbours(params, batches):
+    packed = batches[0]
+    others = np.where(packed["segment_ids"] == 1, packed["input_ids"], 7)
+    run = jax.jit(BertForPreTraining(CONFIG).apply)
+
+    def logits(input_ids):
+        packing = Packing(packed["position_ids"], packed["cls_positions"])
+        names = ("token_type_ids", "segment_ids", "masked_positions")
+        inputs = (input_ids, *(packed[name] for name in names), None, packing)
+        return run({"params": params}, *inputs)
+
+    mlm, nsp = logits(packed["input_ids"])
+    mlm_changed, nsp_changed = logits(others)
+    assert np.array_equal(nsp[:, 0], nsp_changed[:, 0])
+    second = packed["pair_weights"][:, 1] > 0
+    assert not np.isclose(nsp[second, 1], nsp_changed[second, 1]).any()
+    segment = np.take_along_axis(packed["segment_ids"], packed["masked_positions"], axis=1)
+    assert np.array_equal(mlm[segment == 1], mlm_changed[segment == 1])
+    assert not np.isclose(mlm[segment == 2], mlm_changed[segment == 2]).all(axis=-1).any()
+
+
+def test_a_mask_is_the_segment_ids_of_one_segment():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 2, 4))
+    mask = jnp.asarray([[1] * 9, [1] * 5 + [0] * 4])
+    one, same = (
+        dot_product_attention(query, key, value, mask, None, 0.0, packed=packed)
+        for packed in (False, True)
+    )
+    real = np.asarray(mask) > 0  # what padding attends to differs, and reaches no loss
+    assert np.array_equal(one[real], same[real])
+    assert np.isfinite(same).all()
+
+
+def test_microbatches_of_packed_rows_add_up(params, batches):
+    """With dropout; rows hold one to three pairs, so that means of means would be wrong."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
+        state = TrainState(jnp.int32(0), params, optimizer.init(params))
+
+        def step(num_microbatches, **change):
+            config = dataclasses.replace(CONFIG, dtype="float64", **change)
+            objective = pretraining_objective(BertForPreTraining(config))
+            step = functools.partial(train_step, objective, optimizer, num_microbatches)
+            return jax.jit(step)(state, batches[0], jax.random.key(1))
+
+        (one, metrics), (four, others) = step(1), step(4)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(others[name], value, rtol=1e-10, err_msg=name)
+        for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+            np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-10)
+        assert metrics["pairs"] == len(batches[1]["input_ids"])
+        assert metrics["real_tokens"] == (batches[0]["segment_ids"] > 0).sum()
+        _, without = step(1, dropout_rate=0.0, attention_dropout_rate=0.0)
+        assert abs(without["loss"] - metrics["loss"]) > 1e-3
+
+
+def test_a_plan_knows_the_shapes_of_packed_batches(batches):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for batch, rows, depth in (
+        (batches[0], ROWS, DEPTH),
+        (batches[1], len(batches[1]["input_ids"]), 1),
+    ):
+        shapes = pretraining_batch(Phase(1, LENGTH, rows, SLOTS, depth), mesh)
+        expected = {name: (array.shape, array.dtype) for name, array in batch.items()}
+        assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == expected
