@@ -136,8 +136,8 @@ def _validate_phases(config: Config) -> None:
         needed = packed_predictions(config.data.mask_rate, phase.max_length, depth)
         _require(
             depth == 1 or phase.max_predictions >= needed,
-            f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may have "
-            f"{needed} masks: raise it, or leave it 0",
+            f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may "
+            f"have {needed} masks: raise it, or leave it 0",
         )
         _require(
             phase.global_batch_size > 0,

@@ -1,4 +1,4 @@
-"""Packing of lengths: nothing too long or too deep, nothing twice, as few rows as best fit finds."""
+"""Packing of lengths: nothing too long, too deep or twice, in as few rows as best fit finds."""
 
 import numpy as np
 import pytest
