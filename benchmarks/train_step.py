@@ -325,14 +325,17 @@ def report(results: list[dict[str, Any]]) -> None:
         text += [f"## {device}", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
         text += ["| " + " | ".join(row) + " |" for row in lines(chosen)]
         text.append("")
-    PAGE.write_text("\n".join([*text, "![rows a second](train_step.png)", ""]))
-    labels = [f"{result['case']}\n{name}" for result in results for name in result["runs"]]
-    heights = [
+    PAGE.write_text(
+        "\n".join([*text, "![arithmetic of the step beside a matrix product](train_step.png)", ""])
+    )
+    cells = [row[:2] for row in lines(results)]
+    labels = [f"{case}\n{contender}" for case, contender in cells]
+    shares = [
         run["share_of_measured_matmul"] for result in results for run in result["runs"].values()
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(labels)), layout="constrained")
     colors = ["tab:blue" if "bertjax" in label else "tab:gray" for label in labels]
-    axes.barh(labels, heights, color=colors)
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(labels)), layout="constrained")
+    axes.barh(range(len(labels)), shares, color=colors, tick_label=labels)
     axes.invert_yaxis()
     axes.set_xlabel("arithmetic of the model / a large matrix product on the same device")
     figure.savefig(PAGE.with_suffix(".png"), dpi=120)
