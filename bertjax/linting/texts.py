@@ -81,7 +81,7 @@ class TextChecks:
             if len(split_sentences(self._language, text)) == 1:
                 self._count("one_sentence", document, 1, text)
         if self.scripts.total() < _LETTERS or self.num_documents % 100 == 0:
-            self.scripts.update(map(_script, filter(str.isalpha, document.paragraphs[0][:200])))
+            self.scripts.update(map(_script, filter(_has_script, document.paragraphs[0][:200])))
 
     def add_problem(self, problem: Problem) -> None:
         """Counts what could not be read."""
@@ -132,6 +132,10 @@ def _faults(line: str) -> Iterator[str]:
             yield "upper_case"
         elif line == lower:
             yield "no_capital"
+
+
+def _has_script(character: str) -> bool:
+    return character.isalpha() and unicodedata.category(character) != "Lm"  # modifiers have none
 
 
 def _script(letter: str) -> str:
