@@ -17,7 +17,7 @@ from absl import app, flags
 
 from bertjax.data.blocks import CorpusError
 from bertjax.data.store import MANIFEST, StoreError, open_store
-from bertjax.data.tokenizer import TokenizerError
+from bertjax.data.tokenizer import TokenizerError, from_argument
 from bertjax.linting.page import page
 from bertjax.linting.report import inspect_store, inspect_texts
 
@@ -25,6 +25,10 @@ _JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of text.")
 _HTML = flags.DEFINE_string("html", None, "Also write a page with plots to this file.")
 _STRICT = flags.DEFINE_boolean("strict", False, "Exit with 3 where anything was found.")
 _LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO 639.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "That texts are to be prepared with, to compare: as for prepare."
+)
+_LOWER_CASE = flags.DEFINE_boolean("lower_case", None, "Of the tokenizer, as for prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Of TFDS data sets.")
 
 
@@ -37,7 +41,10 @@ def main(argv: list[str]) -> int:
         if (Path(argv[1]) / MANIFEST).exists():
             report = inspect_store(open_store(argv[1]))
         else:
-            report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value)
+            tokenizer = None
+            if _TOKENIZER.value:
+                tokenizer = from_argument(_TOKENIZER.value, lower_case=_LOWER_CASE.value)
+            report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value, tokenizer)
         if _HTML.value:
             Path(_HTML.value).write_text(page(report), encoding="utf-8")
     except (CorpusError, StoreError, TokenizerError, OSError) as error:

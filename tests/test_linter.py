@@ -13,6 +13,7 @@ from bertjax.data.embedded import embedded_documents
 from bertjax.data.fingerprints import Fingerprints
 from bertjax.data.prepare_options import PrepareOptions
 from bertjax.data.store import open_store
+from bertjax.data.train_tokenizer import train_wordpiece
 from bertjax.linting.lengths import packed_rows
 from bertjax.linting.page import page
 from bertjax.linting.report import inspect_store, inspect_texts
@@ -28,8 +29,8 @@ def write(path, documents):
     return path
 
 
-def kinds(path):
-    return {finding.kind for finding in inspect_texts(str(path)).findings}
+def kinds(path, tokenizer=None):
+    return {finding.kind for finding in inspect_texts(str(path), tokenizer=tokenizer).findings}
 
 
 def random_bytes(text):
@@ -60,6 +61,25 @@ def test_each_damage_is_named(tmp_path, documents, kind):
     assert kind in found
     others = {"repeated_line", "upper_case", "no_capital", "unreadable", "control"} - {kind}
     assert not found & others
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_casing_is_compared_with_the_vocabulary(tmp_path, documents, lower_case):
+    tokenizer = train_wordpiece(documents, 2_000, lower_case)
+    cased = write(tmp_path / "cased.jsonl", documents)
+    assert kinds(cased, tokenizer) == set()
+    for change, kind in ((str.lower, "no_capital"), (str.upper, "upper_case")):
+        changed = write(tmp_path / "changed.jsonl", map(change, documents))
+        assert (kind in kinds(changed, tokenizer)) == (not lower_case)
+
+
+def test_text_that_a_vocabulary_does_not_know_is_named(tmp_path, documents):
+    tokenizer = train_wordpiece(documents, 2_000, True)
+    greek = str.maketrans("aeiou", "αεηιω")
+    path = write(tmp_path / "greek.jsonl", (text.translate(greek) for text in documents))
+    finding = next(f for f in inspect_texts(str(path), tokenizer=tokenizer).findings)
+    assert finding.kind == "unknown"
+    assert "% of the tokens are [UNK]" in finding.found
 
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path, documents):

@@ -12,6 +12,7 @@ from bertjax.data.corpus import find_sources, read_blocks, read_documents
 from bertjax.data.duplicates import DuplicateFinder
 from bertjax.data.fingerprints import splitmix
 from bertjax.data.store import Split, Store
+from bertjax.data.vocabulary import Tokenizer
 from bertjax.linting.findings import Finding
 from bertjax.linting.lengths import Lengths, row_lengths
 from bertjax.linting.stores import store_findings, unknown_share
@@ -65,8 +66,19 @@ def _marked(piece: Piece, colours: bool) -> str:
     return f"{_MASKED}{text}{_PLAIN}" if colours else f"<{text}>"
 
 
-def inspect_texts(patterns: str, language: str = "en", data_dir: str | None = None) -> Report:
+def inspect_texts(
+    patterns: str,
+    language: str = "en",
+    data_dir: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Report:
     """Checks files or other sources, given as to `prepare --input`.
+
+    Args:
+        patterns: as `prepare --input`.
+        language: of the sentence splitter.
+        data_dir: of TFDS data sets.
+        tokenizer: that is to be used with them; None = casing and [UNK] are not compared with any.
 
     Raises:
         CorpusError: an input cannot be read.
@@ -75,7 +87,7 @@ def inspect_texts(patterns: str, language: str = "en", data_dir: str | None = No
     finder = DuplicateFinder()
     num_documents = 0
     for source in find_sources(patterns, data_dir):
-        checks = TextChecks(source.name, language)
+        checks = TextChecks(source.name, language, tokenizer)
         for block in read_blocks(source):
             problems: list[Problem] = list(block.problems)
             for document in read_documents(block, problems):

@@ -9,8 +9,8 @@ import numpy as np
 from bertjax.data.store import Split, Store
 from bertjax.data.tokenizer import WordPieceTokenizer, guess_casing
 from bertjax.linting.findings import Finding
+from bertjax.linting.texts import UNKNOWN
 
-UNKNOWN_LIMIT = 0.01
 ONE_SENTENCE_LIMIT = 0.2
 
 
@@ -48,13 +48,13 @@ def store_findings(store: Store) -> Iterator[Finding]:
                     )
                     break
         share = unknown_share(split, tokenizer.unk_id)
-        if share > UNKNOWN_LIMIT:
+        if share > UNKNOWN.share:
             yield Finding(
                 "unknown",
                 where,
-                f"{share:.2%} of the tokens are [UNK]",
-                f"at most {UNKNOWN_LIMIT:.0%}",
-                "the vocabulary is of another language, alphabet or casing: train one on the text",
+                f"{share:.2%} {UNKNOWN.what}",
+                f"at most {UNKNOWN.share:.0%}",
+                UNKNOWN.advice,
             )
         ones = np.mean(np.diff(split.document_offsets) == 1) if split.num_documents else 0
         if ones > ONE_SENTENCE_LIMIT:

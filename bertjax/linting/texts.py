@@ -1,4 +1,4 @@
-"""Checks of documents and their lines, before any tokenizer has seen them."""
+"""Checks of documents and their lines, and of what a vocabulary would make of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+import numpy as np
+
 from bertjax.data.blocks import Problem
 from bertjax.data.corpus import Document, split_sentences
+from bertjax.data.vocabulary import Tokenizer
 from bertjax.linting.findings import Finding, Limit
 
 _EXAMPLES = 3
 _LETTERS = 10_000  # of each source a script's name is looked up for, about; names are slow
+_TOKENS = 100_000  # of each source are made of the first documents, then of one in a hundred
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff]")
 
 # Shares measured on the clean corpora lie well below: docs/design/linter.md.
+UNKNOWN = Limit(
+    0.01,
+    "of the tokens are [UNK]",
+    "the vocabulary is of another language, alphabet or casing: train one on the text",
+)
 LIMITS = {
     "one_sentence": Limit(
         0.2,
@@ -51,13 +60,23 @@ LIMITS = {
         "convert the file to UTF-8, a JSON record with a text a line",
     ),
 }
+_CASING = ("upper_case", "no_capital")
 
 
 class TextChecks:
     """Counts over the documents of one source."""
 
-    def __init__(self, source: str, language: str):
+    def __init__(self, source: str, language: str, tokenizer: Tokenizer | None = None):
+        """Begins with nothing counted.
+
+        Args:
+            source: name of the source.
+            language: of the sentence splitter.
+            tokenizer: also counts what it does not know; one that lowers text takes any casing.
+        """
         self.source = source
+        self._tokenizer = tokenizer
+        self._num_tokens = self._num_unknown = 0
         self._language = language
         self.num_documents = 0
         self.num_lines = 0
@@ -80,6 +99,10 @@ class TextChecks:
             text = document.paragraphs[0]
             if len(split_sentences(self._language, text)) == 1:
                 self._count("one_sentence", document, 1, text)
+        if self._tokenizer and (self._num_tokens < _TOKENS or self.num_documents % 100 == 0):
+            ids = self._tokenizer.encode(document.paragraphs[0])
+            self._num_tokens += len(ids)
+            self._num_unknown += int((np.asarray(ids) == self._tokenizer.unk_id).sum())
         if self.scripts.total() < _LETTERS or self.num_documents % 100 == 0:
             self.scripts.update(map(_script, filter(_has_script, document.paragraphs[0][:200])))
 
@@ -98,17 +121,23 @@ class TextChecks:
             self._examples[kind].append(f"{where}: {line[:80]!r}")
 
     def shares(self) -> dict[str, float]:
-        """Of the lines, of the documents for `one_sentence`."""
-        return {
+        """Of the lines; of the documents for `one_sentence`, of the tokens for `unknown`."""
+        shares = {
             kind: self.counts[kind]
             / max(1, self.num_documents if kind == "one_sentence" else self.num_lines)
             for kind in LIMITS
         }
+        if self._tokenizer:
+            shares["unknown"] = self._num_unknown / max(1, self._num_tokens)
+        return shares
 
     def findings(self) -> Iterator[Finding]:
         """What exceeds its limit."""
+        lowers = self._tokenizer is not None and self._tokenizer.lower_case
         for kind, share in self.shares().items():
-            limit = LIMITS[kind]
+            limit = LIMITS.get(kind, UNKNOWN)
+            if lowers and kind in _CASING:
+                continue
             if share > limit.share:
                 yield Finding(
                     kind,
