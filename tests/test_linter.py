@@ -73,6 +73,15 @@ def test_casing_is_compared_with_the_vocabulary(tmp_path, documents, lower_case)
         assert (kind in kinds(changed, tokenizer)) == (not lower_case)
 
 
+def test_languages_are_told_apart(tmp_path, documents):
+    pytest.importorskip("py3langid", reason="no py3langid: pip install 'bertjax[inspect]'")
+    german = "Die Kinder gingen am Morgen durch den Wald und fanden dort ein altes Haus. " * 3
+    path = write(tmp_path / "mixed.jsonl", [*documents[:60], *[german] * 30])
+    (found,) = inspect_texts(str(path)).languages.values()
+    assert set(list(found)[:2]) == {"en", "de"}
+    assert found["de"] == 30
+
+
 def test_text_that_a_vocabulary_does_not_know_is_named(tmp_path, documents):
     tokenizer = train_wordpiece(documents, 2_000, True)
     greek = str.maketrans("aeiou", "αεηιω")

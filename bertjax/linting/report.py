@@ -33,6 +33,7 @@ class Report:
     works: list[WorkPair] = dataclasses.field(default_factory=list)
     shares: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # by source
     scripts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # letters sampled
+    languages: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # of a sample
     lengths: list[Lengths] = dataclasses.field(default_factory=list)
     rows: list[list[Piece]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -44,10 +45,11 @@ class Report:
     def text(self, colours: bool) -> str:
         """Everything to read; with colours, masked tokens are reversed, else in brackets."""
         lines = [self.name]
-        for source, counts in self.scripts.items():
-            total = max(1, sum(counts.values()))
-            mix = ", ".join(f"{name} {n / total:.1%}" for name, n in list(counts.items())[:4])
-            lines.append(f"  letters of {source}: {mix}")
+        lines += [f"  letters of {source}: {_mix(found)}" for source, found in self.scripts.items()]
+        lines += [
+            f"  languages of {source}: {_mix(found)} of {sum(found.values()):,} paragraphs"
+            for source, found in self.languages.items()
+        ]
         lines += [f"  {entry.text()}" for entry in self.lengths]
         lines += [f"  {note}" for note in self.notes]
         for row in self.rows:
@@ -57,6 +59,11 @@ class Report:
             lines += finding.lines()
         lines.append(f"{len(self.findings)} findings")
         return "\n".join(lines)
+
+
+def _mix(counts: dict[str, int]) -> str:
+    total = max(1, sum(counts.values()))
+    return ", ".join(f"{name} {n / total:.1%}" for name, n in list(counts.items())[:4])
 
 
 def _marked(piece: Piece, colours: bool) -> str:
@@ -99,9 +106,13 @@ def inspect_texts(
         report.findings += checks.findings()
         report.shares[source.name] = checks.shares()
         report.scripts[source.name] = dict(checks.scripts.most_common())
+        if (languages := checks.languages()) is not None:
+            report.languages[source.name] = languages
         report.notes.append(
             f"{source.name}: {checks.num_documents:,} documents, {checks.num_lines:,} lines"
         )
+    if not report.languages:
+        report.notes.append("languages are not told apart: pip install 'bertjax[inspect]'")
     duplicates = finder.found()
     report.works = work_pairs(duplicates, finder.totals)
     report.findings += duplicate_findings(duplicates, num_documents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from bertjax.linting.findings import Finding, Limit
 _EXAMPLES = 3
 _LETTERS = 10_000  # of each source a script's name is looked up for, about; names are slow
 _TOKENS = 100_000  # of each source are made of the first documents, then of one in a hundred
+_TEXTS, _TEXT_CHARACTERS = 500, 100  # whose language is looked for, of each source
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff]")
 
 # Shares measured on the clean corpora lie well below: docs/design/linter.md.
@@ -82,6 +84,7 @@ class TextChecks:
         self.num_lines = 0
         self.counts: collections.Counter[str] = collections.Counter()
         self.scripts: collections.Counter[str] = collections.Counter()
+        self._sample: list[str] = []  # texts whose language is looked for
         self._examples: dict[str, list[str]] = collections.defaultdict(list)
 
     def add(self, document: Document) -> None:
@@ -103,8 +106,20 @@ class TextChecks:
             ids = self._tokenizer.encode(document.paragraphs[0])
             self._num_tokens += len(ids)
             self._num_unknown += int((np.asarray(ids) == self._tokenizer.unk_id).sum())
+        if len(self._sample) < _TEXTS:
+            long = (text for text in document.paragraphs if len(text) >= _TEXT_CHARACTERS)
+            self._sample += [text[:1_000] for text in itertools.islice(long, 1)]
         if self.scripts.total() < _LETTERS or self.num_documents % 100 == 0:
             self.scripts.update(map(_script, filter(_has_script, document.paragraphs[0][:200])))
+
+    def languages(self) -> dict[str, int] | None:
+        """Texts by language (ISO 639-1), the most frequent first; None without py3langid."""
+        try:
+            import py3langid
+        except ImportError:
+            return None
+        found = collections.Counter(py3langid.classify(text)[0] for text in self._sample)
+        return dict(found.most_common())
 
     def add_problem(self, problem: Problem) -> None:
         """Counts what could not be read."""
