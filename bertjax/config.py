@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -137,6 +138,7 @@ class Config:
     init_from: str = ""  # a workdir or checkpoint (a path or gs://) to take the parameters from, or
     # hf:FOLDER of a Hugging Face model; heads that it does not have are drawn from the seed
     num_microbatches: int = 0  # parts of a batch, one after the other; 0 = chosen to fit the memory
+    profile: str = ""  # "100:110" traces the steps after the first 100, up to 110, for xprof
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     phases: tuple[Phase, ...] = ()
@@ -173,6 +175,22 @@ class Config:
     def last_step(self) -> int:
         """The step at which the run ends: `total_steps`, or `num_steps` where that is set."""
         return self.num_steps or self.total_steps
+
+    def profiled_steps(self) -> range:
+        """Updates made before each of the steps that `profile` names.
+
+        Raises:
+          ConfigError: `profile` is not START:END with 0 <= START < END.
+        """
+        if not self.profile:
+            return range(0)
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ConfigError(
+                f"config.profile = {self.profile!r}: expected START:END, two numbers of steps, the "
+                "first the smaller one, as in 100:110"
+            )
+        return range(int(match[1]), int(match[2]))
 
     def to_json(self) -> str:
         """Returns the configuration as JSON text, fields in their written order."""

@@ -156,6 +156,11 @@ def _validate_phases(config: Config) -> None:
         "num_steps only stops a run early: raise "
         f"config.phases[{len(config.phases) - 1}].num_steps",
     )
+    profiled = config.profiled_steps()
+    _require(
+        not profiled or profiled.stop <= config.last_step,
+        f"config.profile = {config.profile!r}: the run ends at step {config.last_step}",
+    )
     horizon = config.optimizer.decay_steps or total
     _require(
         config.optimizer.warmup_steps <= horizon,

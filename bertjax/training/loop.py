@@ -38,6 +38,7 @@ from bertjax.training.preemption import (
     PreemptionGuard,
 )
 from bertjax.training.pretraining import Pretraining
+from bertjax.training.profiling import Profile
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
@@ -100,8 +101,11 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
                 trainer = _Trainer(config, place, mesh, job, checkpoints)
                 if writes:
                     keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
-                with Tracker(place.local, config, job.metric_names, trainer.step) as tracker:
-                    finished = trainer.train(tracker, guard)
+                with (
+                    Tracker(place.local, config, job.metric_names, trainer.step) as tracker,
+                    Profile(config, place.local) as profile,
+                ):
+                    finished = trainer.train(tracker, guard, profile)
                 if finished:
                     trainer.summarize()
                 return EXIT_FINISHED if finished else EXIT_PREEMPTED
@@ -153,13 +157,14 @@ class _Trainer:
             " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         )
 
-    def train(self, tracker: Tracker, guard: PreemptionGuard) -> bool:
+    def train(self, tracker: Tracker, guard: PreemptionGuard, profile: Profile) -> bool:
         """Takes the steps that are left; False = preempted, after a save."""
         self._protect_best(tracker)
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
             stop = self.agreement.now(guard.requested)
-            if stop or not self._train_phase(self.phases.index(self.step), tracker, guard):
+            index = self.phases.index(self.step)
+            if stop or not self._train_phase(index, tracker, guard, profile):
                 self._save()
                 self.checkpoints.wait()
                 _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
@@ -195,7 +200,9 @@ class _Trainer:
         )
         _LOG.info("summary.json, curves.png, metrics.jsonl and checkpoints: %s", self.workdir.path)
 
-    def _train_phase(self, index: int, tracker: Tracker, guard: PreemptionGuard) -> bool:
+    def _train_phase(
+        self, index: int, tracker: Tracker, guard: PreemptionGuard, profile: Profile
+    ) -> bool:
         """Takes the steps of one phase; False = asked to stop."""
         phase, end = self.phases[index], self.phases.end(index)
         seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
@@ -223,8 +230,10 @@ class _Trainer:
             last: tuple[np.ndarray, dict[str, Any]] | None = None
             stop = False
             while self.step < end and not stop:
-                row_ids, batch = next(batches)
-                self.state, metrics = step_function(self.state, batch, self.key)
+                profile.update(self.step, last)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    row_ids, batch = next(batches)
+                    self.state, metrics = step_function(self.state, batch, self.key)
                 # The step before is reported while the devices are busy with this one.
                 self._report(tracker, index, self.step, last)
                 self.step += 1

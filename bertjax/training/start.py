@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "num_steps",
     "init_from",
     "num_microbatches",
+    "profile",
     "mesh.",
     "checkpoint.",
     "eval.",
