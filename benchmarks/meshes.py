@@ -82,6 +82,8 @@ def main() -> None:
             *(Run(m, "lamb", scan_layers=True) for m in ((1, 1, 1), (1, 1, 8), (2, 2, 2))),
             Run((1, 1, 1), "bert_adamw", scan_layers=True, num_microbatches=8),
             Run((8, 1, 1), "bert_adamw", scan_layers=True),
+            Run((4, 1, 2), "bert_adamw", scan_layers=False, num_microbatches=2),
+            Run((2, 2, 2), "bert_adamw", scan_layers=True, num_microbatches=2),
             Run((1, 8, 1), "bert_adamw", scan_layers=False, num_microbatches=2),
         ]
     else:

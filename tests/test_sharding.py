@@ -76,7 +76,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
     )
     assert result.returncode == 0, result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(runs) == 6
+    assert len(runs) == 8
     for run in runs:
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run

@@ -8,6 +8,7 @@ every constraint here does nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -120,9 +121,9 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
         def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
             return jax.lax.dot_general(x, kernel, dimensions, precision)
 
-        sizes = _mesh_sizes() or dict.fromkeys(AXES, 1)
+        sizes = _mesh_sizes()
         # The one row that initialisation traces with is not split.
-        if sizes["fsdp"] == 1 or x.shape[0] % (sizes["data"] * sizes["fsdp"]):
+        if sizes is None or sizes["fsdp"] == 1 or not _divides(rows := _row_axes(), x):
             return multiply(x, kernel)
         # By hand over the axes of the rows; `tensor` stays the compiler's.
         return jax.checkpoint(
@@ -130,9 +131,9 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
                 lambda x, part: multiply(
                     x, jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
                 ),
-                in_specs=(PartitionSpec(ROWS), at_rest),
-                out_specs=PartitionSpec(ROWS),
-                axis_names=set(ROWS),
+                in_specs=(PartitionSpec(rows), at_rest),
+                out_specs=PartitionSpec(rows),
+                axis_names=set(rows),
             ),
             **checkpoint,
         )(x, kernel)
@@ -150,11 +151,10 @@ def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]
 
     def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         heads = {4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
-        return PartitionSpec(ROWS, *heads)
+        return PartitionSpec(_row_axes(), *heads)
 
     def call(*arrays: jax.Array) -> tuple:
-        sizes = _mesh_sizes()
-        if sizes is None or arrays[0].shape[0] % (sizes["data"] * sizes["fsdp"]):
+        if _mesh_sizes() is None or not _divides(_row_axes(), arrays[0]):
             return function(*arrays)
         outputs = jax.eval_shape(function, *arrays)
         return jax.shard_map(
@@ -167,13 +167,40 @@ def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]
     return call
 
 
+def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Makes each part of `data` run `function` on its own rows, and sums the results, once.
+
+    For gradients that add up in a loop: left to the compiler, each turn of it would sum them over
+    all devices.
+
+    Args:
+      function: (parameters, tree of rows [n, b, ...]) -> tree of sums over the rows. Within it
+        `data` has gone, and the other axes are as outside.
+    """
+
+    def call(params: Any, rows: Any) -> Any:
+        sizes = _mesh_sizes()
+        # With all three axes XLA's partitioner aborts (jax 0.10.2): then the compiler's way it is.
+        if sizes is None or sizes["data"] == 1 or min(sizes["fsdp"], sizes["tensor"]) > 1:
+            return function(params, rows)
+        return jax.shard_map(
+            lambda params, rows: jax.lax.psum(function(params, rows), "data"),
+            in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
+            out_specs=PartitionSpec(),
+            axis_names={"data"},
+            check_vma=False,  # with it the gradients of each turn would be summed
+        )(params, rows)
+
+    return call
+
+
 def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
     """Says that the rows of an activation [b, ...] stay on their devices.
 
     Args:
       others: mesh axes of the dimensions after the first; none = whole.
     """
-    return constrain(x, ROWS, *others)
+    return constrain(x, _row_axes(), *others)
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
@@ -181,6 +208,17 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     if _mesh_sizes() is None:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def _row_axes() -> tuple[str, ...]:
+    """The axes that split rows here: within `sum_over_data` only `fsdp`."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in ROWS if axis not in manual)
+
+
+def _divides(axes: Sequence[str], x: jax.Array) -> bool:
+    sizes = _mesh_sizes()
+    return sizes is not None and x.shape[0] % math.prod(sizes[axis] for axis in axes) == 0
 
 
 def _mesh_sizes() -> Mapping[str, int] | None:

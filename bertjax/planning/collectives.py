@@ -90,9 +90,10 @@ def read_collectives(
             collective = _read(
                 instruction, instructions, kind, groups, module, name, mesh_shape, slice_of_device
             )
-            channel = instruction.attribute("channel_id") or instruction.name
-            # The pieces of one collective differ in nothing else.
-            key = (owners[name], collective.kind, channel, str(collective.arrays))
+            key = (name, instruction.name)
+            if name in module.fused and (channel := instruction.attribute("channel_id")):
+                # The pieces of one collective differ in nothing else.
+                key = (owners[name], collective.kind, channel, str(collective.arrays))
             found.setdefault(key, collective)
     return list(found.values())
 

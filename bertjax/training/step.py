@@ -6,12 +6,13 @@ jax.jit(functools.partial(train_step, objective, optimizer, num_microbatches), d
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bertjax.models.partition import ROWS, constrain
+from bertjax.models.partition import ROWS, constrain, sum_over_data
 from bertjax.training.objectives import Objective, is_packed
 from bertjax.training.optimizer import Optimizer
 
@@ -65,16 +66,8 @@ def train_step(
     if num_microbatches == 1:
         grads, sums = gradient(state.params, batch, row_keys)
     else:
-
-        def accumulate(carry: Tree, part: tuple[Batch, jax.Array]):
-            return jax.tree.map(jnp.add, carry, gradient(state.params, *part)), None
-
         parts = jax.tree.map(functools.partial(_split_rows, num_microbatches), (batch, row_keys))
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, *first)
-        )
-        (grads, sums), _ = jax.lax.scan(accumulate, zeros, parts)
+        grads, sums = sum_over_data(functools.partial(_accumulate, gradient))(state.params, parts)
 
     params, opt_state, info = optimizer.update(grads, state.opt_state, state.params, state.step)
     metrics = {
@@ -89,6 +82,19 @@ def train_step(
 def evaluation_step(objective: Objective, params: Tree, batch: Batch) -> dict[str, jax.Array]:
     """Returns the objective's sums over one batch, without dropout."""
     return objective.sums(params, batch, None)
+
+
+def _accumulate(gradient: Callable[..., Tree], params: Tree, parts: Tree) -> Tree:
+    """The sum of `gradient(params, *part)` over the parts [n, b, ...], one after the other."""
+
+    def add(carry: Tree, part: Tree) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first)
+    )
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def _counts(batch: Batch) -> dict[str, jax.Array]:
