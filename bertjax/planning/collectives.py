@@ -90,7 +90,7 @@ def read_collectives(
             collective = _read(
                 instruction, instructions, kind, groups, module, name, mesh_shape, slice_of_device
             )
-            key = (name, instruction.name)
+            key: tuple[str, ...] = (name, instruction.name)
             if name in module.fused and (channel := instruction.attribute("channel_id")):
                 # The pieces of one collective differ in nothing else.
                 key = (owners[name], collective.kind, channel, str(collective.arrays))
