@@ -102,6 +102,10 @@ class Bertjax:
             self._state, metrics = self._step(self._state, self._batch, self._key)
         return float(metrics["loss"])
 
+    def program_text(self) -> str:
+        """The optimised program, in HLO."""
+        return self._step.as_text()
+
     def peak_bytes(self) -> int:
         """Of the program, as the compiler counts it."""
         return sum(program_bytes(self._step).values())

@@ -11,11 +11,11 @@ import pytest
 from bertjax.config import ModelConfig
 from bertjax.models import BertForPreTraining, init_params
 from bertjax.training.objectives import (
-    cross_entropy,
     pretraining_denominators,
     pretraining_loss,
     pretraining_metrics,
     pretraining_sums,
+    weighted_sums,
 )
 
 CONFIG = ModelConfig(
@@ -101,8 +101,10 @@ def test_sums_are_those_of_the_formula(params, batch):
 
 def test_cross_entropy_is_stable_for_large_logits():
     logits = jnp.asarray([[100.0, -100.0, 0.0], [-100.0, -100.0, -100.0]])  # exp overflows
-    losses = cross_entropy(logits, jnp.asarray([1, 2]))
-    np.testing.assert_allclose(losses, [200.0, np.log(3)], rtol=1e-5)
+    weights = jnp.asarray([1.0, 10.0])
+    loss, weight, correct = weighted_sums(logits, jnp.asarray([1, 2]), weights)
+    np.testing.assert_allclose(loss, 200 + 10 * np.log(3), rtol=1e-5)
+    assert (weight, correct) == (11, 10)  # of equal logits each counts as the largest
 
 
 def test_losses_and_gradients_of_microbatches_add_up_to_those_of_the_batch(params, batch):

@@ -49,24 +49,26 @@ def pretraining_objective(model: BertForPreTraining) -> Objective:
     )
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy in nats, -log softmax(logits)[label], without a copy of the logits.
+def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
+    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct.
+
+    Cross-entropy is -log softmax(logits)[label], in nats, formed without a copy of the logits; a
+    label is correct if no logit is larger than its own.
 
     Args:
       logits: float32 [..., classes].
       labels: int32 [...].
+      weights: float32 [...].
 
     Returns:
-      float32 [...].
+      Three float32 scalars.
     """
-    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - label_logits
-
-
-def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
-    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct."""
-    correct = (jnp.argmax(logits, axis=-1) == labels).astype(weights.dtype)
-    loss = cross_entropy(logits, labels)
+    # Sums and maxima fuse. An index would be a gather, whose gradient scatters into a second array
+    # of the logits' size, and an argmax a slow reduction of pairs.
+    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+    label_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    correct = (label_logits >= jnp.max(logits, axis=-1)).astype(weights.dtype)
     return [jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights)]
 
 
