@@ -104,7 +104,7 @@ class Bertjax:
 
     def program_text(self) -> str:
         """The optimised program, in HLO."""
-        return self._step.as_text()
+        return self._step.as_text() or ""
 
     def peak_bytes(self) -> int:
         """Of the program, as the compiler counts it."""

@@ -1,4 +1,4 @@
-"""Where a machine keeps copies of what lies in a bucket."""
+"""Where a machine keeps copies of what lies in a bucket, and what it has compiled."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ from pathlib import Path
 def cache_folder() -> Path:
     """$BERTJAX_CACHE, else bertjax in $XDG_CACHE_HOME, else ~/.cache/bertjax. Not made here.
 
-    It holds `stores` (token stores that were fetched), `prepared` (stores on their way up) and
-    `workdirs` (the growing files of runs). Nothing in it is removed by bertjax; all of it may be,
-    while nothing runs.
+    It holds `stores` (token stores that were fetched), `prepared` (stores on their way up),
+    `workdirs` (the growing files of runs) and `compiled` (programs). Only of the last does bertjax
+    remove anything; all of it may be removed while nothing runs.
     """
     chosen = os.environ.get("BERTJAX_CACHE")
     if chosen:

@@ -110,9 +110,11 @@ def main(overridden: Config) -> int:
 
 def _run(overridden: Config) -> int:
     from bertjax.interop.formats import read_weights
+    from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.fine_tuning import Examples
     from bertjax.training.fine_tuning_run import fine_tune
 
+    use_compilation_cache()
     assert isinstance(overridden, FineTuningConfig)
     # All that can be wrong is found before the first step of the first run.
     task = make_task(_text(_TASK), dict(map(_option, _OPTION.value)))

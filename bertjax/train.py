@@ -43,6 +43,7 @@ def main(config: Config) -> int:
     from bertjax.data.store import StoreError
     from bertjax.training import distributed, loop
     from bertjax.training.checkpoint import CheckpointError
+    from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.preemption import EXIT_PREEMPTED
     from bertjax.training.workdir_lock import WorkdirInUseError
 
@@ -57,6 +58,7 @@ def main(config: Config) -> int:
     try:
         distributed.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         several = jax.process_count() > 1
+        use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
         return loop.run(config, _WORKDIR.value)

@@ -10,7 +10,7 @@ from bertjax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Pha
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(scan_layers=True),
+        model=ModelConfig(),
         data=DataConfig(global_batch_size=256, max_length=128),
         phases=(
             Phase(num_steps=900_000, max_length=128),

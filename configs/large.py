@@ -15,7 +15,6 @@ def get_config() -> Config:
             num_layers=24,
             num_heads=16,
             intermediate_size=4_096,
-            scan_layers=True,
         ),
         data=DataConfig(global_batch_size=256, max_length=128),
         phases=(

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def compile_train_step(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
     memory: int | None = None,
-) -> tuple[Callable, int]:
+) -> tuple[jax.stages.Compiled, int]:
     """Compiles the step of one phase for the mesh.
 
     With `config.num_microbatches` 0, takes the smallest number of parts whose program fits into a

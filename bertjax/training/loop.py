@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax.config import Config
+from bertjax.config import Config, Phase
 from bertjax.models import check_attention, compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
@@ -207,26 +208,22 @@ class _Trainer:
         phase, end = self.phases[index], self.phases.end(index)
         seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
-        step_function, _ = compile_train_step(
-            self.resolved,
-            phase,
-            self.job.objective,
-            self.optimizer,
-            abstract_state(self.model, self.optimizer, self.mesh),
-            self.job.abstract_batch(phase, self.mesh),
-            self.mesh,
-            memory=distributed.smallest(device_memory_bytes(self.mesh)),
-        )
         self.throughput.restart()
-        reader = self.job.training_rows(index)
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
+            # The compiler is at work while the rows are found and the first of them made.
+            memory = distributed.smallest(device_memory_bytes(self.mesh))
+            compiling = beside.submit(self._compile, phase, memory)
+            reader = self.job.training_rows(index)
+            position = self.phases.position(self.step, index)
+            batches = DeviceBatches(self.config, reader, phase, position, self.mesh)
         _LOG.info(
             "%s rows an epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
             phase.num_steps * phase.global_batch_size / reader.num_rows,
         )
-        position = self.phases.position(self.step, index)
         guard.defer()
-        with DeviceBatches(self.config, reader, phase, position, self.mesh) as batches:
+        with batches:
+            step_function = compiling.result()
             last: tuple[np.ndarray, dict[str, Any]] | None = None
             stop = False
             while self.step < end and not stop:
@@ -253,6 +250,20 @@ class _Trainer:
                             self._save()
             self._report(tracker, index, self.step, last)
         return self.step >= end
+
+    def _compile(self, phase: Phase, memory: int) -> jax.stages.Compiled:
+        with jax.set_mesh(self.mesh):  # of this thread
+            step_function, _ = compile_train_step(
+                self.resolved,
+                phase,
+                self.job.objective,
+                self.optimizer,
+                abstract_state(self.model, self.optimizer, self.mesh),
+                self.job.abstract_batch(phase, self.mesh),
+                self.mesh,
+                memory,
+            )
+        return step_function
 
     def _report(
         self,
