@@ -23,7 +23,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import wordpiece_oracle  # noqa: E402
 
-from bertjax.data.wordpiece import basic_tokenize, load_wordpiece  # noqa: E402
+from bertjax.data.basic_tokenizer import basic_tokenize  # noqa: E402
+from bertjax.data.wordpiece import load_wordpiece  # noqa: E402
 
 PARTS = 8  # of a corpus, each the documents with one remainder, so that two processes share it
 

@@ -12,8 +12,9 @@ import pytest
 from wordpiece_oracle import basic_tokenize as oracle_words
 from wordpiece_oracle import encode as oracle_encode
 
+from bertjax.data.basic_tokenizer import basic_tokenize
 from bertjax.data.tokenizer import WordPieceTokenizer
-from bertjax.data.wordpiece import basic_tokenize, load_wordpiece
+from bertjax.data.wordpiece import load_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASINGS = pytest.mark.parametrize("lower_case", [True, False])
