@@ -102,7 +102,7 @@ _ASCII_MARKS = [
     (mark.encode(), f" {mark} ".encode()) for mark in map(chr, range(33, 127)) if not mark.isalnum()
 ]
 # U+2010 to U+2027: dashes, quotation marks and the ellipsis, all of them punctuation.
-_GENERAL_PUNCTUATION = re.compile(rb"\xe2\x80[\x90-\xa7]")
+_GENERAL_PUNCTUATION = re.compile(rb"(\xe2\x80[\x90-\xa7])")
 # Bytes of which one at least stands in all that `_plain` changes, NUL aside: U+000B, U+000C, and
 # the first bytes of ideographs (and of kana and emoji, which does no harm).
 _SUSPICIOUS = bytes([0x0B, 0x0C, *range(0xE3, 0xEA), *range(0xEF, 0x100)])
@@ -137,7 +137,7 @@ def fine_chunks(sentences: Sequence[str], lower_case: bool) -> list[bytes]:
     for mark, apart in _ASCII_MARKS:
         data = data.replace(mark, apart)
     if not data.isascii():
-        data = _GENERAL_PUNCTUATION.sub(rb" \g<0> ", data)
+        data = b" ".join(_GENERAL_PUNCTUATION.split(data))
     # Python splits bytes at ASCII white space only: of that, the reference too splits at all but
     # U+000B and U+000C.
     return data.split()
