@@ -12,6 +12,7 @@ The speed comes from a cache: words repeat, so sentences are encoded by looking 
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,21 +42,19 @@ class _ChunkCache(dict[bytes, bytes]):
         self.max_bytes = DEFAULT_CACHE_BYTES
         # One more than the ids: the greatest value stands for SENTENCE_END.
         self.dtype = np.dtype(np.uint16 if len(pieces) < 1 << 16 else np.uint32)
-        self.sentence_end = np.iinfo(self.dtype).max
-        to_bytes = self.dtype.type
-        stored = {piece: to_bytes(id).tobytes() for id, piece in enumerate(pieces)}
+        self.sentence_end = 2 ** (8 * self.dtype.itemsize) - 1
+        stored = {piece: self._to_bytes(id) for id, piece in enumerate(pieces)}
         # A longer word is [UNK] even where the vocabulary has it.
         self.initial = {p: ids for p, ids in stored.items() if len(p) <= MAX_WORD_CHARACTERS}
         self.continuing = {p[2:]: ids for p, ids in stored.items() if p.startswith("##")}
         self.longest = max(map(len, stored))
-        self.unknown = to_bytes(unk_id).tobytes()
+        self.unknown = self._to_bytes(unk_id)
         self.empty()
 
     def __missing__(self, chunk: bytes) -> bytes:
         text = chunk.decode("utf-8", "surrogatepass")
-        # Letters and digits in ASCII are one word. What `fine_chunks` left as capitals stays so.
-        plain = chunk.isalnum()
-        words = [text] if plain else basic_tokenize(text, self.lower_case)
+        # ASCII letters and digits, lowered already if they are to be, are one word.
+        words = [text] if chunk.isalnum() else basic_tokenize(text, self.lower_case)
         ids = b"".join([self.initial.get(word) or self.split_word(word) for word in words])
         if len(chunk) <= self.MAX_CHUNK_BYTES:
             size = self.ENTRY_BYTES + len(chunk) + len(ids)
@@ -67,8 +66,11 @@ class _ChunkCache(dict[bytes, bytes]):
 
     def empty(self) -> None:
         self.clear()
-        self[SENTENCE_END] = self.dtype.type(self.sentence_end).tobytes()
+        self[SENTENCE_END] = self._to_bytes(self.sentence_end)
         self.num_bytes = 0
+
+    def _to_bytes(self, id: int) -> bytes:
+        return id.to_bytes(self.dtype.itemsize, sys.byteorder)
 
     def split_word(self, word: str) -> bytes:
         """Greedy longest match first."""
