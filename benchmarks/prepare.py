@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--megabytes", type=int, nargs="+", default=[80, 160])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--load", default="", help="what else the machine does, for the record")
     arguments = parser.parse_args()
     vocabulary = arguments.data / "vocab" / "bert-base-uncased-vocab.txt"
     runs = []
@@ -90,7 +91,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "cores": num_cores(),
-        "niceness": os.nice(0),  # of all that was measured; below 0 it goes before other work
+        "load": arguments.load,
         "versions": {
             "python": platform.python_version(),
             **{
