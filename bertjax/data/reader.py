@@ -208,7 +208,7 @@ def check_positions(positions: np.ndarray) -> np.ndarray:
 
 
 def evaluation_batches(
-    reader: RowReader,
+    reader: Rows,
     *,
     global_batch_size: int,
     offsets: np.ndarray | None = None,
