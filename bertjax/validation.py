@@ -54,6 +54,11 @@ def validate(config: Config) -> None:
             value = getattr(getattr(config, section), name)
             _require(value >= 0, f"config.{section}.{name} = {value} must not be negative")
     store_list(data)
+    _require(
+        data.shuffle_window in (-1, 0) or data.shuffle_window >= 256,
+        f"config.data.shuffle_window = {data.shuffle_window}: expected a number of rows, 256 at "
+        "least, 0 for all, or -1 for what the size of the store asks for",
+    )
     _require(0 <= config.seed < 2**32, f"config.seed = {config.seed} is not in [0, 2**32)")
     for name, rate in (
         ("model.dropout_rate", model.dropout_rate),

@@ -19,6 +19,7 @@ from bertjax.data.embedded import prepare_embedded
 from bertjax.data.mixture import MixedRows, whole_weights
 from bertjax.data.packed_rows import PackedRows
 from bertjax.data.reader import RowReader, Rows
+from bertjax.data.row_order import shuffle_window
 from bertjax.data.rows import RowSpec
 from bertjax.data.staging import fetch_store, local_store, upload_store
 from bertjax.data.store import MANIFEST, Split, Store, open_store
@@ -55,6 +56,7 @@ class Data:
             row_spec(config, phase),
             config.seed,
             phase_index,
+            config.data.shuffle_window,
         )
         sources: list[Rows] = [*readers]
         if phase.packing_depth > 1:
@@ -92,7 +94,12 @@ class Data:
         return (counts * (shares * tokens.sum() / tokens)[:, None]).sum(axis=0)
 
     def _readers(
-        self, splits: Sequence[Split], spec: RowSpec, seed: int, stream_id: int
+        self,
+        splits: Sequence[Split],
+        spec: RowSpec,
+        seed: int,
+        stream_id: int,
+        window: int = 0,
     ) -> list[RowReader]:
         """A reader for each split; several draw differently."""
         return [
@@ -103,6 +110,7 @@ class Data:
                 seed=seed if len(splits) == 1 else stream_key(seed, number),
                 stream_id=stream_id,
                 cache=self.cache,
+                shuffle_window=shuffle_window(window, split),
             )
             for number, split in enumerate(splits)
         ]

@@ -1,0 +1,105 @@
+"""Tells the system which parts of a store are read next, so that it fetches whole blocks at once.
+
+A window of `RowOrder` is fetched when the one before it begins, and let go when it is some windows
+behind: then a process maps a few windows at most, however long it reads. This is advice: it changes
+no row, and a system that ignores it reads page by page.
+"""
+
+from __future__ import annotations
+
+import collections
+import mmap
+import threading
+
+import numpy as np
+
+from bertjax.data.counter_rng import keys_at
+from bertjax.data.row_order import RowOrder
+from bertjax.data.store import Split
+
+_KEPT_WINDOWS = 4  # threads may be in neighbouring ones
+
+_Range = tuple[mmap.mmap, int, int]  # bytes [begin, begin + length) of a mapped file
+
+
+class ReadAhead:
+    """Follows the positions that are read; safe to share between threads."""
+
+    def __init__(self, split: Split, starts: np.ndarray, order: RowOrder, order_key: int):
+        """Fetches nothing yet.
+
+        Args:
+            split: mapped from files.
+            starts: int64 [num_rows + 1], see `row_index`.
+            order: with a window.
+            order_key: of the stream; `keys_at` gives each epoch's.
+        """
+        self._split = split
+        self._starts = starts
+        self._order = order
+        self._key = order_key
+        self._lock = threading.Lock()
+        self._windows: collections.OrderedDict[int, list[_Range]] = collections.OrderedDict()
+
+    def follow(self, epoch: np.ndarray, index: np.ndarray) -> None:
+        """Fetches the windows of some rows and those after them, where that has not happened yet.
+
+        Args:
+            epoch: int64 [b].
+            index: int64 [b], in the order of the epoch.
+        """
+        numbers = np.unique(epoch * self._order.num_windows + self._order.window_numbers(index))
+        for number in numbers.tolist():
+            with self._lock:
+                new = [n for n in (number, number + 1) if n not in self._windows]
+                self._windows.update((n, []) for n in new)
+            for n in new:
+                ranges = self._fetch(n)
+                with self._lock:
+                    self._windows[n] = ranges
+                    old = len(self._windows) > _KEPT_WINDOWS
+                    left = self._windows.popitem(last=False)[1] if old else []
+                _advise(left, mmap.MADV_DONTNEED)
+
+    def _fetch(self, number: int) -> list[_Range]:
+        """Asks for the row index of a window, then for its sentences, then for their tokens."""
+        epoch, window = divmod(number, self._order.num_windows)
+        key = keys_at(self._key, np.array([epoch]))
+        blocks = [(first, end + 1) for first, end in self._order.blocks(window, key)]
+        ranges = _ranges(self._starts, blocks)
+        _advise(ranges, mmap.MADV_WILLNEED)
+        split = self._split
+        sentences = [(int(self._starts[a]), int(self._starts[b - 1]) + 1) for a, b in blocks]
+        ranges += (offsets := _ranges(split.sentence_offsets, sentences))
+        _advise(offsets, mmap.MADV_WILLNEED)
+        tokens: list[_Range] = []
+        for a, b in sentences:
+            begin, end = (int(split.sentence_offsets[i]) for i in (a, b - 1))
+            first, last = np.searchsorted(split.shard_starts, (begin, end - 1), side="right") - 1
+            for shard in range(first, last + 1):
+                start = int(split.shard_starts[shard])
+                part = max(begin - start, 0), min(end, int(split.shard_starts[shard + 1])) - start
+                tokens += _ranges(split.token_shards[shard], [part])
+        _advise(tokens, mmap.MADV_WILLNEED)
+        return ranges + tokens
+
+
+def _ranges(array: np.ndarray, parts: list[tuple[int, int]]) -> list[_Range]:
+    """Elements [first, end) of a mapped array as bytes of its file; none if it is in memory."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap):
+        return []
+    header = len(owner) - array.nbytes  # the array is the rest of its file
+    ranges = []
+    for first, end in parts:
+        begin = header + first * array.itemsize
+        page = begin - begin % mmap.PAGESIZE
+        ranges.append((owner, page, header + end * array.itemsize - page))
+    return ranges
+
+
+def _advise(ranges: list[_Range], advice: int) -> None:
+    for mapped, begin, length in ranges:
+        mapped.madvise(advice, begin, length)
