@@ -59,7 +59,7 @@ def test_a_window_is_its_blocks(n, window):
     numbers = order.window_numbers(np.arange(n))
     assert np.array_equal(np.unique(numbers), np.arange(order.num_windows))
     for number in range(order.num_windows):
-        blocks = list(order.blocks(number, keys(1)))
+        blocks = list(order.blocks(number, int(keys(1)[0])))
         rows = np.concatenate([np.arange(first, end) for first, end in blocks])
         assert np.array_equal(np.sort(rows), np.sort(ids[numbers == number]))
         # At most two windows' blocks, a part of one, and the one that the shift has cut.
@@ -181,6 +181,7 @@ def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path):
 
     for position in (0, 5 * 512 + 3, 6 * 512):
         reader.rows(np.array([position]))
+        reader._read_ahead._pool.submit(int).result()  # what was asked for before has been done
         for index in range(position // 512 * 512, (position // 512 + 2) * 512):
             row = int(reader.order.row_ids(np.array([index]), reader_key(reader))[0])
             first, end = map(int, reader.starts[row : row + 2])

@@ -8,6 +8,7 @@ no row, and a system that ignores it reads page by page.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import mmap
 import threading
 
@@ -39,7 +40,10 @@ class ReadAhead:
         self._order = order
         self._key = order_key
         self._lock = threading.Lock()
-        self._windows: collections.OrderedDict[int, list[_Range]] = collections.OrderedDict()
+        # Not by those who wait for rows: asking for a window can take as long as reading it.
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "bertjax-read-ahead")
+        self._windows: collections.OrderedDict[int, concurrent.futures.Future[list[_Range]]]
+        self._windows = collections.OrderedDict()
 
     def follow(self, epoch: np.ndarray, index: np.ndarray) -> None:
         """Fetches the windows of some rows and those after them, where that has not happened yet.
@@ -49,22 +53,19 @@ class ReadAhead:
             index: int64 [b], in the order of the epoch.
         """
         numbers = np.unique(epoch * self._order.num_windows + self._order.window_numbers(index))
-        for number in numbers.tolist():
-            with self._lock:
-                new = [n for n in (number, number + 1) if n not in self._windows]
-                self._windows.update((n, []) for n in new)
-            for n in new:
-                ranges = self._fetch(n)
-                with self._lock:
-                    self._windows[n] = ranges
-                    old = len(self._windows) > _KEPT_WINDOWS
-                    left = self._windows.popitem(last=False)[1] if old else []
-                _advise(left, mmap.MADV_DONTNEED)
+        with self._lock:
+            for number in (n for first in numbers.tolist() for n in (first, first + 1)):
+                if number in self._windows:
+                    continue
+                self._windows[number] = self._pool.submit(self._fetch, number)
+                if len(self._windows) > _KEPT_WINDOWS:
+                    ranges = self._windows.popitem(last=False)[1].result()
+                    self._pool.submit(_advise, ranges, mmap.MADV_DONTNEED)
 
     def _fetch(self, number: int) -> list[_Range]:
         """Asks for the row index of a window, then for its sentences, then for their tokens."""
         epoch, window = divmod(number, self._order.num_windows)
-        key = keys_at(self._key, np.array([epoch]))
+        key = int(keys_at(self._key, np.array([epoch]))[0])
         blocks = [(first, end + 1) for first, end in self._order.blocks(window, key)]
         ranges = _ranges(self._starts, blocks)
         _advise(ranges, mmap.MADV_WILLNEED)

@@ -9,6 +9,8 @@ each row comes once an epoch, and its place follows from the index without a tab
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -51,14 +53,13 @@ class RowOrder:
         """
         if not self.window:
             return permute(index, self.num_rows, keys)
-        window, begin, size = self._window_of(index)
-        place = np.empty_like(index)
-        window_keys = bits64(keys, _FIRST_WINDOW + window)
-        for rows in (size == self._span, size != self._span):
-            if rows.any():
-                inside = (index - begin)[rows]
-                place[rows] = permute(inside, int(size[rows][0]), window_keys[rows])
-        return self._row_at(begin + place, keys)
+        ids = np.empty_like(index)
+        for rows, window, key in self._groups(index, keys):
+            begin, size = self._extent(window)
+            place_key = bits64(np.array([key], np.uint64), _FIRST_WINDOW + window)
+            place = permute(index[rows] - begin, size, place_key)
+            ids[rows] = self._row_at(place, window, key)
+        return ids
 
     def neighbours(self, index: np.ndarray, keys: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """A random row, int64 [m], of the window that an index of the epoch is in.
@@ -68,28 +69,30 @@ class RowOrder:
             keys: uint64 [m], of the epoch.
             bits: uint64 [m], random.
         """
-        _, begin, size = self._window_of(index)
-        return self._row_at(begin + uniform_int(bits, size), keys)
+        ids = np.empty_like(index)
+        for rows, window, key in self._groups(index, keys):
+            place = uniform_int(bits[rows], self._extent(window)[1])
+            ids[rows] = self._row_at(place, window, key)
+        return ids
 
     def window_numbers(self, index: np.ndarray) -> np.ndarray:
         """The window, int64 [m], that each index of the epoch is in."""
-        return self._window_of(index)[0]
+        return np.minimum(index // self._span, self.num_windows - 1)
 
     @property
     def num_windows(self) -> int:
         """Of an epoch; the last is the longest, up to two windows and a part of a block."""
         return max(1, self.num_rows // self._span)
 
-    def blocks(self, window: int, key: np.ndarray) -> list[tuple[int, int]]:
-        """The rows [first, end) of each block of a window; `key` uint64 [1] is the epoch's."""
-        _, begin, size = self._window_of(np.array([window * self._span]))
-        places = np.arange(begin[0], begin[0] + size[0], self._block_rows)
-        rows = np.minimum(self._block_rows, begin[0] + size[0] - places)
-        firsts = self._row_at(places, np.broadcast_to(key, places.shape))
-        ends = firsts + rows
-        found = list(zip(firsts.tolist(), np.minimum(ends, self.num_rows).tolist(), strict=True))
+    def blocks(self, window: int, key: int) -> list[tuple[int, int]]:
+        """The rows [first, end) of each block of a window; `key` is the epoch's."""
+        firsts = _first_rows(self, window, key)
+        rows = np.full(len(firsts), self._block_rows)
+        rows[-1] = self._extent(window)[1] - (len(firsts) - 1) * self._block_rows
+        ends = (firsts + rows).tolist()
+        found = [(a, min(b, self.num_rows)) for a, b in zip(firsts.tolist(), ends, strict=True)]
         # The shift has taken the end of one block to the beginning.
-        return found + [(0, end - self.num_rows) for end in ends.tolist() if end > self.num_rows]
+        return found + [(0, end - self.num_rows) for end in ends if end > self.num_rows]
 
     @property
     def _block_rows(self) -> int:
@@ -99,23 +102,37 @@ class RowOrder:
     def _span(self) -> int:
         return self._block_rows * WINDOW_BLOCKS
 
-    def _window_of(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number, first index and rows of the window that each index is in."""
-        last = self.num_windows - 1
-        window = np.minimum(index // self._span, last)
+    def _extent(self, window: int) -> tuple[int, int]:
+        """First index of a window, and how many rows it has."""
         begin = window * self._span
-        return window, begin, np.where(window == last, self.num_rows - begin, self._span)
+        return begin, self.num_rows - begin if window == self.num_windows - 1 else self._span
 
-    def _row_at(self, place: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The row at a place of the shuffled blocks.
+    def _groups(self, index: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
+        """What lies in one window of one epoch: places in `index`, the window and the key."""
+        numbers = self.window_numbers(index)
+        for key in np.unique(keys):
+            for window in np.unique(numbers[keys == key]):
+                yield np.flatnonzero((numbers == window) & (keys == key)), int(window), int(key)
 
-        What does not fill a block stays last; all rows are shifted by a number of the epoch, so
-        that these are others in each epoch.
-        """
+    def _row_at(self, place: np.ndarray, window: int, key: int) -> np.ndarray:
+        """The row at a place of a window's blocks, one after the other."""
         block, row = np.divmod(place, self._block_rows)
-        full = self.num_rows // self._block_rows
-        whole = block < full
-        if whole.any():
-            block[whole] = permute(block[whole], full, bits64(keys[whole], _BLOCK))
-        shift = uniform_int(bits64(keys, _SHIFT), self.num_rows)
-        return (block * self._block_rows + row + shift) % self.num_rows
+        return (_first_rows(self, window, key)[block] + row) % self.num_rows
+
+
+@functools.lru_cache(maxsize=64)
+def _first_rows(order: RowOrder, window: int, key: int) -> np.ndarray:
+    """The first row of each block of a window.
+
+    What does not fill a block stays last; all rows are shifted by a number of the epoch, so that
+    these are others in each epoch.
+    """
+    begin, size = order._extent(window)
+    block = np.arange(begin, begin + size, order._block_rows) // order._block_rows
+    full = order.num_rows // order._block_rows
+    keys = np.array([key], np.uint64)
+    whole = block < full
+    if full:
+        block[whole] = permute(block[whole], full, bits64(keys, _BLOCK))
+    shift = uniform_int(bits64(keys, _SHIFT), order.num_rows)
+    return (block * order._block_rows + shift) % order.num_rows
