@@ -42,7 +42,7 @@ def main() -> None:
     ids = [torch.from_numpy(row) for row in fields["input_ids"].astype(np.int64)]
     for form, tensors, workers in FORMS:
         loader: DataLoader[Any] = DataLoader(
-            features if form == "features" else ids,  # type: ignore[arg-type]
+            features if form == "features" else ids,
             batch_size=BATCH_SIZE,
             shuffle=True,
             drop_last=True,
@@ -90,7 +90,7 @@ def measure(loader: DataLoader[Any], seconds: float) -> dict[str, float]:
             if time.perf_counter() - clock > seconds:
                 break
     if loader.num_workers:  # their processor time counts when they have ended
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        batches._shutdown_workers()
     return {
         "rows_per_cpu_second": round(rows / (cpu_seconds() - cpu), -1),
         "rows_per_second": round(rows / elapsed, -1),
