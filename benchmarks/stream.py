@@ -150,8 +150,8 @@ def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
     fastest = max(run["rows_per_cpu_second"] for run in best.values())
     return {
         "what": "batches of 256 rows of 128, dynamic masks; ours with pairs drawn from the store, "
-        "theirs from pairs of the same store ready in memory; 'examples ids' has no token types, no "
-        "attention mask and no next-sentence label",
+        "theirs from pairs of the same store ready in memory; 'examples ids' has no token types, "
+        "no attention mask and no next-sentence label",
         "rounds": rounds,
         "bertjax": mine,
         "transformers": best,

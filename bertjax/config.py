@@ -50,7 +50,8 @@ class DataConfig:
     """Where rows come from and what they look like."""
 
     store: str = ""  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
-    stores: str = ""  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by their sizes
+    stores: str = ""  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by their sizes,
+    # "a@0.1" for a share of the documents (docs/design/stream.md)
     eval_store: str = ""  # "" = the held-out documents of `store` or of all `stores`
     global_batch_size: int = 256  # rows a step, over all devices and microbatches
     max_length: int = 128  # tokens a row, special tokens included

@@ -1,4 +1,4 @@
-"""The stores that a run reads, as `config.data.stores` names them: a:0.7,b:0.3 or a,b."""
+"""The stores that a run reads, as `config.data.stores` names them: a:0.7,b:0.3 or a,b@0.1."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import NamedTuple
 from bertjax.config import ConfigError, DataConfig
 
 
-class WeightedStore(NamedTuple):
+class NamedStore(NamedTuple):
     """A store of a mixture."""
 
     path: str  # a folder or gs://
-    weight: float | None  # share of the rows, relative to the others'; None = by size
+    weight: float | None = None  # of its rows, relative to the others'; None = by size
+    share: float = 1.0  # of its documents, the first ones
 
 
-def store_list(data: DataConfig) -> tuple[WeightedStore, ...]:
+def store_list(data: DataConfig) -> tuple[NamedStore, ...]:
     """The stores of `data.store` or `data.stores`; none where both are empty.
 
-    A store is followed by a colon and its weight, or all are without one. What follows the last
-    colon is a weight unless it has a slash, so that gs:// needs no quoting.
+    STORE@SHARE takes a share of the store's documents. A colon and a weight follow each store, or
+    none. Neither has a slash, so that gs:// needs no quoting.
 
     Raises:
       ConfigError: both fields are set, an entry is empty, a store comes twice, a weight is no
-        number above 0, or some have a weight and others none.
+        number above 0, a share is not between 0 and 1, or some have a weight and others none.
     """
     if not data.stores:
-        return (WeightedStore(data.store, None),) if data.store else ()
+        return (NamedStore(data.store),) if data.store else ()
     where = f"config.data.stores = {data.stores!r}"
     if data.store:
         raise ConfigError(
@@ -47,26 +48,37 @@ def store_list(data: DataConfig) -> tuple[WeightedStore, ...]:
     return stores
 
 
-def _entry(entry: str, where: str) -> WeightedStore:
-    path, colon, weight_text = entry.rpartition(":")
-    weight = None
-    if not colon or "/" in weight_text:
-        path = entry
-    else:
-        weight = _weight(weight_text)
-        if weight is None:
-            raise ConfigError(
-                f"{where}: the weight of {path or 'a store'} is {weight_text!r}; expected a number "
-                "above 0, relative to the other weights"
-            )
+def _entry(entry: str, where: str) -> NamedStore:
+    rest, weight_text = _split_off(entry, ":")
+    path, share_text = _split_off(rest, "@")
+    path = path.rstrip("/")
     if not path:
         raise ConfigError(f"{where}: a store is missing; expected STORE:WEIGHT,STORE:WEIGHT")
-    return WeightedStore(path.rstrip("/"), weight)
+    weight = None if weight_text is None else _number(weight_text)
+    share = 1.0 if share_text is None else _number(share_text)
+    if weight == 0.0:
+        raise ConfigError(
+            f"{where}: the weight of {path} is {weight_text!r}; expected a number above 0, "
+            "relative to the other weights"
+        )
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"{where}: the share of {path} is {share_text!r}; expected a number above 0 and up to "
+            "1, of its documents"
+        )
+    return NamedStore(path, weight, share)
 
 
-def _weight(text: str) -> float | None:
+def _split_off(text: str, mark: str) -> tuple[str, str | None]:
+    """What stands before and after the last mark; a mark before a slash is part of a path."""
+    before, found, after = text.rpartition(mark)
+    return (before, after) if found and "/" not in after else (text, None)
+
+
+def _number(text: str) -> float:
+    """A number above 0, or 0 for anything else."""
     try:
-        weight = float(text)
+        number = float(text)
     except ValueError:
-        return None
-    return weight if 0 < weight < math.inf else None
+        return 0.0
+    return number if 0 < number < math.inf else 0.0

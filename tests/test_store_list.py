@@ -6,7 +6,7 @@ import pytest
 
 from bertjax import cli
 from bertjax.config import ConfigError, DataConfig
-from bertjax.store_list import WeightedStore, store_list
+from bertjax.store_list import NamedStore, store_list
 from bertjax.validation import validate
 
 
@@ -21,14 +21,16 @@ from bertjax.validation import validate
         ("gs://bucket/a,gs://bucket/b", [("gs://bucket/a", None), ("gs://bucket/b", None)]),
         ("gs://bucket/a:1,b:2", [("gs://bucket/a", 1.0), ("b", 2.0)]),
         ("half:way/a", [("half:way/a", None)]),
+        ("a@0.1", [("a", None, 0.1)]),
+        ("me@home/a@1:2,b:1", [("me@home/a", 2.0, 1.0), ("b", 1.0)]),
     ],
 )
 def test_stores_and_weights(stores, expected):
-    assert store_list(DataConfig(stores=stores)) == tuple(WeightedStore(*e) for e in expected)
+    assert store_list(DataConfig(stores=stores)) == tuple(NamedStore(*e) for e in expected)
 
 
 def test_one_store_is_a_list_of_one():
-    assert store_list(DataConfig(store="x:y")) == (WeightedStore("x:y", None),)
+    assert store_list(DataConfig(store="x:y")) == (NamedStore("x:y"),)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,10 @@ def test_one_store_is_a_list_of_one():
         ({"stores": "a:much,b:1"}, "the weight of a is 'much'"),
         ({"stores": "a:,b:1"}, "the weight of a is ''"),
         ({"stores": "a:1,a/:2"}, "a comes twice; give it the sum of the weights"),
+        ({"stores": "a@0"}, "the share of a is '0'; expected a number above 0 and up to 1"),
+        ({"stores": "a@1.5"}, "the share of a is '1.5'"),
+        ({"stores": "a@half:1,b:1"}, "the share of a is 'half'"),
+        ({"stores": "a@0.1,a@0.2"}, "a comes twice"),
         ({"stores": "a:1,,b:2"}, "a store is missing"),
         ({"stores": ":1,b:2"}, "a store is missing"),
     ],

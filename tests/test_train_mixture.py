@@ -9,11 +9,12 @@ from micro_runs import computed, micro, read, summary
 from stream_store import VOCAB_SIZE, make_documents, make_tokenizer
 
 from bertjax.config import ConfigError
+from bertjax.data.reader import RowReader
 from bertjax.data.store import StoreError, open_store
 from bertjax.data.store_writer import write_store
 from bertjax.data.tokenizer import WordPieceTokenizer
 from bertjax.training import loop
-from bertjax.training.documents import open_data
+from bertjax.training.documents import open_data, row_spec
 from bertjax.training.workdir import open_workdir
 
 
@@ -74,11 +75,31 @@ def test_evaluation_and_unigrams_are_of_all_stores(store, other, tmp_path):
     assert np.allclose(unigrams / unigrams.sum(), shares)
     assert unigrams.sum() == pytest.approx(first.sum() + second.sum())
     merged = open_data(micro("", data__stores=f"{store},{other}"), open_workdir(str(tmp_path)))
-    assert np.array_equal(merged.unigrams(), first + second)
+    assert np.allclose(merged.unigrams(), first + second)
     # An evaluation store stands alone, as it does beside one store.
     config.data.eval_store = str(other)
     alone = open_data(config, open_workdir(str(tmp_path)))
     assert [split.folder for split in alone.evaluation] == [other / "train"]
+
+
+def test_a_share_of_a_store_is_its_first_documents(store, tmp_path):
+    workdir = open_workdir(str(tmp_path))
+    config = micro("", data__stores=f"{store}@0.25")
+    data, whole = open_data(config, workdir), open_data(micro(store), workdir)
+    assert data.store_hash != whole.store_hash
+    first = write_store(tmp_path / "first", make_tokenizer(), list(make_documents(60, seed=1))[:15])
+    alone = open_data(micro("", data__stores=f"{store}:1"), workdir)
+    assert alone.store_hash == whole.store_hash
+    assert (data.train[0].num_documents, data.train[0].num_tokens) == (15, first.train.num_tokens)
+    spec = row_spec(config, config.resolved_phases()[0])
+    expected = RowReader(first.train, make_tokenizer(), spec, seed=config.seed, stream_id=0)
+    rows = data.training_rows(config, 0)
+    assert rows.num_rows == expected.num_rows
+    positions = np.arange(3 * rows.num_rows)
+    found, wanted = rows.rows(positions), expected.rows(positions)
+    assert all(np.array_equal(found[name], wanted[name]) for name in found)
+    assert data.evaluation == (data.stores[0].heldout,)
+    assert data.unigrams().sum() == pytest.approx(first.train.num_tokens)
 
 
 def test_what_cannot_be_mixed_is_refused(store, other, tmp_path):

@@ -43,7 +43,7 @@ class StoreError(ValueError):
 class Split:
     """The training or the held-out documents of a store. Arrays are memory-mapped, read-only."""
 
-    name: str  # "train" or "heldout"
+    name: str  # "train" or "heldout"; of the first documents, see `first_documents`
     folder: Path
     token_shards: tuple[np.ndarray, ...]  # 1-D, uint16 or uint32
     shard_starts: np.ndarray  # int64 [num_shards + 1], first token of each shard
@@ -53,6 +53,25 @@ class Split:
     num_tokens: int
     num_sentences: int
     num_documents: int
+
+    def first_documents(self, share: float) -> Split:
+        """The first documents, in the order of the input: this share of them, one at least.
+
+        `unigrams` stay those of all documents.
+        """
+        num_documents = max(1, round(share * self.num_documents))
+        if num_documents >= self.num_documents:
+            return self
+        num_sentences = int(self.document_offsets[num_documents])
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}_first_{num_documents}",
+            sentence_offsets=self.sentence_offsets[: num_sentences + 1],
+            document_offsets=self.document_offsets[: num_documents + 1],
+            num_tokens=int(self.sentence_offsets[num_sentences]),
+            num_sentences=num_sentences,
+            num_documents=num_documents,
+        )
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
         """Copies n ranges of tokens into the rows of one array.

@@ -40,9 +40,10 @@ class Data:
     """The documents of a run."""
 
     stores: tuple[Store, ...]
+    train: tuple[Split, ...]  # of each store, or its first documents
     weights: tuple[int, ...] | None  # rows of each store, of a million; None = by size
-    store_hash: str  # sha256 of the manifest, which names every file's checksum; of several stores,
-    # over theirs and the weights
+    store_hash: str  # sha256 of the manifest, which names every file's checksum; of several stores
+    # or a share of one, over theirs, the weights and the shares
     evaluation: tuple[Split, ...]
     evaluation_hash: str  # the same of the stores that the evaluation's documents are in
     tokenizer: Tokenizer
@@ -52,7 +53,7 @@ class Data:
         """Rows of one phase; those of several stores are packed store by store."""
         phase = config.resolved_phases()[phase_index]
         readers = self._readers(
-            [store.train for store in self.stores],
+            self.train,
             row_spec(config, phase),
             config.seed,
             phase_index,
@@ -82,16 +83,16 @@ class Data:
         return readers[0] if len(readers) == 1 else MixedRows(readers)
 
     def unigrams(self) -> np.ndarray:
-        """How often each id occurs in the training documents [vocab_size].
+        """How often each id occurs in the training documents, float64 [vocab_size].
 
-        Of stores with weights, the counts of each are scaled to its share of all tokens.
+        The counts of each store are scaled: to its weight, and to the share of it that is read.
         """
-        counts = np.array([store.train.unigrams for store in self.stores])
-        if self.weights is None:
-            return counts.sum(axis=0)
-        tokens = counts.sum(axis=1)
-        shares = np.array(self.weights) / sum(self.weights)
-        return (counts * (shares * tokens.sum() / tokens)[:, None]).sum(axis=0)
+        counts = np.array([split.unigrams for split in self.train])
+        tokens = np.array([split.num_tokens for split in self.train])
+        shares = tokens if self.weights is None else np.array(self.weights)
+        return (counts * (shares / shares.sum() * tokens.sum() / counts.sum(axis=1))[:, None]).sum(
+            axis=0
+        )
 
     def _readers(
         self,
@@ -127,10 +128,10 @@ def open_data(config: Config, workdir: Workdir) -> Data:
       StoreError: a store is missing or damaged.
     """
     named = store_list(config.data)
-    stores = tuple(open_store(local_store(path)) for path, _ in named)
+    stores = tuple(open_store(local_store(entry.path)) for entry in named)
     if not stores:
         stores = (_embedded_store(workdir, config.model.vocab_size),)
-    given = [weight for _, weight in named if weight is not None]
+    given = [entry.weight for entry in named if entry.weight is not None]
     weights = whole_weights(given) if given else None
     first = stores[0]
     if first.vocab_size != config.model.vocab_size:
@@ -150,8 +151,12 @@ def open_data(config: Config, workdir: Workdir) -> Data:
             )
         if not store.train.num_documents:
             raise _no_documents(store.train)
+    shares = [entry.share for entry in named] or [1.0]
+    train = tuple(
+        store.train.first_documents(share) for store, share in zip(stores, shares, strict=True)
+    )
     evaluation = tuple(store.heldout for store in stores if store.heldout.num_documents)
-    evaluation_hash = store_hash = _joint_hash(list(hashes), weights)
+    evaluation_hash = store_hash = _joint_hash(list(hashes), weights, shares)
     if config.data.eval_store:
         other = open_store(local_store(config.data.eval_store))
         _check_tokenizer(other, first, "config.data.eval_store")
@@ -171,6 +176,7 @@ def open_data(config: Config, workdir: Workdir) -> Data:
         _LOG.info("config.data.stores: the weights sum to %g and are divided by it", sum(given))
     return Data(
         stores=stores,
+        train=train,
         weights=weights,
         store_hash=store_hash,
         evaluation=evaluation,
@@ -216,11 +222,13 @@ def _manifest_hash(store: Store) -> str:
     return hashlib.sha256((store.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def _joint_hash(hashes: Sequence[str], weights: Sequence[int] | None) -> str:
-    """Of one store its own, as its weight does not matter."""
-    if len(hashes) == 1:
+def _joint_hash(
+    hashes: Sequence[str], weights: Sequence[int] | None, shares: Sequence[float]
+) -> str:
+    """Of one whole store its own, as its weight does not matter."""
+    if len(hashes) == 1 and shares[0] == 1:
         return hashes[0]
-    return hashlib.sha256(json.dumps([hashes, weights]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([hashes, weights, shares]).encode()).hexdigest()
 
 
 def row_spec(config: Config, phase: Phase) -> RowSpec:
