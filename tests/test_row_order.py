@@ -81,6 +81,9 @@ def test_windows_and_epochs_differ():
         assert (ids[one] == ids[other]).sum() < 12  # 1 on average
         first = [set(ids[epoch][:window]) for epoch in (one, other)]
         assert len(first[0] & first[1]) / window < 0.2  # 0.05 on average
+    # A window has rows from everywhere.
+    places = np.bincount(ids[0][:window] * 16 // n, minlength=16)
+    assert places.min() > 80  # of 160 on average, in blocks of ten
     # Within a window neighbours of the store are spread evenly.
     place = np.empty(n, np.int64)
     place[ids[0]] = np.arange(n)
@@ -88,6 +91,13 @@ def test_windows_and_epochs_differ():
     gaps = (place[1:] - place[:-1])[inside] % window
     assert inside.mean() > 0.85
     assert chi_square_excess(np.bincount(gaps * 16 // window, minlength=16), len(gaps) / 16) < 5
+
+
+def test_what_does_not_fill_a_block_differs_between_epochs():
+    order = RowOrder(9_999, 5_120)  # one window: 499 blocks of 20 rows, and 19 rows
+    left_over = [order.blocks(0, int(keys(1, epoch)[0]))[499] for epoch in range(3)]
+    assert [end - first for first, end in left_over] == [19] * 3
+    assert len(set(left_over)) == 3
 
 
 def test_without_windows_the_order_is_the_permutation():

@@ -56,6 +56,15 @@ def test_one_store_named_as_a_mixture_is_the_store(store, tmp_path):
     assert all(np.array_equal(rows[name], again[name]) for name in rows)
 
 
+def test_stores_draw_differently(store, other, tmp_path):
+    config = mixed(store, other)
+    data = open_data(config, open_workdir(str(tmp_path)))
+    streams = [
+        reader.stream for phase in range(2) for reader in data.training_rows(config, phase)._sources
+    ]
+    assert len(set(streams)) == 4
+
+
 def test_evaluation_and_unigrams_are_of_all_stores(store, other, tmp_path):
     config = mixed(store, other)
     data = open_data(config, open_workdir(str(tmp_path)))
