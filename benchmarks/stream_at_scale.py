@@ -156,19 +156,22 @@ def memory() -> dict[str, float]:
 def read_cold(folder: Path, window: int) -> dict[str, Any]:
     """Reads from a disk whose pages are not in memory: requests and bytes a 1,000 rows."""
     reader = open_reader(folder, window)
-    num_rows = window or 2**16  # a whole window, as it is read as a whole
+    # A window is read as a whole; more rows from everywhere would only read the whole store.
+    num_rows = window or 256
     for path in folder.rglob("*.npy"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before, began, cpu = disk(folder), time.perf_counter(), time.process_time()
     tokens = 0
     for first in range(0, num_rows, 2048):
-        tokens += int(reader.rows(first + np.arange(2048))["attention_mask"].sum())
+        positions = np.arange(first, min(first + 2048, num_rows))
+        tokens += int(reader.rows(positions)["attention_mask"].sum())
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     used = {name: value - before[name] for name, value in disk(folder).items()}
     thousands = num_rows / 1000
     return {
         "shuffle_window": window,
+        "system_reads_ahead_kilobytes": read_ahead(folder),
         "rows": num_rows,
         "megabytes_of_tokens_per_1000_rows": round(4 * tokens / thousands / 1e6, 3),
         "megabytes_read_per_1000_rows": round(used["bytes"] / thousands / 1e6, 3),
@@ -180,11 +183,21 @@ def read_cold(folder: Path, window: int) -> dict[str, Any]:
     }
 
 
+def block_device(folder: Path) -> Path:
+    """What Linux tells of the disk that a folder is on."""
+    number = os.stat(folder).st_dev
+    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+
+
+def read_ahead(folder: Path) -> int:
+    """Kilobytes that the system reads round a page that is missing."""
+    return int((block_device(folder) / "queue" / "read_ahead_kb").read_text())
+
+
 def disk(folder: Path) -> dict[str, int]:
     """What this process has read, and what the disk was asked for by all of them."""
     io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    device = os.stat(folder).st_dev
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+    block = (block_device(folder) / "stat").read_text().split()
     return {
         "bytes": int(io["read_bytes"]),
         "requests": int(block[0]),
