@@ -57,8 +57,10 @@ def main() -> None:
         made = round(time.perf_counter() - began)
         index = build_index(arguments.folder)
         if holes:
-            # The second goes through many windows in the same time.
-            parts = [in_process("start", arguments, f"--window={window}") for window in (-1, 2**16)]
+            # The last goes through many windows in the same time.
+            parts = [
+                in_process("start", arguments, f"--window={window}") for window in (-1, -1, 2**16)
+            ]
         else:
             parts = [
                 in_process("read", arguments, f"--window={window}") for window in (0, READ_WINDOW)
