@@ -61,7 +61,7 @@ class DataConfig:
     masking: str = "token"  # "token", "whole_word" or "span" (Joshi et al. 2020)
     short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
     shuffle_window: int = -1  # rows that are read and shuffled together, at least 256; 0 = all;
-    # -1 = all, or 2**20 of a store with more than 32 GiB of tokens (docs/design/stream.md)
+    # -1 = all, or 2**18 of a store with more than 32 GiB of tokens (docs/design/stream.md)
     num_threads: int = 0  # tf.data workers; 0 = one a core, at most 16
     prefetch_batches: int = 4
     packing_depth: int = 1  # pairs in a row at most; 1 = a row is one pair (docs/design/packing.md)

@@ -1,5 +1,6 @@
 """The two-level shuffle: each row once an epoch, in windows that read few places of the store."""
 
+import dataclasses
 import mmap
 
 import numpy as np
@@ -159,10 +160,11 @@ def test_a_size_decides_where_nothing_is_set():
 
     assert shuffle_window(-1, Large()) == 0
     Large.num_tokens += 1
-    assert shuffle_window(-1, Large()) == 2**20
+    assert shuffle_window(-1, Large()) == 2**18
 
 
-def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path):
+@pytest.mark.parametrize("share", [1, 0.9])
+def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path, share):
     """What a window's rows need has been asked for, with the window after it; no more is kept."""
     store = write_store(
         tmp_path / "s", make_tokenizer(), make_documents(3_000, seed=5), shard_tokens=100_000
@@ -180,6 +182,8 @@ def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path):
                 let_go.append(len(pages))
 
     monkeypatch.setattr(read_ahead, "_advise", advise)
+    train = store.train.first_documents(share)
+    store = dataclasses.replace(store, train=train)
     reader = make_windowed(512, store)
     split = reader.split
     assert len(split.token_shards) > 3
@@ -187,6 +191,11 @@ def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path):
 
     def pages(array, first, end):
         ((mapped, begin, length),) = read_ahead._ranges(array, [(first, end)])
+        file = np.frombuffer(mapped, array.dtype)  # elements, for the header has 128 bytes
+        at = 128 // array.itemsize
+        assert np.array_equal(file[at + first : at + end], array[first:end])
+        assert begin <= 128 + first * array.itemsize < begin + mmap.PAGESIZE
+        assert begin + length == 128 + end * array.itemsize
         return id(mapped), set(range(begin // mmap.PAGESIZE, -(-(begin + length) // mmap.PAGESIZE)))
 
     for position in (0, 5 * 512 + 3, 6 * 512):

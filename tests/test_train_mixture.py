@@ -65,6 +65,17 @@ def test_stores_draw_differently(store, other, tmp_path):
     assert len(set(streams)) == 4
 
 
+def test_the_shuffle_window_is_of_training_rows(store, other, tmp_path):
+    config = mixed(store, other, data__shuffle_window=256)
+    data = open_data(config, open_workdir(str(tmp_path)))
+    windows = [reader.order.window for reader in data.training_rows(config, 0)._sources]
+    assert windows == [256, 256]
+    phase = config.resolved_phases()[0]
+    assert [r.order.window for r in data.evaluation_rows(config, phase)._sources] == [0, 0]
+    config.data.shuffle_window = -1
+    assert [r.order.window for r in data.training_rows(config, 0)._sources] == [0, 0]
+
+
 def test_evaluation_and_unigrams_are_of_all_stores(store, other, tmp_path):
     config = mixed(store, other)
     data = open_data(config, open_workdir(str(tmp_path)))

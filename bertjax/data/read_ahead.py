@@ -92,12 +92,13 @@ def _ranges(array: np.ndarray, parts: list[tuple[int, int]]) -> list[_Range]:
         owner = owner.base
     if not isinstance(owner, mmap.mmap):
         return []
-    header = len(owner) - array.nbytes  # the array is the rest of its file
+    file = np.frombuffer(owner, np.uint8)
+    start = array.__array_interface__["data"][0] - file.__array_interface__["data"][0]
     ranges = []
     for first, end in parts:
-        begin = header + first * array.itemsize
+        begin = start + first * array.itemsize
         page = begin - begin % mmap.PAGESIZE
-        ranges.append((owner, page, header + end * array.itemsize - page))
+        ranges.append((owner, page, start + end * array.itemsize - page))
     return ranges
 
 

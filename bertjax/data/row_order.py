@@ -19,7 +19,7 @@ from bertjax.data.store import Split
 
 WINDOW_BLOCKS = 256  # places of the store that a window mixes; so a block is window / 256 rows
 _LARGE_STORE = 2**35  # bytes of tokens above which rows are not shuffled as one unless told to
-_LARGE_STORE_WINDOW = 2**20  # rows
+_LARGE_STORE_WINDOW = 2**18  # rows
 _SHIFT, _BLOCK, _FIRST_WINDOW = range(3)  # what the bits of an epoch's key are for
 
 
