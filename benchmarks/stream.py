@@ -6,7 +6,7 @@ Each number is the best of several short stretches, by the processor time of all
 another program on the machine does not count) and by the clock. --peer takes turns with
 transformers' collator under a torch DataLoader on the same rows (`stream_peer`); --scale simulates
 a store of 300 GB in a new FOLDER, where it needs 18 GB for some minutes (`stream_at_scale`). Writes
-benchmarks/results/stream.json.
+benchmarks/results/stream.json; what is not measured keeps its last result and date.
 """
 
 from __future__ import annotations
@@ -45,20 +45,44 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each stretch")
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
+    parser.add_argument("--skip_table", action="store_true", help="keep the last table of speeds")
     parser.add_argument("--scale", type=Path, help="folder to make large stores in")
     arguments = parser.parse_args()
     if arguments.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         parser.error("--peer=transformers needs PyTorch and transformers: pip install '.[peer]'")
     store = open_store(arguments.store)
-    tokens = store.tokenizer()
-    parts: dict[str, Any] = {}
+    result = json.loads(RESULT.read_text())
     if arguments.peer:
-        parts["beside"] = beside(store, arguments.seconds)
+        result["beside"] = {**circumstances(), **beside(store, arguments.seconds)}
     if arguments.scale:
-        parts["at_scale"] = [
-            at_scale("simulated", arguments.scale, 300),
-            at_scale("reads", arguments.scale, 4),
-        ]
+        result["at_scale"] = {
+            **circumstances(),
+            "simulated": at_scale("simulated", arguments.scale, 300),
+            "reads": at_scale("reads", arguments.scale, 4),
+        }
+    if not arguments.skip_table:
+        result["table"] = {**circumstances(), "runs": table(store, arguments.seconds)}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """When and where something was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "tensorflow": importlib.metadata.version("tensorflow-cpu"),
+        },
+    }
+
+
+def table(store: Store, seconds: float) -> list[dict[str, Any]]:
+    """Speeds of the reader and of the stream for every masking, two lengths and two batches."""
+    tokens = store.tokenizer()
     runs: list[dict[str, Any]] = []
 
     def report(**run: Any) -> None:
@@ -88,11 +112,11 @@ def main() -> None:
                 begins = itertools.count(FAR, batch_size)
                 speed = measure(
                     (reader.rows(begin + np.arange(batch_size)) for begin in begins),
-                    arguments.seconds,
+                    seconds,
                 )
                 report(what="reader, a call a batch", **common, **speed)
                 with BatchStream(reader, global_batch_size=batch_size, position=FAR) as stream:
-                    speed = measure(stream, arguments.seconds)
+                    speed = measure(stream, seconds)
                 report(what="tf.data", **common, **speed)
             begin = time.perf_counter()
             with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
@@ -102,20 +126,7 @@ def main() -> None:
                     **common,
                     seconds=round(time.perf_counter() - begin, 3),
                 )
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "tensorflow": importlib.metadata.version("tensorflow-cpu"),
-        },
-        **parts,
-        "runs": runs,
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return runs
 
 
 def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
         "rounds": rounds,
         "bertjax": mine,
         "transformers": best,
-        "versions": run["versions"],
+        "peer_versions": run["versions"],
         "times_as_fast_as_the_fastest": round(mine["rows_per_cpu_second"] / fastest, 1),
     }
 
