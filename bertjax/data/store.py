@@ -123,7 +123,7 @@ class Split:
         sorted_rows = np.flatnonzero(whole)
         sorted_rows = sorted_rows[np.argsort(shards[sorted_rows], kind="stable")]
         numbers, firsts = np.unique(shards[sorted_rows], return_index=True)
-        for number, which in zip(numbers, np.split(sorted_rows, firsts[1:]), strict=True):
+        for number, which in zip(numbers, np.split(sorted_rows, firsts)[1:], strict=True):
             rows[used[which]] = _windows(self.token_shards[number], width)[places[which]]
         rows *= np.arange(width) < lengths[:, None]
         for i in np.flatnonzero(~whole):
