@@ -1,6 +1,6 @@
 """Cuts a corpus of JSON lines into documents of three sentences, so that their pairs are short.
 
-    python docs/results/packing_documents.py IN.jsonl.gz [IN.jsonl.gz ...] OUT.jsonl
+python docs/results/packing_documents.py IN.jsonl.gz [IN.jsonl.gz ...] OUT.jsonl
 """
 
 import gzip
