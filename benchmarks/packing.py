@@ -125,7 +125,9 @@ def measure(store: Store, cache: Path) -> dict[str, Any]:
             best = packed
     assert best is not None, f"no depth fills 98 %: {result['depths']}"
     result["depth_for_98_percent"] = best.depth
-    result |= compare(best, reader(store, best.depth, cache))
+    shares = {entry["depth"]: entry["real_share"] for entry in result["depths"]}
+    real_shares = {"packed": shares[best.depth], "padded": shares[1]}
+    result |= compare(best, reader(store, best.depth, cache), real_shares)
     return result
 
 
@@ -136,8 +138,14 @@ def reader(store: Store, depth: int, cache: Path) -> RowReader:
     return RowReader(store.train, store.tokenizer(), spec, seed=0, stream_id=0, cache=cache)
 
 
-def compare(packed: PackedRows, pairs: RowReader) -> dict[str, Any]:
-    """Loss and gradients of the same pairs both ways, and steps of ROWS rows each way, in turns."""
+def compare(
+    packed: PackedRows, pairs: RowReader, real_shares: dict[str, float]
+) -> dict[str, Any]:
+    """Loss and gradients of the same pairs both ways, and steps of ROWS rows each way, in turns.
+
+    The rows' shapes are static, so a step takes as long whatever is in them: real tokens a second
+    are those of mean rows, `real_shares`, not of the few that are timed.
+    """
     positions = np.arange(ROWS)
     table = packed.pair_positions(positions)
     rows, same = packed.rows(positions), pairs.rows(table[table >= 0])
@@ -155,10 +163,7 @@ def compare(packed: PackedRows, pairs: RowReader) -> dict[str, Any]:
                 _, metrics = step(state, arrays(batch), jax.random.key(0))
                 metrics["loss"].block_until_ready()
             seconds[name].append((time.perf_counter() - started) / STEPS)
-    tokens = {
-        "packed": int((rows["segment_ids"] > 0).sum()),
-        "padded": int(padded["attention_mask"].sum()),
-    }
+    tokens = {name: share * ROWS * LENGTH for name, share in real_shares.items()}
     best = {name: min(times[1:]) for name, times in seconds.items()}  # the first one compiled
     speed = {name: tokens[name] / best[name] for name in best}
     return {
