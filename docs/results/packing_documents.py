@@ -1,4 +1,4 @@
-"""Cuts a corpus of JSON lines into documents of three sentences, so that their pairs are short.
+"""Cuts a corpus of JSON lines into documents of two sentences, so that their pairs are short.
 
 python docs/results/packing_documents.py IN.jsonl.gz [IN.jsonl.gz ...] OUT.jsonl
 """
@@ -16,5 +16,5 @@ with open(target, "w", encoding="utf-8") as out:
             document = json.loads(line)
             for paragraph in document["text"].split("\n"):
                 sentences = [s.strip() for s in sentencex.segment("en", paragraph) if s.strip()]
-                for i in range(0, len(sentences) - 1, 3):
-                    out.write(json.dumps({"text": " ".join(sentences[i : i + 3])}) + "\n")
+                for i in range(0, len(sentences) - 1, 2):
+                    out.write(json.dumps({"text": " ".join(sentences[i : i + 2])}) + "\n")
