@@ -1,16 +1,19 @@
 """Kills a training run at random moments, restarts it, and compares it with one left in peace.
 
-    python -m benchmarks.kill_and_resume
+    python -m benchmarks.kill_and_resume [--two_phases]
 
 Runs `tiny` on the embedded corpus, dropout on, saving every third step, through the public command.
 SIGKILL comes a random time after the first step of each start, at least ten times and until three
 of them were inside a save; then once SIGTERM. The parameters' hash, every logged number and the
-hash of every step's row ids must be those of the uninterrupted run. Takes about ten minutes on two
-cores and writes benchmarks/results/kill_and_resume.json.
+hash of every step's row ids must be those of the uninterrupted run. With --two_phases the run goes
+on with longer, packed rows after a third of its steps, and is killed three times in each phase at
+least. Takes about ten minutes on two cores and writes benchmarks/results/kill_and_resume.json, or
+kill_and_resume_two_phases.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -36,22 +39,35 @@ FLAGS = [
     "--config.log.every_steps=1",
 ]
 RATES = ("sequences_per_second", "real_tokens_per_second", "mfu")
-KILLS, INSIDE_A_SAVE = 10, 3
+PHASES = [
+    {"num_steps": STEPS // 3},
+    {"num_steps": STEPS - STEPS // 3, "max_length": 128, "global_batch_size": 8}
+    | {"packing_depth": 4},
+]
+KILLS, INSIDE_A_SAVE, IN_EACH_PHASE = 10, 3, 3
 
 
 def main() -> None:
     """Runs both and writes the result; exits non-zero if they differ."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--two_phases", action="store_true")
+    two_phases = parser.parse_args().two_phases
+    flags = [*FLAGS, *([f"--config.phases={tuple(PHASES)}"] if two_phases else [])]
     moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="bertjax-kill-") as folder:
         # Most of a start is the compiler; its result is taken from here at the next one.
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
-        assert run(whole, [], environment).wait() == 0
-        store = [f"--config.data.store={whole / 'store'}"]
+        assert run(whole, flags, environment).wait() == 0
+        again = [*flags, f"--config.data.store={whole / 'store'}"]
 
         kills: list[dict[str, Any]] = []
-        while len(kills) < KILLS or sum(k["inside_a_save"] for k in kills) < INSIDE_A_SAVE:
-            process = run(killed, store, environment)
+        while (
+            len(kills) < KILLS
+            or sum(k["inside_a_save"] for k in kills) < INSIDE_A_SAVE
+            or (two_phases and min(in_phase(kills, 0), in_phase(kills, 1)) < IN_EACH_PHASE)
+        ):
+            process = run(killed, again, environment)
             wait_for_a_step(process, killed)
             time.sleep(moments.uniform(0, 2))
             if process.poll() is not None:
@@ -60,18 +76,19 @@ def main() -> None:
             process.wait()
             kills.append(state_of(killed))
             print(f"kill {len(kills)}: {kills[-1]}", flush=True)
-        process = run(killed, store, environment)
+        process = run(killed, again, environment)
         wait_for_a_step(process, killed)
         process.send_signal(signal.SIGTERM)
         sigterm_exit = process.wait()
-        final_exit = run(killed, store, environment).wait()
+        final_exit = run(killed, again, environment).wait()
 
         result = {
             "date": datetime.date.today().isoformat(),
             "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")},
-            "flags": FLAGS,
+            "flags": flags,
             "kills": kills,
+            "kills_in_phases": [in_phase(kills, phase) for phase in range(1 + two_phases)],
             "kills_inside_a_save": sum(k["inside_a_save"] for k in kills),
             "exit_after_sigterm": sigterm_exit,
             "final_exit": final_exit,
@@ -83,18 +100,17 @@ def main() -> None:
             ],
         }
     print(json.dumps(result, indent=2))
-    Path(__file__).parent.joinpath("results", "kill_and_resume.json").write_text(
-        json.dumps(result, indent=2) + "\n"
-    )
+    name = "kill_and_resume_two_phases.json" if two_phases else "kill_and_resume.json"
+    Path(__file__).parent.joinpath("results", name).write_text(json.dumps(result, indent=2) + "\n")
     same = result["params_sha256"] == result["params_sha256_uninterrupted"]
     sys.exit(not (same and not result["steps_that_differ"] and sigterm_exit == 75))
 
 
-def run(workdir: Path, more: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def run(workdir: Path, flags: list[str], environment: dict[str, str]) -> subprocess.Popen:
     """Starts the public command; its log goes to `WORKDIR.log`, anew at each start."""
     with open(f"{workdir}.log", "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "bertjax.train", *FLAGS, f"--workdir={workdir}", *more],
+            [sys.executable, "-m", "bertjax.train", *flags, f"--workdir={workdir}"],
             env=environment,
             stderr=log,
         )
@@ -115,9 +131,15 @@ def state_of(workdir: Path) -> dict[str, Any]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return {
         "lines_logged": len(lines),
+        "phase": json.loads(lines[-1])["phase"],
         "newest_checkpoint": saved[-1] if saved else None,
         "inside_a_save": bool(list(checkpoints.glob(".saving_*"))),
     }
+
+
+def in_phase(kills: list[dict[str, Any]], phase: int) -> int:
+    """How many kills came while the run was in a phase."""
+    return sum(kill["phase"] == phase for kill in kills)
 
 
 def steps(workdir: Path) -> list[dict[str, Any]]:

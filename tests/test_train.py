@@ -70,6 +70,21 @@ def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop)
     assert computed(tmp_path) == computed(whole_run)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__attention": "pallas", "model__dtype": "bfloat16", "data__packing_depth": 3},
+        {"model__scan_layers": True, "model__remat": "attention", "num_microbatches": 2},
+    ],
+)
+def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path, options):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert loop.run(micro(store, **options), whole) == 0
+    assert loop.run(micro(store, num_steps=7, **options), stopped) == 0
+    assert loop.run(micro(store, **options), stopped) == 0
+    assert_same_run(stopped, whole)
+
+
 def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
     assert loop.run(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path) == 0
     for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
