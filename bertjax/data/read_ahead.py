@@ -44,6 +44,9 @@ class ReadAhead:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "bertjax-read-ahead")
         self._windows: collections.OrderedDict[int, concurrent.futures.Future[list[_Range]]]
         self._windows = collections.OrderedDict()
+        # Rows before their window is there read single pages, not as far ahead as the system would.
+        for array in (starts, split.sentence_offsets, *split.token_shards):
+            _advise(_ranges(array, [(0, len(array))]), mmap.MADV_RANDOM)
 
     def follow(self, epoch: np.ndarray, index: np.ndarray) -> None:
         """Fetches the windows of some rows and those after them, where that has not happened yet.
