@@ -91,7 +91,8 @@ def short_documents(folder: Path, tokenizer: Tokenizer) -> Store:
     documents = []
     for length in 2 * rng.integers(4, 12, 30_000) + rng.exponential(280, 30_000).astype(int):
         cuts = np.arange(20, length - 5, 20)
-        documents.append([rng.choice(ids, len(part)) for part in np.split(np.arange(length), cuts)])
+        parts = np.split(np.arange(length), cuts)
+        documents.append([rng.choice(ids, len(part)).tolist() for part in parts])
     return write_store(folder / "store", tokenizer, documents)
 
 

@@ -12,9 +12,9 @@ import sentencex
 *sources, target = sys.argv[1:]
 with open(target, "w", encoding="utf-8") as out:
     for source in sources:
-        for line in gzip.open(source, "rt", encoding="utf-8"):
-            document = json.loads(line)
-            for paragraph in document["text"].split("\n"):
-                sentences = [s.strip() for s in sentencex.segment("en", paragraph) if s.strip()]
-                for i in range(0, len(sentences) - 1, 2):
-                    out.write(json.dumps({"text": " ".join(sentences[i : i + 2])}) + "\n")
+        with gzip.open(source, "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line)["text"] for line in lines]
+        for paragraph in (paragraph for text in texts for paragraph in text.split("\n")):
+            sentences = [s.strip() for s in sentencex.segment("en", paragraph) if s.strip()]
+            for i in range(0, len(sentences) - 1, 2):
+                out.write(json.dumps({"text": " ".join(sentences[i : i + 2])}) + "\n")
