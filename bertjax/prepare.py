@@ -87,6 +87,16 @@ _NUM_WORKERS = flags.DEFINE_integer(
     "Processes that encode; 0 = one a core. The result is the same.",
     lower_bound=0,
 )
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    "local",
+    "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
+    "DataflowRunner, FlinkRunner, SparkRunner). The result is the same. Input and output must lie "
+    "on storage that all its workers see.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "Of the runner, in one string: '--region=europe-west4 --num_workers=100'."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -115,6 +125,8 @@ def main(argv: list[str]) -> int:
                 shard_tokens=_SHARD_TOKENS.value,
                 data_dir=_DATA_DIR.value,
                 num_workers=_NUM_WORKERS.value,
+                runner=_RUNNER.value,
+                beam_options=_BEAM_OPTIONS.value,
             )
         )
         for finding in store_findings(store):
