@@ -1,11 +1,18 @@
-"""Measures `bertjax.prepare`: speed per core, and whether memory grows with the input.
+"""Measures `bertjax.prepare` beside `tokenizers` and the original's published algorithm.
 
     python -m benchmarks.prepare --data=../shared/data
 
-Makes English inputs of 20 and 160 MB (JSON lines, gzip) from the corpora in DATA, prepares each in
-a process of its own, and samples the memory of that process and its workers from /proc. PSS counts
-a page that n processes share as 1/n of it in each; its sum is what the machine really gives. Writes
-benchmarks/results/prepare.json.
+Makes English inputs of 80 and 160 MB (JSON lines, gzip) from the corpora in DATA. Each round runs,
+one after the other: `prepare` on either input in a process of its own, from start to end of the
+process; `tokenizers` with the same vocabulary and all cores on the sentences of the larger input,
+which only tokenises text that is in memory already; and on one of a hundred of these sentences the
+published rules, one character at a time (tests/wordpiece_oracle.py), in one thread, tokenising
+alone as well.
+
+A core's speed is text over the time of the clock times the cores, whether they had other work or
+not; text over processor time stands beside it. PSS counts a page that n processes share as 1/n of
+it in each; its sum over `prepare` and its workers, sampled from /proc, is what the machine really
+gives. Writes benchmarks/results/prepare.json.
 """
 
 from __future__ import annotations
@@ -17,57 +24,108 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import tokenizers
+
 from benchmarks.hardware import cpu_name
+from bertjax.data.build_store import num_cores
+from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "tests"))
+
+import wordpiece_oracle  # noqa: E402
 
 CORPORA = ("novels", "novels_eltec", "wiki_train", "speeches", "wiki_heldout", "wikitext2_heldout")
 RESULT = Path(__file__).parent / "results" / "prepare.json"
+PEER_BATCH = 10_000  # sentences given to `tokenizers` at once
+ORIGINAL_SHARE = 100  # the published rules get every so-many-th sentence
+SAMPLE_SECONDS = 0.25  # between two looks at the memory
 
 
 def main() -> None:
     """Runs the measurements and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[20, 160])
-    parser.add_argument("--num_workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[80, 160])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--load", default="", help="what else the machine does, for the record")
     arguments = parser.parse_args()
     vocabulary = arguments.data / "vocab" / "bert-base-uncased-vocab.txt"
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        for megabytes in arguments.megabytes:
-            file = Path(folder) / f"{megabytes}mb.jsonl.gz"
-            write_input(arguments.data / "corpus", file, megabytes * 10**6)
-            for num_workers in arguments.num_workers:
-                store = Path(folder) / f"store-{megabytes}-{num_workers}"
-                runs.append(measure(file, store, vocabulary, num_workers))
+        files = {}
+        for megabytes in sorted(arguments.megabytes):
+            files[megabytes] = Path(folder) / f"{megabytes}mb.jsonl.gz"
+            write_input(arguments.data / "corpus", files[megabytes], megabytes * 10**6)
+        sentences = list(sentences_of(files[max(files)]))
+        peer = tokenizers.BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+        ids = {piece: id for id, piece in enumerate(vocabulary.read_text("utf-8").split("\n"))}
+        for number in range(arguments.rounds):
+            for megabytes, file in files.items():
+                store = Path(folder) / f"store-{megabytes}-{number}"
+                runs.append(measure(file, store, vocabulary))
                 print(json.dumps(runs[-1]))
+            runs.append(measure_here("tokenizers", sentences, num_cores(), peer_tokens(peer)))
+            print(json.dumps(runs[-1]))
+            share = sentences[number % ORIGINAL_SHARE :: ORIGINAL_SHARE]
+            runs.append(measure_here("original", share, 1, original_tokens(ids)))
+            print(json.dumps(runs[-1]))
+    largest = max(run["text_megabytes"] for run in runs if run["what"] == "prepare")
+    speeds = {
+        rate: {
+            what: median(runs, what, rate, largest if what == "prepare" else None)
+            for what in ("prepare", "tokenizers", "original")
+        }
+        for rate in ("megabytes_per_second_and_core", "megabytes_per_cpu_second")
+    }
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": num_cores(),
+        "load": arguments.load,
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("numpy", "sentencex")},
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("numpy", "sentencex", "tokenizers")
+            },
         },
-        "command": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
-        "--num_workers=N",
-        "megabytes": "of text, 10^6 bytes of UTF-8; start of the processes included",
-        "runs": runs,
+        "prepare": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
+        f"--num_workers={num_cores()}: read, split, tokenise, write; processes' start in",
+        "tokenizers": "BertWordPieceTokenizer.encode_batch, all cores: tokenises, nothing else",
+        "original": "google-research/bert, tokenization.py, as tests/wordpiece_oracle.py: tokenises"
+        f", nothing else, one thread, on one sentence of {ORIGINAL_SHARE}",
+        "megabytes": "of text, 10^6 bytes of UTF-8",
+        "medians_over_rounds": speeds,
+        "prepare_over": {
+            what: {rate: round(found["prepare"] / found[what], 2) for rate, found in speeds.items()}
+            for what in ("tokenizers", "original")
+        },
+        "peak_pss_bytes": peaks(runs),
         "peak_pss_growth": growth(runs, "peak_pss_bytes"),
         "peak_rss_growth": growth(runs, "peak_rss_bytes"),
+        "runs": runs,
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"{RESULT}: peak memory of the largest input over the smallest, by workers: "
-        f"{result['peak_pss_growth']}"
+    print(f"{RESULT}: {json.dumps(speeds)}, memory x {result['peak_pss_growth']}")
+
+
+def median(runs: list[dict], what: str, rate: str, megabytes: float | None) -> float:
+    """Median of a rate over the rounds, of one size of input if that is given."""
+    return statistics.median(
+        run[rate]
+        for run in runs
+        if run["what"] == what and megabytes in (None, run["text_megabytes"])
     )
 
 
@@ -92,35 +150,91 @@ def documents(corpus: Path) -> Iterator[tuple[int, str]]:
                 yield len(json.loads(line)["text"].encode()), line
 
 
-def measure(file: Path, store: Path, vocabulary: Path, num_workers: int) -> dict:
+def sentences_of(file: Path) -> Iterator[str]:
+    """The sentences that `prepare` makes of a file."""
+    for source in find_sources(str(file)):
+        for block in read_blocks(source):
+            for document in read_documents(block, []):
+                for paragraph in document.paragraphs:
+                    yield from split_sentences("en", paragraph)
+
+
+def peer_tokens(peer: tokenizers.BertWordPieceTokenizer) -> Callable[[list[str]], int]:
+    """A function that tokenises with `tokenizers` and counts."""
+
+    def count(sentences: list[str]) -> int:
+        tokens = 0
+        for start in range(0, len(sentences), PEER_BATCH):
+            batch = sentences[start : start + PEER_BATCH]
+            tokens += sum(map(len, peer.encode_batch(batch, add_special_tokens=False)))
+        return tokens
+
+    return count
+
+
+def original_tokens(ids: dict[str, int]) -> Callable[[list[str]], int]:
+    """A function that tokenises by the published rules and counts."""
+    return lambda sentences: sum(
+        len(wordpiece_oracle.encode(sentence, ids, True)) for sentence in sentences
+    )
+
+
+def measure_here(
+    what: str, sentences: list[str], cores: int, count: Callable[[list[str]], int]
+) -> dict:
+    """Tokenises in this process, which may use `cores`; returns the figures."""
+    num_bytes = sum(len(sentence.encode()) for sentence in sentences)
+    load, cpu, begin = os.getloadavg()[0], time.process_time(), time.monotonic()
+    tokens = count(sentences)
+    seconds, cpu_seconds = time.monotonic() - begin, time.process_time() - cpu
+    return {"what": what} | rates(num_bytes, tokens, cores, seconds, cpu_seconds, load)
+
+
+def rates(
+    num_bytes: int, tokens: int, cores: int, seconds: float, cpu_seconds: float, load: float
+) -> dict:
+    """The figures that all runs have."""
+    megabytes = num_bytes / 1e6
+    return {
+        "text_megabytes": round(megabytes, 1),
+        "tokens": tokens,
+        "cores": cores,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "megabytes_per_second_and_core": round(megabytes / seconds / cores, 2),
+        "megabytes_per_cpu_second": round(megabytes / cpu_seconds, 2),
+        "load_average_before": round(load, 2),
+    }
+
+
+def measure(file: Path, store: Path, vocabulary: Path) -> dict:
     """Prepares one input in a new process; returns its figures."""
     command = [sys.executable, "-m", "bertjax.prepare", f"--input={file}", f"--output={store}"]
-    command += [f"--tokenizer={vocabulary}", f"--num_workers={num_workers}"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command += [f"--tokenizer={vocabulary}", f"--num_workers={num_cores()}"]
+    load, before = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peaks = {"Pss": 0, "Rss": 0}
-    while process.poll() is None:
+    while True:
         tree = process_tree(process.pid)
         for kind in peaks:
             peaks[kind] = max(peaks[kind], sum(memory(pid, kind) for pid in tree))
-        time.sleep(0.1)
+        try:
+            process.wait(SAMPLE_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     seconds = time.monotonic() - begin
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     manifest = json.loads((store / "manifest.json").read_text())
-    megabytes = manifest["text_bytes"] / 1e6
+    tokens = sum(split["num_tokens"] for split in manifest["splits"].values())
     return {
-        "text_megabytes": round(megabytes, 1),
+        "what": "prepare",
+        **rates(manifest["text_bytes"], tokens, num_cores(), seconds, cpu_seconds, load),
         "input_bytes": file.stat().st_size,
-        "num_workers": num_workers,
-        "tokens": sum(split["num_tokens"] for split in manifest["splits"].values()),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-        "megabytes_per_second": round(megabytes / seconds, 2),
-        "megabytes_per_cpu_second": round(megabytes / cpu_seconds, 2),
         "peak_pss_bytes": peaks["Pss"],
         "peak_rss_bytes": peaks["Rss"],
     }
@@ -146,14 +260,19 @@ def memory(pid: int, kind: str) -> int:
     return 0
 
 
-def growth(runs: list[dict], peak: str) -> dict[str, float]:
-    """Peak of the largest input over that of the smallest, for each number of workers."""
-    found = {}
-    for workers in sorted({run["num_workers"] for run in runs}):
-        alike = [run for run in runs if run["num_workers"] == workers]
-        alike.sort(key=lambda run: run["text_megabytes"])
-        found[str(workers)] = round(alike[-1][peak] / alike[0][peak], 3)
-    return found
+def growth(runs: list[dict], peak: str) -> float:
+    """Highest peak with the largest input over that with the smallest."""
+    sizes = sorted({run["text_megabytes"] for run in runs if run["what"] == "prepare"})
+    smallest, largest = (
+        max(run[peak] for run in runs if run["what"] == "prepare" and run["text_megabytes"] == size)
+        for size in (sizes[0], sizes[-1])
+    )
+    return round(largest / smallest, 3)
+
+
+def peaks(runs: list[dict]) -> int:
+    """Highest PSS of all runs of `prepare`."""
+    return max(run["peak_pss_bytes"] for run in runs if run["what"] == "prepare")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
-"""Measures the stream: rows per second of the reader alone and through tf.data.
+"""Measures the stream: rows per second, beside transformers, and on stores larger than memory.
 
-    python -m benchmarks.stream --store=STORE
+    python -m benchmarks.stream --store=STORE --peer=transformers --scale=FOLDER
 
 Each number is the best of several short stretches, by the processor time of all threads (so that
-another program on the machine does not count) and by the clock. Writes
-benchmarks/results/stream.json.
+another program on the machine does not count) and by the clock. --peer takes turns with
+transformers' collator under a torch DataLoader on the same rows (`stream_peer`); --scale simulates
+a store of 300 GB in a new FOLDER, where it needs 18 GB for some minutes (`stream_at_scale`). Writes
+benchmarks/results/stream.json; what is not measured keeps its last result and date.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,7 +32,7 @@ import numpy as np
 from benchmarks.hardware import cpu_name
 from bertjax.data.reader import Batch, RowReader
 from bertjax.data.rows import RowSpec, build_row_index
-from bertjax.data.store import open_store
+from bertjax.data.store import Store, open_store
 from bertjax.data.stream import BatchStream
 
 RESULT = Path(__file__).parent / "results" / "stream.json"
@@ -38,8 +44,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each stretch")
+    parser.add_argument("--peer", choices=["transformers"], help="beside whom")
+    parser.add_argument("--skip_table", action="store_true", help="keep the last table of speeds")
+    parser.add_argument("--scale", type=Path, help="folder to make large stores in")
     arguments = parser.parse_args()
+    if arguments.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        parser.error("--peer=transformers needs PyTorch and transformers: pip install '.[peer]'")
     store = open_store(arguments.store)
+    result = json.loads(RESULT.read_text())
+    if arguments.peer:
+        result["beside"] = {**circumstances(), **beside(store, arguments.seconds)}
+    if arguments.scale:
+        result["at_scale"] = {
+            **circumstances(),
+            "simulated": at_scale("simulated", arguments.scale, 300),
+            "reads": at_scale("reads", arguments.scale, 4),
+        }
+    if not arguments.skip_table:
+        result["table"] = {**circumstances(), "runs": table(store, arguments.seconds)}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """When and where something was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "tensorflow": importlib.metadata.version("tensorflow-cpu"),
+        },
+    }
+
+
+def table(store: Store, seconds: float) -> list[dict[str, Any]]:
+    """Speeds of the reader and of the stream for every masking, two lengths and two batches."""
     tokens = store.tokenizer()
     runs: list[dict[str, Any]] = []
 
@@ -70,11 +112,11 @@ def main() -> None:
                 begins = itertools.count(FAR, batch_size)
                 speed = measure(
                     (reader.rows(begin + np.arange(batch_size)) for begin in begins),
-                    arguments.seconds,
+                    seconds,
                 )
                 report(what="reader, a call a batch", **common, **speed)
                 with BatchStream(reader, global_batch_size=batch_size, position=FAR) as stream:
-                    speed = measure(stream, arguments.seconds)
+                    speed = measure(stream, seconds)
                 report(what="tf.data", **common, **speed)
             begin = time.perf_counter()
             with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
@@ -84,19 +126,72 @@ def main() -> None:
                     **common,
                     seconds=round(time.perf_counter() - begin, 3),
                 )
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "tensorflow": importlib.metadata.version("tensorflow-cpu"),
-        },
-        "runs": runs,
+    return runs
+
+
+def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
+    """Batches of 256 rows of 128 tokens that reach a consumer, in turns with transformers.
+
+    Ours choose sentence pairs from the store and mask them. The peer gets the same pairs ready,
+    and masks them; of its forms the fastest counts as it.
+    """
+    reader = RowReader(store.train, store.tokenizer(), RowSpec(), seed=0, stream_id=0)
+    ours: list[dict[str, float]] = []
+    peers: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.npz"
+        fields: Any = unmasked_rows(reader)
+        np.savez(rows, **fields)
+        vocabulary = str(store.path / "tokenizer" / "vocab.txt")
+        command = [sys.executable, "-m", "benchmarks.stream_peer", str(rows), vocabulary]
+        for _ in range(rounds):
+            with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
+                ours.append(measure(stream, seconds))
+            output = subprocess.run(
+                [*command, f"--seconds={seconds}"], stdout=subprocess.PIPE, text=True, check=True
+            )
+            for line in output.stdout.splitlines():
+                run = json.loads(line)
+                names = ("examples", "return_tensors", "num_workers")
+                peers.setdefault(", ".join(f"{name} {run[name]}" for name in names), []).append(run)
+            print(json.dumps({"bertjax": ours[-1], "transformers": output.stdout.splitlines()}))
+    speeds = ("rows_per_cpu_second", "rows_per_second")
+    best = {name: {s: max(run[s] for run in runs) for s in speeds} for name, runs in peers.items()}
+    mine = {s: max(run[s] for run in ours) for s in speeds}
+    fastest = max(run["rows_per_cpu_second"] for run in best.values())
+    return {
+        "what": "batches of 256 rows of 128, dynamic masks; ours with pairs drawn from the store, "
+        "theirs from pairs of the same store ready in memory; 'examples ids' has no token types, "
+        "no attention mask and no next-sentence label",
+        "rounds": rounds,
+        "bertjax": mine,
+        "transformers": best,
+        "peer_versions": run["versions"],
+        "times_as_fast_as_the_fastest": round(mine["rows_per_cpu_second"] / fastest, 1),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def unmasked_rows(reader: RowReader, count: int = 8192) -> dict[str, np.ndarray]:
+    """The first rows of the stream as they are before masking."""
+    batch = reader.rows(np.arange(count))
+    used = batch["masked_weights"] > 0
+    batch["input_ids"][np.nonzero(used)[0], batch["masked_positions"][used]] = batch["masked_ids"][
+        used
+    ]
+    names = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_labels")
+    tokens = reader.tokens
+    special = np.array([tokens.pad_id, tokens.cls_id, tokens.sep_id])
+    return {"special_ids": special, **{name: batch[name] for name in names}}
+
+
+def at_scale(what: str, folder: Path, gigabytes: int) -> dict[str, Any]:
+    """See `stream_at_scale`, which is a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.stream_at_scale", what, str(folder)]
+    output = subprocess.run(
+        [*command, f"--gigabytes={gigabytes}"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    print(output.stdout)
+    return json.loads(output.stdout.splitlines()[-1])
 
 
 def measure(batches: Iterator[Batch], seconds: float, stretches: int = 3) -> dict[str, float]:

@@ -51,7 +51,9 @@ class DataConfig:
     """Where rows come from and what they look like."""
 
     store: str = ""  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
-    eval_store: str = ""  # "" = the held-out documents of `store`
+    stores: str = ""  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by their sizes,
+    # "a@0.1" for a share of the documents (docs/design/stream.md)
+    eval_store: str = ""  # "" = the held-out documents of `store` or of all `stores`
     global_batch_size: int = 256  # rows a step, over all devices and microbatches
     max_length: int = 128  # tokens a row, special tokens included
     max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
@@ -59,6 +61,8 @@ class DataConfig:
     mask_rate: float = 0.15  # share of the tokens that are predicted
     masking: str = "token"  # "token", "whole_word" or "span" (Joshi et al. 2020)
     short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
+    shuffle_window: int = -1  # rows that are read and shuffled together, at least 256; 0 = all;
+    # -1 = all, or 2**18 of a store with more than 32 GiB of tokens (docs/design/stream.md)
     num_threads: int = 0  # tf.data workers; 0 = one a core, at most 16
     prefetch_batches: int = 4
     packing_depth: int = 1  # pairs in a row at most; 1 = a row is one pair (docs/design/packing.md)

@@ -17,6 +17,7 @@ from absl import flags
 from bertjax import cli
 from bertjax.bucket import is_bucket_path, require_client
 from bertjax.config import Config, ConfigError
+from bertjax.store_list import store_list
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -82,7 +83,8 @@ def main(config: Config) -> int:
 
 
 def _paths(config: Config) -> tuple[str, ...]:
-    return config.data.store, config.data.eval_store, config.init_from
+    stores = [store.path for store in store_list(config.data)]
+    return *stores, config.data.eval_store, config.init_from
 
 
 if __name__ == "__main__":

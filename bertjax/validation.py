@@ -3,6 +3,7 @@
 import dataclasses
 
 from bertjax.config import Config, ConfigError, check_types, closest, packed_predictions
+from bertjax.store_list import store_list
 
 HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
 
@@ -52,6 +53,12 @@ def validate(config: Config) -> None:
         for name in not_negative.split():
             value = getattr(getattr(config, section), name)
             _require(value >= 0, f"config.{section}.{name} = {value} must not be negative")
+    store_list(data)
+    _require(
+        data.shuffle_window in (-1, 0) or data.shuffle_window >= 256,
+        f"config.data.shuffle_window = {data.shuffle_window}: expected a number of rows, 256 at "
+        "least, 0 for all, or -1 for what the size of the store asks for",
+    )
     _require(0 <= config.seed < 2**32, f"config.seed = {config.seed} is not in [0, 2**32)")
     for name, rate in (
         ("model.dropout_rate", model.dropout_rate),

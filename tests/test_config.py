@@ -81,6 +81,8 @@ def test_a_run_without_phases_takes_num_steps():
         ("data.max_predictions", 128, "is not below its max_length"),
         ("data.masking", "words", "data.masking = 'words' is not known"),
         ("data.mask_rate", 0.0, "config.data.mask_rate = 0.0 is not between 0 and 1"),
+        ("data.shuffle_window", 100, "config.data.shuffle_window = 100: expected a number of rows"),
+        ("data.shuffle_window", -2, "config.data.shuffle_window = -2: expected a number of rows"),
         ("data.store", 3, "config.data.store = 3 is of type int; expected str"),
         ("optimizer.name", "adam", "did you mean 'adamw'"),
         ("optimizer.warmup_steps", 10**6, "is beyond the schedule's"),

@@ -66,7 +66,7 @@ def test_index_is_kept_and_read_again(store, monkeypatch):
     files = list((store.path / "rows").iterdir())
     assert len(files) == 1
     assert files[0].name.startswith("train-61-")
-    monkeypatch.setattr(rows, "build_row_index", None)  # not built again
+    monkeypatch.setattr(rows, "row_blocks", None)  # not built again
     assert np.array_equal(row_index(store.train, 61), first)
 
 
@@ -107,7 +107,7 @@ def test_read_only_store_uses_the_cache_then_memory(store, tmp_path, monkeypatch
     assert len(list(cache.iterdir())) == 2
     assert np.array_equal(row_index(store.train, 61), expected)
     assert np.array_equal(row_index(store.train, 61, store.path / "rows"), expected)
-    monkeypatch.setattr(rows, "build_row_index", None)
+    monkeypatch.setattr(rows, "row_blocks", None)
     assert np.array_equal(row_index(store.train, 61, cache), expected)
 
 

@@ -17,7 +17,7 @@ from bertjax.bucket import BucketPath
 from bertjax.config import ConfigError
 from bertjax.data.staging import upload_store
 from bertjax.training import loop
-from bertjax.training.input import open_data
+from bertjax.training.documents import open_data
 from bertjax.training.workdir import open_workdir
 
 
@@ -111,4 +111,4 @@ def test_the_embedded_corpus_is_kept_in_the_bucket(bucket, tmp_path, monkeypatch
     monkeypatch.setattr("bertjax.data.embedded.prepare", None)  # it is not prepared twice
     again = open_data(config, open_workdir(str(bucket)))
     assert again.store_hash == data.store_hash
-    assert again.store.path.is_relative_to(tmp_path / "another machine" / "stores")
+    assert again.stores[0].path.is_relative_to(tmp_path / "another machine" / "stores")

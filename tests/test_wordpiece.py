@@ -1,6 +1,7 @@
 """WordPiece ids against the oracle: adversarial Unicode and real text."""
 
 import gzip
+import itertools
 import json
 import pickle
 import random
@@ -12,8 +13,9 @@ import pytest
 from wordpiece_oracle import basic_tokenize as oracle_words
 from wordpiece_oracle import encode as oracle_encode
 
+from bertjax.data.basic_tokenizer import SENTENCE_END, basic_tokenize, fine_chunks
 from bertjax.data.tokenizer import WordPieceTokenizer
-from bertjax.data.wordpiece import basic_tokenize, load_wordpiece
+from bertjax.data.wordpiece import load_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASINGS = pytest.mark.parametrize("lower_case", [True, False])
@@ -147,6 +149,51 @@ def test_ids_equal_the_oracle(texts, lower_case):
     assert_equal_to_oracle(WordPieceTokenizer(pieces, lower_case=lower_case), texts)
 
 
+def words_of_chunks(texts, lower_case):
+    """The words of each text by way of `fine_chunks`, all texts cut at once."""
+    words = [[]]
+    for chunk in fine_chunks(texts, lower_case):
+        if chunk == SENTENCE_END:
+            words.append([])
+        else:
+            words[-1] += basic_tokenize(chunk.decode("utf-8", "surrogatepass"), lower_case)
+    assert words.pop() == []
+    return words
+
+
+@CASINGS
+def test_chunks_have_the_words_of_the_oracle(lower_case):
+    """Alone, and together with others that need cleaning when they do not."""
+    codes = [
+        *range(0x300),
+        *range(0x2000, 0x2070),
+        *(code for block in CJK_BLOCKS for code in block),
+    ]
+    texts = [f"x{chr(code)}y" for code in codes]  # so that each has one cause only
+    texts += ["x \0 y", "\0", *HANDPICKED, *boundary_texts()[::7], *random_texts(3, 2000)]
+    want = [oracle_words(text, lower_case) for text in texts]
+    for start in range(0, len(texts), 5):
+        piece = slice(start, start + 5)
+        assert words_of_chunks(texts[piece], lower_case) == want[piece], texts[piece]
+    for text, words in zip(texts, want, strict=True):
+        assert words_of_chunks([text], lower_case) == [words], repr(text)
+    assert fine_chunks([], lower_case) == []
+    for ideograph in map(chr, itertools.chain(*CJK_BLOCKS)):  # a chunk each: a line never repeats
+        chunks = [b"x", ideograph.encode(), b"y", SENTENCE_END]
+        assert fine_chunks([f"x{ideograph}y"], lower_case) == chunks
+    marks = " ".join(map(chr, range(0x2010, 0x2028)))
+    assert fine_chunks(["(a-b),“c”", marks], lower_case)[:-1] == (
+        [b"(", b"a", b"-", b"b", b")", b",", "“".encode(), b"c", "”".encode(), SENTENCE_END]
+        + [mark.encode() for mark in marks.split()]
+    )
+
+
+def test_lowering_twice_is_lowering_once():
+    """What `fine_chunks` rests on: it lowers some text that the rules then lower again."""
+    characters = map(chr, range(sys.maxunicode + 1))
+    assert [c for c in characters if c.lower().lower() != c.lower() or "Σ" in c.lower()] == []
+
+
 @CASINGS
 def test_every_assigned_character_equals_the_oracle(lower_case):
     """All but the insides of the ideograph, hangul and private-use blocks, between two letters."""
@@ -159,7 +206,9 @@ def test_every_assigned_character_equals_the_oracle(lower_case):
     assert len(characters) > 30_000
     for start in range(0, len(characters), 50):
         text = " ".join(f"x{character}y" for character in characters[start : start + 50])
-        assert basic_tokenize(text, lower_case) == oracle_words(text, lower_case), repr(text)
+        want = oracle_words(text, lower_case)
+        assert basic_tokenize(text, lower_case) == want, repr(text)
+        assert words_of_chunks([text], lower_case) == [want], repr(text)
 
 
 @CASINGS
@@ -193,7 +242,11 @@ def test_a_cache_that_overflows_changes_nothing():
 
 def test_a_vocabulary_above_65536_pieces_uses_uint32():
     pieces = [*SPECIAL, *(f"[unused{n}]" for n in range(65_536 - 6)), "last"]
-    assert WordPieceTokenizer(pieces, lower_case=True).dtype == np.uint16
+    tokenizer = WordPieceTokenizer(pieces, lower_case=True)
+    assert tokenizer.dtype == np.uint16
+    ids, lengths = tokenizer.encode_sentences(["last last", "", "last"])
+    assert ids.dtype == np.uint16
+    assert (ids.tolist(), lengths.tolist()) == ([65_535] * 3, [2, 0, 1])
     tokenizer = WordPieceTokenizer([*pieces, "more"], lower_case=True)
     assert tokenizer.dtype == np.uint32
     ids, lengths = tokenizer.encode_sentences(["last more", "", "more"])

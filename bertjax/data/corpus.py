@@ -88,7 +88,7 @@ def read_documents(block: Block, problems: list[Problem]) -> Iterator[Document]:
     """Decodes the documents of a block, in order; appends what is wrong to `problems`."""
     parse = _parse_json_lines if block.json_lines else _parse_text
     for line, text, name in parse(block, problems):
-        paragraphs = [stripped for part in text.split("\n") if (stripped := part.strip())]
+        paragraphs = list(filter(None, map(str.strip, text.split("\n"))))
         if paragraphs:
             yield Document(block.source, line, paragraphs, name)
         else:
@@ -121,7 +121,7 @@ def split_sentences(language: str, text: str) -> list[str]:
                     pieces = [window[:space] if space > 0 else window]
             found += pieces
             start += sum(map(len, pieces))
-    return [stripped for sentence in found if (stripped := sentence.strip())]
+    return list(filter(None, map(str.strip, found)))
 
 
 # --- text

@@ -20,11 +20,7 @@ from bertjax.data.blocks import Block, Problem
 from bertjax.data.corpus import Document, read_documents, split_sentences
 from bertjax.data.duplicates import DUPLICATES, read_dropped
 from bertjax.data.store import SPLITS
-from bertjax.data.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
-
-# Words in the cache of each process. Full after some 10 MB of English, so that a large corpus takes
-# no more memory than a small one; four times as much was 5 to 10 % faster.
-CACHE_BYTES = 16 * 2**20
+from bertjax.data.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +91,6 @@ class Encoder:
 def make_encoder(folder: Path, language: str, heldout_share: float) -> Encoder:
     """The encoder of a process, with the tokenizer saved in `folder`, STORE/tokenizer."""
     tokenizer = load_tokenizer(folder)
-    if isinstance(tokenizer, WordPieceTokenizer):
-        tokenizer.cache_bytes = CACHE_BYTES
     dropped = read_dropped(folder.parent / DUPLICATES)
     return Encoder(tokenizer, language, heldout_share, dropped)
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertjax.data.basic_tokenizer import CJK_RANGES, CLEAN, SPLIT_CASED, SPLIT_UNCASED
 from bertjax.data.sentence_piece import SentencePieceTokenizer
 from bertjax.data.vocabulary import Tokenizer
-from bertjax.data.wordpiece import CJK_RANGES, CLEAN, SPLIT_CASED, SPLIT_UNCASED, WordPieceTokenizer
+from bertjax.data.wordpiece import WordPieceTokenizer
 
 # White space as the reference has it (Cc is dropped instead), and the two that str.split() adds.
 _SPACES = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"

@@ -7,6 +7,7 @@ earlier draws. docs/design/stream.md says what that changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +31,18 @@ class Segments(NamedTuple):
     is_random: np.ndarray  # 1 where B comes from another document, else 0
 
 
+Neighbours = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""From numbers of rows [m] and random bits, uint64 [m]: the sentences [first, end) of a random row
+that is read together with each."""
+
+
 def draw_segments(
-    split: Split, first: np.ndarray, last: np.ndarray, keys: np.ndarray, spec: RowSpec
+    split: Split,
+    first: np.ndarray,
+    last: np.ndarray,
+    keys: np.ndarray,
+    spec: RowSpec,
+    neighbours: Neighbours | None = None,
 ) -> Segments:
     """Chooses the tokens of each row.
 
@@ -43,7 +54,8 @@ def draw_segments(
     (B where equal), at either end with probability 1/2.
 
     A split of one document has no other to take B from: like the reference after ten draws, B
-    then comes from the same document and still counts as random.
+    then comes from the same document and still counts as random. So does a row whose neighbours
+    are all of its own document.
 
     Args:
         split: where the tokens are.
@@ -51,6 +63,7 @@ def draw_segments(
         last: int64 [n], end of each row's sentences, above `first`.
         keys: uint64 [n].
         spec: what a row looks like.
+        neighbours: where random sentences come from; None = from any document.
     """
     offsets = split.sentence_offsets.view(np.int64)
     a_start = offsets[first]
@@ -74,7 +87,11 @@ def draw_segments(
     a_length = offsets[b_first] - a_start
     random = np.flatnonzero(is_random)
     b_first[random], b_last[random] = _random_sentences(
-        split, first[random], (target - a_length)[random], keys[random]
+        split,
+        first[random],
+        (target - a_length)[random],
+        keys[random],
+        neighbours and (lambda which, bits: neighbours(random[which], bits)),
     )
     b_start = offsets[b_first]
     b_length = offsets[b_last] - b_start
@@ -96,26 +113,37 @@ def truncated_lengths(
 
 
 def _random_sentences(
-    split: Split, own: np.ndarray, target: np.ndarray, keys: np.ndarray
+    split: Split,
+    own: np.ndarray,
+    target: np.ndarray,
+    keys: np.ndarray,
+    neighbours: Neighbours | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of another document: the first, uniform in it, and the end.
+    """Sentences of another document: the first, uniform in it or in the neighbour, and the end.
 
     `own` is a sentence of the row's own document; `target` may be 0 or less, and takes one then.
     """
     offsets = split.sentence_offsets.view(np.int64)
     documents = split.document_offsets.view(np.int64)
     document = np.zeros_like(own)
+    begin, end = np.zeros_like(own), np.zeros_like(own)
     again = np.arange(len(own))
     for draw in range(_DOCUMENT_DRAWS):
-        document[again] = uniform_int(bits64(keys[again], _DOCUMENT + draw), split.num_documents)
-        drawn = document[again]
+        bits = bits64(keys[again], _DOCUMENT + draw)
+        if neighbours is None:
+            drawn = uniform_int(bits, split.num_documents)
+            begin[again], end[again] = documents[drawn], documents[drawn + 1]
+        else:
+            begin[again], end[again] = neighbours(again, bits)
+            drawn = np.searchsorted(documents, begin[again], side="right") - 1
+        document[again] = drawn
         is_own = (documents[drawn] <= own[again]) & (own[again] < documents[drawn + 1])
         again = again[is_own]
         if len(again) == 0:
             break
-    begin, end = documents[document], documents[document + 1]
     first = begin + uniform_int(bits64(keys, _SENTENCE), end - begin)
-    most = np.minimum(end, first + np.maximum(target, 1))  # a sentence has a token at least
+    most = documents[document + 1]
+    most = np.minimum(most, first + np.maximum(target, 1))  # a sentence has a token at least
     return first, _reach(offsets, first + 1, most, offsets[first] + target)
 
 

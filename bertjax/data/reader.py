@@ -1,8 +1,8 @@
 """Rows of a split as a pure function of (seed, stream, position): NumPy alone, no TensorFlow.
 
 Position p is row p % n of epoch p // n, n the rows of the split. A keyed shuffle of the epoch turns
-it into a row of the index; the row's pair and mask are drawn from the position. So the whole state
-of the input is one integer, and a row is the same in any batch, on any host.
+it into a row of the index (`row_order`); the row's pair and mask are drawn from the position. So
+the whole state of the input is one integer, and a row is the same in any batch, on any host.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from bertjax.data.counter_rng import keys_at, permute, stream_key
+from bertjax.data.counter_rng import keys_at, stream_key
 from bertjax.data.masking import TokenIds, mask_rows
 from bertjax.data.pairs import Segments, draw_segments
+from bertjax.data.read_ahead import ReadAhead
+from bertjax.data.row_order import RowOrder
 from bertjax.data.rows import RowSpec, row_index
 from bertjax.data.store import Split
 
@@ -55,6 +57,7 @@ class RowReader:
         seed: int,
         stream_id: int,
         cache: Path | None = None,
+        shuffle_window: int = 0,
     ):
         """Opens the row index, building it the first time.
 
@@ -65,6 +68,8 @@ class RowReader:
             seed: of the run.
             stream_id: number of the phase, so that no two phases read alike.
             cache: where to keep the row index if the store is read-only.
+            shuffle_window: rows that are read and shuffled together; 0 = all. Random second
+                segments come from the same window.
 
         Raises:
             ValueError: the split is empty or has another vocabulary.
@@ -85,11 +90,15 @@ class RowReader:
         self.spec = spec
         self.starts = row_index(split, spec.room, cache)
         self.num_rows = len(self.starts) - 1  # of one epoch
+        self.order = RowOrder(self.num_rows, shuffle_window)
         self._open_stream(seed, stream_id)
 
     def _open_stream(self, seed: int, stream_id: int) -> None:
         self.stream = seed, stream_id
         self._keys = [stream_key(seed, stream_id, purpose) for purpose in (_ORDER, _PAIR, _MASK)]
+        self._read_ahead = None
+        if self.order.window:
+            self._read_ahead = ReadAhead(self.split, self.starts, self.order, self._keys[_ORDER])
 
     def with_stream(self, *, seed: int, stream_id: int) -> RowReader:
         """Another stream of the same rows."""
@@ -134,13 +143,22 @@ class RowReader:
         """
         order_key, pair_key, _ = self._keys
         epoch, index = np.divmod(positions, self.num_rows)
-        row_ids = permute(index, self.num_rows, keys_at(order_key, epoch))
+        if self._read_ahead is not None:
+            self._read_ahead.follow(epoch, index)
+        epoch_keys = keys_at(order_key, epoch)
+        row_ids = self.order.row_ids(index, epoch_keys)
+
+        def neighbours(which: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ids = self.order.neighbours(index[which], epoch_keys[which], bits)
+            return np.asarray(self.starts[ids]), np.asarray(self.starts[ids + 1])
+
         segments = draw_segments(
             self.split,
             np.asarray(self.starts[row_ids]),
             np.asarray(self.starts[row_ids + 1]),
             keys_at(pair_key, positions),
             self.spec,
+            neighbours if self.order.window else None,
         )
         return row_ids, segments
 
@@ -208,7 +226,7 @@ def check_positions(positions: np.ndarray) -> np.ndarray:
 
 
 def evaluation_batches(
-    reader: RowReader,
+    reader: Rows,
     *,
     global_batch_size: int,
     offsets: np.ndarray | None = None,

@@ -14,13 +14,18 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from bertjax.data.atomic_files import ArrayFile
 from bertjax.data.store import MANIFEST, Split
 
+_LOG = logging.getLogger(__name__)
 _BLOCK = 2**20  # sentences at a time
+_REPORT_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +80,36 @@ def row_index(split: Split, room: int, cache: Path | None = None) -> np.ndarray:
         starts = _read(folder / name, split)
         if starts is not None:
             return starts
-    starts = build_row_index(split, room)
     for folder in folders:
         try:
-            _write(folder / name, starts)
+            _write(folder / name, row_blocks(split, room))
         except OSError as error:
-            logging.info("%s: cannot keep the row index here: %s", folder, error)
+            _LOG.info("%s: cannot keep the row index here: %s", folder, error)
             continue
         if folder == own:  # a cache may hold the indexes of other stores
             _remove_stale(own, name, f"{split.name}-{room}-*.npy")
         return np.load(folder / name, mmap_mode="r")
-    return starts
+    return build_row_index(split, room)
 
 
 def build_row_index(split: Split, room: int) -> np.ndarray:
-    """Walks the documents; a hundred million sentences take about half a minute.
+    """The index in memory: int64 [num_rows + 1], see `row_index`."""
+    return np.concatenate([*row_blocks(split, room)])
+
+
+def row_blocks(split: Split, room: int) -> Iterator[np.ndarray]:
+    """Walks the documents; a hundred million sentences take about ten seconds.
 
     Each sentence is given the row that would follow if one began there, block by block with NumPy;
-    following these from sentence to sentence is then one step a row. Memory is the result's and
-    that of a block.
+    following these from sentence to sentence is then one step a row. Memory is that of a block.
 
-    Returns:
-        int64 [num_rows + 1], see `row_index`.
+    Yields:
+        int64, parts of the index, see `row_index`; the last is num_sentences.
     """
     offsets = split.sentence_offsets.view(np.int64)
     documents = split.document_offsets.view(np.int64)
-    blocks = []
     at = 0  # first sentence of the next row
+    began = reported = time.monotonic()
     for block in range(0, split.num_sentences, _BLOCK):
         stop = min(block + _BLOCK, split.num_sentences)
         # A sentence has a token at least, so `room` sentences beyond the block always reach.
@@ -115,8 +123,17 @@ def build_row_index(split: Split, room: int) -> np.ndarray:
         while at < stop:
             rows.append(at)
             at = following[at - block]
-        blocks.append(np.array(rows, np.int64))
-    return np.concatenate([*blocks, np.array([split.num_sentences])])
+        yield np.array(rows, np.int64)
+        if (now := time.monotonic()) - reported > _REPORT_SECONDS:
+            reported = now
+            left = (now - began) * (split.num_sentences - stop) / stop
+            _LOG.info(
+                "%s: row index, once for this store and length: %.0f %%, %.0f s left",
+                split.folder,
+                100 * stop / split.num_sentences,
+                left,
+            )
+    yield np.array([split.num_sentences])
 
 
 def _read(path: Path, split: Split) -> np.ndarray | None:
@@ -128,21 +145,19 @@ def _read(path: Path, split: Split) -> np.ndarray | None:
     return starts if whole and starts[0] == 0 and starts[-1] == split.num_sentences else None
 
 
-def _write(path: Path, starts: np.ndarray) -> None:
+def _write(path: Path, blocks: Iterable[np.ndarray]) -> None:
     """Whole or not at all: two processes may build the same index at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(".tmp", path.name, path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, starts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with tempfile.TemporaryDirectory(".tmp", path.name, path.parent) as folder:
+        file = ArrayFile(Path(folder) / path.name, np.dtype(np.int64))
+        try:
+            for block in blocks:
+                file.append(block)
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        os.replace(file.path, path)
 
 
 def _remove_stale(folder: Path, name: str, pattern: str) -> None:

@@ -43,7 +43,7 @@ class StoreError(ValueError):
 class Split:
     """The training or the held-out documents of a store. Arrays are memory-mapped, read-only."""
 
-    name: str  # "train" or "heldout"
+    name: str  # "train" or "heldout"; of the first documents, see `first_documents`
     folder: Path
     token_shards: tuple[np.ndarray, ...]  # 1-D, uint16 or uint32
     shard_starts: np.ndarray  # int64 [num_shards + 1], first token of each shard
@@ -53,6 +53,25 @@ class Split:
     num_tokens: int
     num_sentences: int
     num_documents: int
+
+    def first_documents(self, share: float) -> Split:
+        """The first documents, in the order of the input: this share of them, one at least.
+
+        `unigrams` stay those of all documents.
+        """
+        num_documents = max(1, round(share * self.num_documents))
+        if num_documents >= self.num_documents:
+            return self
+        num_sentences = int(self.document_offsets[num_documents])
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}_first_{num_documents}",
+            sentence_offsets=self.sentence_offsets[: num_sentences + 1],
+            document_offsets=self.document_offsets[: num_documents + 1],
+            num_tokens=int(self.sentence_offsets[num_sentences]),
+            num_sentences=num_sentences,
+            num_documents=num_documents,
+        )
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
         """Copies n ranges of tokens into the rows of one array.
@@ -76,55 +95,48 @@ class Split:
                 f"starts and lengths must be 1-D and alike, not {starts.shape} and {lengths.shape}"
             )
         rows = np.zeros((len(starts), width), np.int32)
-        if not lengths.any():
+        used = np.flatnonzero(lengths)
+        if not len(used):
             return rows
         if lengths.min() < 0 or lengths.max() > width:
             raise ValueError(
                 f"lengths run from {lengths.min()} to {lengths.max()}, expected 0 to {width}"
             )
-        if len(self.token_shards) == 1:
-            _gather_shard(self.token_shards[0], starts, lengths, rows)
-            return rows
-        shards = np.searchsorted(self.shard_starts, starts, side="right") - 1
-        shards[lengths == 0] = -1
-        for shard in np.unique(shards[lengths > 0]):
-            if not 0 <= shard < len(self.token_shards):
-                raise IndexError(
-                    f"{self.folder}: a range starts at token {starts[shards == shard][0]}, "
-                    f"outside the {self.num_tokens} of the split"
-                )
-            which = np.flatnonzero(shards == shard)
-            part = np.zeros((len(which), width), np.int32)
-            local = starts[which] - self.shard_starts[shard]
-            _gather_shard(self.token_shards[shard], local, lengths[which], part)
-            rows[which] = part
+        begins = starts[used]
+        shards = np.searchsorted(self.shard_starts, begins, side="right") - 1
+        if shards.min() < 0 or shards.max() >= len(self.token_shards):
+            raise IndexError(
+                f"{self.folder}: ranges start at token {begins.min()} to {begins.max()}, outside "
+                f"the {self.num_tokens} of the split"
+            )
+        shard_ends = self.shard_starts[shards + 1]
+        over = np.flatnonzero(begins + lengths[used] > shard_ends)
+        if len(over):
+            raise IndexError(
+                f"{self.folder}: {lengths[used][over[0]]} tokens from {begins[over[0]]} on run "
+                f"over the end, {shard_ends[over[0]]}, of a shard"
+            )
+        # Whole windows are copied a row at a time, which is several times faster than single
+        # elements; rows whose window would pass the end of the shard are few.
+        places = begins - self.shard_starts[shards]
+        whole = begins + width <= shard_ends
+        sorted_rows = np.flatnonzero(whole)
+        sorted_rows = sorted_rows[np.argsort(shards[sorted_rows], kind="stable")]
+        numbers, firsts = np.unique(shards[sorted_rows], return_index=True)
+        for number, which in zip(numbers, np.split(sorted_rows, firsts)[1:], strict=True):
+            rows[used[which]] = _windows(self.token_shards[number], width)[places[which]]
+        rows *= np.arange(width) < lengths[:, None]
+        for i in np.flatnonzero(~whole):
+            row, at = used[i], places[i]
+            rows[row, : lengths[row]] = self.token_shards[shards[i]][at : at + lengths[row]]
         return rows
 
 
-def _gather_shard(
-    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray
-) -> None:
-    """Fills `rows` (int32 [n, width], zeros) from ranges of one shard."""
-    width = rows.shape[1]
-    used = lengths > 0
-    ends = starts + lengths
-    if (starts[used] < 0).any() or (ends[used] > len(tokens)).any():
-        raise IndexError(
-            f"ranges reach from token {starts[used].min()} to {ends[used].max()} "
-            f"of a shard that has {len(tokens)}"
-        )
-    # Whole windows are copied a row at a time, which is several times faster than single
-    # elements; rows whose window would pass the end of the shard are few.
-    whole = used & (starts + width <= len(tokens))
-    if whole.any():
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, width)
-        if whole.all():
-            rows[:] = windows[starts]
-        else:
-            rows[whole] = windows[starts[whole]]
-    for i in np.flatnonzero(used & ~whole):
-        rows[i, : lengths[i]] = tokens[starts[i] : ends[i]]
-    rows *= np.arange(width) < lengths[:, None]
+def _windows(tokens: np.ndarray, width: int) -> np.ndarray:
+    """Views of `width` tokens from each on; cheap, for a batch may touch hundreds of shards."""
+    step = tokens.itemsize
+    shape = (len(tokens) - width + 1, width)
+    return np.ndarray(shape, tokens.dtype, buffer=tokens, strides=(step, step))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

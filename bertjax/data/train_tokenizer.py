@@ -10,9 +10,10 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from bertjax.data.basic_tokenizer import basic_tokenize, split_chunks
 from bertjax.data.sentence_piece import SentencePieceTokenizer
 from bertjax.data.vocabulary import SPECIAL_PIECES, TokenizerError, with_filler
-from bertjax.data.wordpiece import WordPieceTokenizer, basic_tokenize, split_chunks
+from bertjax.data.wordpiece import WordPieceTokenizer
 
 CHARACTER_COVERAGE = 0.9995  # share of the text that the alphabet must spell, as in SentencePiece
 MAX_DISTINCT = 200_000  # words, and chunks, counted at a time

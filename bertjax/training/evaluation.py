@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bertjax.data.reader import Batch, RowReader, evaluation_batches
+from bertjax.data.reader import Batch, Rows, evaluation_batches
 from bertjax.training.input import device_batch
 from bertjax.training.objectives import Objective
 from bertjax.training.sharding import local_rows, replicated
@@ -28,10 +28,12 @@ class Evaluation:
     def __init__(
         self,
         objective: Objective,
-        reader: RowReader,
+        reader: Rows,
         unigrams: np.ndarray,
         max_rows: int,
         mesh: Mesh,
+        *,
+        next_sentence: bool,
     ):
         """Prepares to evaluate.
 
@@ -39,13 +41,15 @@ class Evaluation:
           reader: of the held-out documents.
           unigrams: how often each id occurs in the training tokens [v].
           max_rows: rows to evaluate at most; 0 = all.
+          next_sentence: whether rows are pairs.
         """
         self._objective = objective
         self._reader = reader
         self._max_rows = max_rows
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._batch_size = shards * max(1, _TOKENS_A_DEVICE // reader.spec.max_length)
+        self._batch_size = shards * max(1, _TOKENS_A_DEVICE // reader.max_length)
         self._mesh = mesh
+        self._next_sentence = next_sentence
         self._step = jax.jit(
             functools.partial(evaluation_step, objective), out_shardings=replicated(mesh)
         )
@@ -83,7 +87,7 @@ class Evaluation:
             random_pairs += float((batch["next_sentence_labels"] * batch["row_weights"]).sum())
             pairs += float(batch["row_weights"].sum())
         baselines = {"heldout_unigram_entropy": nats / masked}
-        if self._reader.spec.next_sentence:
+        if self._next_sentence:
             baselines["heldout_nsp_majority"] = max(random_pairs, pairs - random_pairs) / pairs
         return baselines
 

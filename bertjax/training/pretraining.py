@@ -13,8 +13,8 @@ from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.reader import Rows
 from bertjax.models import BertForPreTraining
 from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
+from bertjax.training.documents import open_data
 from bertjax.training.evaluation import Evaluation
-from bertjax.training.input import open_data
 from bertjax.training.job import Source
 from bertjax.training.objectives import pretraining_batch, pretraining_objective
 from bertjax.training.step import Tree
@@ -34,7 +34,7 @@ class Pretraining:
           config: with `model.dtype` resolved.
 
         Raises:
-          ConfigError: as `input.open_data`, or the model's head is another.
+          ConfigError: as `documents.open_data`, or the model's head is another.
           StoreError: a store is missing or damaged.
         """
         if config.model.head != "pretraining":
@@ -47,7 +47,7 @@ class Pretraining:
         self.objective = pretraining_objective(BertForPreTraining(config.model))
         self.source = Source(self._data.tokenizer, self._data.store_hash)
         self.fingerprints: Mapping[str, str] = {
-            "store (config.data.store)": self._data.store_hash,
+            "stores (config.data.store or stores)": self._data.store_hash,
             "evaluation store (config.data.eval_store)": self._data.evaluation_hash,
         }
         self._evaluations: dict[int, Evaluation] = {}  # by phase, for what they have compiled
@@ -70,9 +70,10 @@ class Pretraining:
             self._evaluations[phase_index] = Evaluation(
                 self.objective,
                 self._data.evaluation_rows(self._config, phase),
-                self._data.store.train.unigrams,
+                self._data.unigrams(),
                 self._config.eval.max_rows,
                 self._mesh,
+                next_sentence=self._config.model.next_sentence,
             )
         return self._evaluations[phase_index].run(params)
 

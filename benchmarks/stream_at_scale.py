@@ -1,0 +1,222 @@
+"""The stream on stores larger than memory: how it starts, what it keeps and what it reads.
+
+    python -m benchmarks.stream_at_scale simulated FOLDER --gigabytes=300
+    python -m benchmarks.stream_at_scale reads FOLDER --gigabytes=4
+
+`simulated` makes a store with holes for tokens and opens it at position 10^9. `reads` makes a real
+one, takes it out of the page cache and counts what the disk is asked for. `benchmarks.stream` runs
+both, each part in a process of its own; FOLDER is removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.simulated_store import make_store
+from bertjax.data.reader import RowReader
+from bertjax.data.row_order import shuffle_window
+from bertjax.data.rows import RowSpec
+from bertjax.data.store import open_store
+from bertjax.data.stream import BatchStream
+
+FAR = 10**9  # position
+BATCH_SIZE = 256
+STARTS = 8
+READ_WINDOW = 2**18  # rows, what is chosen for large stores
+
+
+def main() -> None:
+    """Makes the store, has it measured by other processes and prints the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["simulated", "reads", "start", "read"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gigabytes", type=float, default=300.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of reading, at the start")
+    parser.add_argument("--window", type=int, default=-1)
+    arguments = parser.parse_args()
+    if arguments.what == "start":
+        print(json.dumps(start(arguments.folder, arguments.seconds, arguments.window)))
+        return
+    if arguments.what == "read":
+        print(json.dumps(read_cold(arguments.folder, arguments.window)))
+        return
+    holes = arguments.what == "simulated"
+    try:
+        began = time.perf_counter()
+        make_store(arguments.folder, int(arguments.gigabytes * 1e9), holes=holes)
+        made = round(time.perf_counter() - began)
+        index = build_index(arguments.folder)
+        if holes:  # twice, for the second finds pages in memory that the first has to make
+            parts = [in_process("start", arguments) for _ in range(2)]
+        else:
+            parts = [
+                in_process("read", arguments, f"--window={window}") for window in (0, READ_WINDOW)
+            ]
+        result = {"store": describe(arguments.folder), "seconds_to_make": made, "row_index": index}
+        print(json.dumps({**result, arguments.what: parts}))
+    finally:
+        shutil.rmtree(arguments.folder, ignore_errors=True)
+
+
+def in_process(what: str, arguments: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """What a process of its own measures."""
+    command = [sys.executable, "-m", "benchmarks.stream_at_scale", what, str(arguments.folder)]
+    options = [f"--seconds={arguments.seconds}", *more]
+    output = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """How large the store is, and what of it takes room on the disk."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    store = open_store(folder)
+    return {
+        "gigabytes": round(sum(file.st_size for file in files) / 1e9, 1),
+        "gigabytes_on_disk": round(sum(file.st_blocks * 512 for file in files) / 1e9, 1),
+        "token_shards": len(store.train.token_shards),
+        "sentences": store.train.num_sentences,
+        "shuffle_window": shuffle_window(-1, store.train),
+    }
+
+
+def build_index(folder: Path) -> dict[str, Any]:
+    """The row index, made at first use."""
+    before, cpu = memory()["anonymous_megabytes"], time.process_time()
+    reader = open_reader(folder, 0)
+    return {
+        "rows": reader.num_rows,
+        "cpu_seconds": round(time.process_time() - cpu),
+        "more_memory_megabytes": round(memory()["anonymous_megabytes"] - before, 1),
+    }
+
+
+def open_reader(folder: Path, window: int) -> RowReader:
+    """The training rows of 128 tokens with dynamic masks and next-sentence prediction."""
+    store = open_store(folder)
+    return RowReader(
+        store.train,
+        store.tokenizer(),
+        RowSpec(),
+        seed=0,
+        stream_id=0,
+        shuffle_window=shuffle_window(window, store.train),
+    )
+
+
+def start(folder: Path, seconds: float, window: int) -> dict[str, Any]:
+    """Opens the store at position 10^9 as training does, and reads on for a while.
+
+    Packages are imported before.
+    """
+    import tensorflow  # noqa: F401
+
+    first = [first_batch(folder, window, FAR + i * 10**7) for i in range(STARTS)]
+    reader = open_reader(folder, window)
+    began = time.perf_counter()
+    with BatchStream(reader, global_batch_size=BATCH_SIZE, position=FAR) as stream:
+        rows, cpu, notes = 0, time.process_time(), [memory()]
+        for part in range(3):
+            while time.perf_counter() - began < (part + 1) * seconds / 3:
+                rows += len(next(stream)["input_ids"])
+            notes.append({"rows": rows, **memory()})
+        speed = round(rows / (time.process_time() - cpu), -2)
+    return {
+        "position": FAR,
+        "shuffle_window": reader.order.window,
+        "first_batches_at_places_far_apart": first,
+        "load_average": round(os.getloadavg()[0], 1),
+        "memory": notes,
+        "rows_per_cpu_second": speed,
+    }
+
+
+def first_batch(folder: Path, window: int, position: int) -> dict[str, float]:
+    """Opens everything anew: from the path of the store to the first batch."""
+    began, cpu = time.perf_counter(), time.process_time()
+    reader = open_reader(folder, window)
+    with BatchStream(reader, global_batch_size=BATCH_SIZE, position=position) as stream:
+        next(stream)
+        return {
+            "seconds": round(time.perf_counter() - began, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+        }
+
+
+def memory() -> dict[str, float]:
+    """Of this process: its own, and pages of files that it maps, which the system may drop."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {
+        name: round(int(fields[field].split()[0]) / 1024, 1)
+        for name, field in (("anonymous_megabytes", "RssAnon"), ("mapped_megabytes", "RssFile"))
+    }
+
+
+def read_cold(folder: Path, window: int) -> dict[str, Any]:
+    """Reads from a disk whose pages are not in memory: requests and bytes a 1,000 rows."""
+    reader = open_reader(folder, window)
+    # A window is read as a whole; more rows from everywhere would only read the whole store.
+    num_rows = window or 256
+    for path in folder.rglob("*.npy"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before, began, cpu = disk(folder), time.perf_counter(), time.process_time()
+    first_rows = 0.0
+    tokens = 0
+    for first in range(0, num_rows, 2048):
+        positions = np.arange(first, min(first + 2048, num_rows))
+        tokens += int(reader.rows(positions)["attention_mask"].sum())
+        first_rows = first_rows or time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    used = {name: value - before[name] for name, value in disk(folder).items()}
+    thousands = num_rows / 1000
+    return {
+        "shuffle_window": window,
+        "system_reads_ahead_kilobytes": read_ahead(folder),
+        "rows": num_rows,
+        "megabytes_of_tokens_per_1000_rows": round(4 * tokens / thousands / 1e6, 3),
+        "megabytes_read_per_1000_rows": round(used["bytes"] / thousands / 1e6, 3),
+        "read_requests_per_1000_rows": round(used["requests"] / thousands, 2),
+        "kilobytes_a_request": round(used["device_bytes"] / max(1, used["requests"]) / 1e3),
+        "waits_for_a_page_per_1000_rows": round(used["major_faults"] / thousands, 2),
+        "seconds_to_the_first_call": round(first_rows, 2),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+    }
+
+
+def block_device(folder: Path) -> Path:
+    """What Linux tells of the disk that a folder is on."""
+    number = os.stat(folder).st_dev
+    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+
+
+def read_ahead(folder: Path) -> int:
+    """Kilobytes that the system reads round a page that is missing."""
+    return int((block_device(folder) / "queue" / "read_ahead_kb").read_text())
+
+
+def disk(folder: Path) -> dict[str, int]:
+    """What this process has read, and what the disk was asked for by all of them."""
+    io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    block = (block_device(folder) / "stat").read_text().split()
+    return {
+        "bytes": int(io["read_bytes"]),
+        "requests": int(block[0]),
+        "device_bytes": 512 * int(block[2]),
+        "major_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
+    }
+
+
+if __name__ == "__main__":
+    main()
