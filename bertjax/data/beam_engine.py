@@ -1,6 +1,6 @@
 """The blocks of a corpus encoded by Apache Beam instead of by processes of our own.
 
-    sources ─▶ cut into blocks ─▶ reshuffle ─▶ encode, stage ─▶ (files in STORE/.unfinished/blocks)
+    sources ─▶ cut into blocks ─▶ reshuffle ─▶ encode, stage ─▶ (files in STORE/unfinished/blocks)
 
 Cutting and encoding are the functions of the local engine, and `build_store` appends what was
 staged in the order of the input, so the store has the same bytes whoever encoded it. Beam may run a
@@ -9,18 +9,33 @@ block twice; the same file then appears twice under one name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.data.blocks import Block, Source
+from tqdm import tqdm
+
+from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.encode import Encoder, make_encoder
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
-from bertjax.data.staged_blocks import block_path, stage_block
+from bertjax.data.staged_blocks import (
+    BLOCKS,
+    SUFFIX,
+    NumberedBlock,
+    block_path,
+    stage_block,
+    staged_bytes,
+)
+from bertjax.data.watched_group import STARTS, GroupError, GroupKilled, run_watched
 
-EXTRA = "pip install 'bertjax[beam]'"
+_EXTRA = "pip install 'bertjax[beam]'"
 _KNOWS_ALL_OPTIONS = ("DirectRunner", "DataflowRunner")  # others have job servers with their own
 
 
@@ -30,12 +45,13 @@ class Cut:
 
     folder: str  # of the staged blocks
 
-    def __call__(self, numbered: tuple[int, Source]) -> Iterator[tuple[int, int, Block]]:
-        """(number of the source, number of the block in it, block)."""
-        source_number, source = numbered
-        for block_number, block in enumerate(read_blocks(source)):
-            if not block_path(Path(self.folder), source_number, block_number).exists():
-                yield source_number, block_number, block
+    def __call__(self, source_number: int, source: Source) -> Iterator[NumberedBlock]:
+        """The blocks of a source."""
+        position = 0
+        for number, block in enumerate(read_blocks(source)):
+            if not block_path(Path(self.folder), source_number, number).exists():
+                yield NumberedBlock(source_number, number, block.position - position, block)
+            position = block.position
 
 
 @dataclasses.dataclass
@@ -53,13 +69,11 @@ class Encode:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_encoder": None}  # it does not travel
 
-    def __call__(self, numbered: tuple[int, int, Block]) -> None:
+    def __call__(self, numbered: NumberedBlock) -> None:
         """Stages one block of `Cut`."""
         if self._encoder is None:
             self._encoder = make_encoder(Path(self.tokenizer), self.language, self.heldout_share)
-        source_number, block_number, block = numbered
-        path = block_path(Path(self.folder), source_number, block_number)
-        stage_block(path, block, self._encoder(block))
+        stage_block(Path(self.folder), numbered, self._encoder(numbered.block))
 
 
 def pipeline_options(options: PrepareOptions) -> Any:
@@ -69,17 +83,20 @@ def pipeline_options(options: PrepareOptions) -> Any:
     Raises:
         PrepareError: Beam is not installed, or does not know an option or the runner.
     """
+    logging.disable(logging.WARNING)  # of Beam's modules for services that nobody uses here
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners import create_runner
     except ImportError:
-        raise PrepareError(f"--runner={options.runner} needs Apache Beam: {EXTRA}") from None
+        raise PrepareError(f"--runner={options.runner} needs Apache Beam: {_EXTRA}") from None
+    finally:
+        logging.disable(logging.NOTSET)
     arguments = [f"--runner={options.runner}", *options.beam_options.split()]
     if options.runner == "DirectRunner":
         arguments = [
             "--direct_running_mode=multi_processing",
-            "--default_sdk_harness_log_level=WARNING",
             f"--direct_num_workers={options.num_workers}",  # 0 = one a core, for Beam too
+            "--allow_unsafe_triggers",  # there are none; without it a runner is downloaded: Prism
             *arguments,
         ]
     try:
@@ -99,38 +116,116 @@ def pipeline_options(options: PrepareOptions) -> Any:
 
 
 def stage_blocks(
-    sources: Sequence[Source], folder: Path, tokenizer: Path, options: PrepareOptions
-) -> None:
-    """Runs the pipeline until every block of every source is staged in `folder`.
+    sources: Sequence[Source], work: Path, tokenizer: Path, options: PrepareOptions
+) -> Path:
+    """Runs the pipeline until every block of every source is staged; returns their folder.
+
+    The direct runner is started again when a worker of it dies; other runners do that themselves.
 
     Args:
         sources: of the corpus.
-        folder: made if missing; on storage that all workers see.
+        work: folder of the unfinished store; on storage that all workers see.
         tokenizer: STORE/tokenizer, on the same.
         options: of `prepare`.
 
     Raises:
         PrepareError: the pipeline failed; what was staged stays.
     """
+    folder = work.absolute() / BLOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    log = work / "beam.log"
+    encode = Encode(str(folder), str(tokenizer.absolute()), options.language, options.heldout_share)
+    arguments = list(sources), str(folder), encode, options
+    stay = "the encoded blocks stay: run the same command again"
+    try:
+        with _progress(folder, sum(source.num_bytes for source in sources)) as progress:
+            if options.runner == "DirectRunner":
+
+                def told() -> None:
+                    progress.write("a worker process died: going on after the encoded blocks")
+
+                run_watched(_run_pipeline, arguments, log, told)
+            else:
+                logging.getLogger("apache_beam").setLevel(logging.WARNING)
+                # It says where the job can be watched.
+                logging.getLogger("apache_beam.runners.dataflow").setLevel(logging.INFO)
+                _run_pipeline(*arguments)
+    except GroupKilled:
+        raise PrepareError(
+            f"worker processes of {options.runner} died {STARTS} times, most often for want of "
+            f"memory; {stay}, with fewer --num_workers if there is little memory ({log})"
+        ) from None
+    except GroupError as error:
+        raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay} ({log})") from None
+    except Exception as error:
+        raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay}") from error
+    return folder
+
+
+def _run_pipeline(
+    sources: list[Source], folder: str, encode: Encode, options: PrepareOptions
+) -> None:
     import apache_beam as beam
 
-    folder.mkdir(parents=True, exist_ok=True)
-    encode = Encode(
-        str(folder.absolute()), str(tokenizer.absolute()), options.language, options.heldout_share
-    )
-    try:
-        with beam.Pipeline(options=pipeline_options(options)) as pipeline:
-            _ = (
-                pipeline
-                | "sources" >> beam.Create(list(enumerate(sources)))
-                | "spread sources" >> beam.Reshuffle()
-                | "cut into blocks" >> beam.FlatMap(Cut(str(folder.absolute())))
-                | "spread blocks" >> beam.Reshuffle()
-                | "encode and stage" >> beam.Map(encode)
-            )
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise PrepareError(
-            f"--runner={options.runner}: the pipeline failed ({type(error).__name__}: {reason}); "
-            f"{len(list(folder.glob('*.npz')))} encoded blocks stay: run the same command again"
-        ) from error
+    with beam.Pipeline(options=pipeline_options(options)) as pipeline:
+        _ = (
+            pipeline
+            | "sources" >> beam.Create(list(enumerate(sources)))
+            | "spread sources" >> beam.Reshuffle()
+            | "cut into blocks" >> beam.FlatMapTuple(Cut(folder))
+            | "spread blocks" >> beam.Reshuffle()
+            | "encode and stage" >> beam.Map(encode)
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong: Beam's messages are tracebacks of workers, which end with it."""
+    lines = [line for line in str(error).split("\n") if line.strip()]
+    traceback = [n for n, line in enumerate(lines) if line.startswith("Traceback")]
+    if not traceback:
+        return lines[0] if lines else type(error).__name__
+    return next(line for line in lines[traceback[0] + 1 :] if not line.startswith(" "))
+
+
+@contextlib.contextmanager
+def _progress(folder: Path, total: int) -> Iterator[tqdm]:
+    """Shows how much of the input is staged while the block runs.
+
+    Args:
+        folder: of the staged blocks.
+        total: bytes of the sources.
+    """
+    seen: set[str] = set()
+    ended = threading.Event()
+    terminal = sys.stderr.isatty()
+
+    def count() -> int:
+        names = {entry.name for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)} - seen
+        seen.update(names)
+        return sum(staged_bytes(folder / name) for name in names)
+
+    def follow() -> None:
+        while not ended.wait(0.5 if terminal else 10):
+            show()
+
+    def show() -> None:
+        num_bytes = count()
+        progress.set_postfix_str(f"{len(seen)} blocks", refresh=False)
+        progress.update(num_bytes)
+
+    with tqdm(
+        desc="encode",
+        total=total,
+        initial=count(),
+        unit="B",
+        unit_scale=True,
+        mininterval=0.5 if terminal else 30,
+    ) as progress:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield progress
+        finally:
+            ended.set()
+            thread.join()
+            show()

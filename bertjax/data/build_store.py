@@ -236,8 +236,7 @@ def _write_documents(
     else:
         from bertjax.data.beam_engine import stage_blocks
 
-        folder = writer.work / "blocks"
-        stage_blocks(sources, folder, writer.path / "tokenizer", options)
+        folder = stage_blocks(sources, writer.work, writer.path / "tokenizer", options)
         encoded_blocks = blocks.staged(folder)
     text_before = tally.text_bytes
     with (

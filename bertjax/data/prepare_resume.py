@@ -17,6 +17,7 @@ from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.duplicates import DUPLICATES
 from bertjax.data.prepare_options import PrepareError
+from bertjax.data.staged_blocks import BLOCKS, SUFFIX
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
 
@@ -98,7 +99,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
         difference = _difference(json.loads(note.read_bytes()), command)
         if not difference:
             return
-        if any(work.glob("part-*.json")):
+        if any(work.glob("part-*.json")) or any(work.glob(f"{BLOCKS}/*{SUFFIX}")):
             raise PrepareError(
                 f"{output}: holds an unfinished store that was begun otherwise: {difference}; "
                 "run that command again to finish it, or delete the folder to begin anew"
