@@ -262,11 +262,20 @@ def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch
 
 
 def test_killed_worker(corpus, vocabulary, whole, tmp_path):
-    chosen = options(corpus, tmp_path / "s", vocabulary, num_workers=2)
-    process = start(chosen)
+    process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
     os.kill(next(filter(is_worker, children(process.pid))), signal.SIGKILL)
-    assert "error: a worker process died" in finish(process, 1)
+    assert "a worker process died: going on with new ones" in finish(process, 0)
+    assert contents(tmp_path / "s") == contents(whole)
+
+
+def test_workers_that_keep_dying(corpus, vocabulary, whole, tmp_path):
+    process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
+    while process.poll() is None:
+        for worker in filter(running, filter(is_worker, children(process.pid))):
+            os.kill(worker, signal.SIGKILL)
+        time.sleep(0.02)
+    assert "error: worker processes died 4 times" in finish(process, 1)
     prepare(options(corpus, tmp_path / "s", vocabulary))
     assert contents(tmp_path / "s") == contents(whole)
 

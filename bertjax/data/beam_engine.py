@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
-from bertjax.data.encode import Encoder, make_encoder
+from bertjax.data.encode import STARTS, Encoder, make_encoder
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
 from bertjax.data.staged_blocks import (
     BLOCKS,
@@ -33,7 +34,7 @@ from bertjax.data.staged_blocks import (
     stage_block,
     staged_bytes,
 )
-from bertjax.data.watched_group import STARTS, GroupError, GroupKilled, run_watched
+from bertjax.data.watched_group import GroupError, GroupKilled, run_watched
 
 _EXTRA = "pip install 'bertjax[beam]'"
 _KNOWS_ALL_OPTIONS = ("DirectRunner", "DataflowRunner")  # others have job servers with their own
@@ -86,6 +87,7 @@ def pipeline_options(options: PrepareOptions) -> Any:
     logging.disable(logging.WARNING)  # of Beam's modules for services that nobody uses here
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
         from apache_beam.runners import create_runner
     except ImportError:
         raise PrepareError(f"--runner={options.runner} needs Apache Beam: {_EXTRA}") from None
@@ -99,13 +101,21 @@ def pipeline_options(options: PrepareOptions) -> Any:
             "--allow_unsafe_triggers",  # there are none; without it a runner is downloaded: Prism
             *arguments,
         ]
+    usage = io.StringIO()
     try:
-        create_runner(options.runner)
-        chosen = PipelineOptions(arguments)
-        given = chosen.get_all_options(retain_unknown_options=True)
-    except (SystemExit, Exception) as error:  # argparse exits
-        reason = str(error).partition("\n")[0]
-        raise PrepareError(f"--runner={options.runner}: {reason}") from error
+        runner = create_runner(options.runner)
+        with contextlib.redirect_stderr(usage):
+            chosen = PipelineOptions(arguments)
+            given = chosen.get_all_options(retain_unknown_options=True)
+        wrong = PipelineOptionsValidator(chosen, runner).validate()
+    except SystemExit:  # by argparse, which printed
+        wrong = [usage.getvalue().strip().rpartition("error: ")[2]]
+    except Exception as error:
+        wrong = [str(error).partition("\n")[0]]
+    if wrong:
+        raise PrepareError(
+            f"--runner={options.runner} --beam_options={options.beam_options!r}: {wrong[0]}"
+        )
     unknown = sorted(given.keys() - PipelineOptions([]).get_all_options().keys())
     if unknown and options.runner in _KNOWS_ALL_OPTIONS:
         raise PrepareError(
@@ -144,7 +154,7 @@ def stage_blocks(
                 def told() -> None:
                     progress.write("a worker process died: going on after the encoded blocks")
 
-                run_watched(_run_pipeline, arguments, log, told)
+                run_watched(_run_pipeline, arguments, STARTS, log, told)
             else:
                 logging.getLogger("apache_beam").setLevel(logging.WARNING)
                 # It says where the job can be watched.
@@ -184,7 +194,8 @@ def _reason(error: Exception) -> str:
     traceback = [n for n, line in enumerate(lines) if line.startswith("Traceback")]
     if not traceback:
         return lines[0] if lines else type(error).__name__
-    return next(line for line in lines[traceback[0] + 1 :] if not line.startswith(" "))
+    reason = next(line for line in lines[traceback[0] + 1 :] if not line.startswith(" "))
+    return reason.removeprefix("RuntimeError: ")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bertjax.data.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
 from bertjax.data.duplicates import DUPLICATES, read_dropped, write_duplicates
-from bertjax.data.encode import EncodedBlock, encode_blocks, is_held_out
+from bertjax.data.encode import STARTS, EncodedBlock, encode_blocks, is_held_out
 from bertjax.data.prepare_options import (
     PrepareError,
     PrepareOptions,
@@ -90,8 +90,9 @@ def prepare(options: PrepareOptions) -> Store:
                 writer.finish(tokenizer, details)
         except BrokenProcessPool:
             raise PrepareError(
-                "a worker process died, most often for want of memory; the finished shards stay: "
-                "run the same command again, with fewer --num_workers if there is little memory"
+                f"worker processes died {STARTS} times, most often for want of memory; the "
+                "finished shards stay: run the same command again, with fewer --num_workers if "
+                "there is little memory"
             ) from None
         finally:
             writer.close()

@@ -63,11 +63,14 @@ def stage_block(folder: Path, numbered: NumberedBlock, encoded: EncodedBlock) ->
     path = block_path(folder, numbered.source_number, numbered.number)
     # Two workers may have been given the same block: each has a file of its own until it is whole.
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk has no room for it
 
 
 def read_staged(path: Path) -> tuple[Block, EncodedBlock]:

@@ -20,8 +20,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-STARTS = 4  # of the group, before it is given up
-
 
 class GroupError(RuntimeError):
     """The function raised an error, whose message this has."""
@@ -34,23 +32,25 @@ class GroupKilled(RuntimeError):
 def run_watched(
     function: Callable[..., None],
     arguments: Sequence[Any],
+    num_starts: int,
     log: Path,
     told: Callable[[], None],
 ) -> None:
-    """Calls the function until it returns, at most `STARTS` times.
+    """Calls the function until it returns.
 
     Args:
-        function: goes on where it was killed; with its arguments, can be pickled.
+        function: goes on where it was killed; can be pickled, with its arguments.
         arguments: of the function.
+        num_starts: how often the group is started before it is given up.
         log: where its processes' output is appended.
         told: is called before the group is started again.
 
     Raises:
         GroupError: the function raised an error.
-        GroupKilled: processes were killed too often.
+        GroupKilled: processes were killed at every start.
     """
     context = multiprocessing.get_context("spawn")
-    for start in range(STARTS):
+    for start in range(num_starts):
         if start:
             told()
         receiver, sender = context.Pipe(duplex=False)
@@ -58,15 +58,16 @@ def run_watched(
         process.start()
         sender.close()
         try:
-            process.join()
+            with contextlib.suppress(EOFError):  # killed
+                if reason := receiver.recv():
+                    raise GroupError(reason)
+                return
         finally:
             process.kill()
-            with contextlib.suppress(ProcessLookupError):  # the usual case: all have ended
+            with contextlib.suppress(ProcessLookupError):  # all have ended
                 os.killpg(process.pid or 0, signal.SIGKILL)
-        if process.exitcode == 0:
-            return
-        with contextlib.suppress(EOFError):
-            raise GroupError(receiver.recv())
+            process.join()
+            receiver.close()
     raise GroupKilled
 
 
@@ -79,16 +80,16 @@ def _run(
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    code = 0
+    reason = ""
     try:
         function(*arguments)
     except Exception as error:
         traceback.print_exc()
-        sender.send(f"{type(error).__name__}: {str(error).strip()}")
-        code = 1
+        reason = f"{type(error).__name__}: {str(error).strip()}"
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads that wait for a worker would keep this process
+    sender.send(reason)
+    os._exit(0)  # threads that wait for a worker would keep this process
 
 
 def _end_with_parent() -> None:
