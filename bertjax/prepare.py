@@ -30,7 +30,7 @@ from bertjax.data.build_store import prepare
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
 from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
-from bertjax.data.store_writer import SHARD_TOKENS
+from bertjax.data.store_writer import SHARD_TOKENS, UNFINISHED
 from bertjax.data.tokenizer import TokenizerError
 from bertjax.linting.stores import store_findings
 
@@ -106,11 +106,12 @@ def main(argv: list[str]) -> int:
         return 1
     try:
         output = as_path(_OUTPUT.value)
-        folder = _OUTPUT.value
+        folder, staging = _OUTPUT.value, ""
         if isinstance(output, BucketPath):
             require_client()  # before hours of work
             number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
             folder = str(cache_folder() / "prepared" / number / output.name)
+            staging = str(output / UNFINISHED) if _RUNNER.value != "local" else ""
         store = prepare(
             PrepareOptions(
                 input=_INPUT.value,
@@ -127,6 +128,7 @@ def main(argv: list[str]) -> int:
                 num_workers=_NUM_WORKERS.value,
                 runner=_RUNNER.value,
                 beam_options=_BEAM_OPTIONS.value,
+                staging=staging,
             )
         )
         for finding in store_findings(store):
@@ -136,6 +138,7 @@ def main(argv: list[str]) -> int:
         )
         if isinstance(output, BucketPath):
             upload_store(Path(folder), output)
+            (output / UNFINISHED).remove_tree()
             print(f"{output}: uploaded from {folder}, which may be deleted")
     except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)

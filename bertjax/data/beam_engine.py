@@ -1,6 +1,7 @@
 """The blocks of a corpus encoded by Apache Beam instead of by processes of our own.
 
     sources ─▶ cut into blocks ─▶ reshuffle ─▶ encode, stage ─▶ (files in STORE/unfinished/blocks)
+                                                             or in gs://OUTPUT/unfinished
 
 Cutting and encoding are the functions of the local engine, and `build_store` appends what was
 staged in the order of the input, so the store has the same bytes whoever encoded it. Beam may run a
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import logging
-import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,18 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bertjax.bucket import BucketPath
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
+from bertjax.data.duplicates import DUPLICATES
 from bertjax.data.encode import STARTS, Encoder, make_encoder
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
-from bertjax.data.staged_blocks import (
-    BLOCKS,
-    SUFFIX,
-    NumberedBlock,
-    block_path,
-    stage_block,
-    staged_bytes,
-)
+from bertjax.data.prepare_resume import COMMAND
+from bertjax.data.staged_blocks import BLOCKS, NumberedBlock, StagedBlocks, staged_bytes
 from bertjax.data.watched_group import GroupError, GroupKilled, run_watched
 
 _EXTRA = "pip install 'bertjax[beam]'"
@@ -44,14 +42,15 @@ _KNOWS_ALL_OPTIONS = ("DirectRunner", "DataflowRunner")  # others have job serve
 class Cut:
     """Cuts a source into the blocks that are not staged yet."""
 
-    folder: str  # of the staged blocks
+    staged: StagedBlocks
 
     def __call__(self, source_number: int, source: Source) -> Iterator[NumberedBlock]:
         """The blocks of a source."""
         position = 0
         for number, block in enumerate(read_blocks(source)):
-            if not block_path(Path(self.folder), source_number, number).exists():
-                yield NumberedBlock(source_number, number, block.position - position, block)
+            numbered = NumberedBlock(source_number, number, block.position - position, block)
+            if not self.staged.has(numbered):
+                yield numbered
             position = block.position
 
 
@@ -59,8 +58,8 @@ class Cut:
 class Encode:
     """Encodes blocks and stages them; a worker loads the tokenizer once."""
 
-    folder: str  # of the staged blocks
-    tokenizer: str  # folder
+    staged: StagedBlocks
+    tokenizer: Path | BucketPath  # folder; beside it the list of duplicates, if there is one
     language: str
     heldout_share: float
 
@@ -73,8 +72,20 @@ class Encode:
     def __call__(self, numbered: NumberedBlock) -> None:
         """Stages one block of `Cut`."""
         if self._encoder is None:
-            self._encoder = make_encoder(Path(self.tokenizer), self.language, self.heldout_share)
-        stage_block(Path(self.folder), numbered, self._encoder(numbered.block))
+            self._encoder = self._make_encoder()
+        self.staged.write(numbered, self._encoder(numbered.block))
+
+    def _make_encoder(self) -> Encoder:
+        if isinstance(self.tokenizer, Path):
+            return make_encoder(self.tokenizer, self.language, self.heldout_share)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in self.tokenizer.parent.files():
+                if not name.startswith(f"{BLOCKS}/"):
+                    target = Path(folder) / name
+                    target.parent.mkdir(exist_ok=True)
+                    target.write_bytes((self.tokenizer.parent / name).read_bytes())
+            copied = Path(folder) / self.tokenizer.name
+            return make_encoder(copied, self.language, self.heldout_share)
 
 
 def pipeline_options(options: PrepareOptions) -> Any:
@@ -126,29 +137,28 @@ def pipeline_options(options: PrepareOptions) -> Any:
 
 
 def stage_blocks(
-    sources: Sequence[Source], work: Path, tokenizer: Path, options: PrepareOptions
-) -> Path:
-    """Runs the pipeline until every block of every source is staged; returns their folder.
+    sources: Sequence[Source], store: Path, work: Path, options: PrepareOptions
+) -> StagedBlocks:
+    """Runs the pipeline until every block of every source is staged.
 
     The direct runner is started again when a worker of it dies; other runners do that themselves.
 
     Args:
         sources: of the corpus.
-        work: folder of the unfinished store; on storage that all workers see.
-        tokenizer: STORE/tokenizer, on the same.
+        store: the unfinished store, with its tokenizer.
+        work: its work folder; blocks are staged there, unless `options.staging` names a bucket.
         options: of `prepare`.
 
     Raises:
         PrepareError: the pipeline failed; what was staged stays.
     """
-    folder = work.absolute() / BLOCKS
-    folder.mkdir(parents=True, exist_ok=True)
     log = work / "beam.log"
-    encode = Encode(str(folder), str(tokenizer.absolute()), options.language, options.heldout_share)
-    arguments = list(sources), str(folder), encode, options
     stay = "the encoded blocks stay: run the same command again"
     try:
-        with _progress(folder, sum(source.num_bytes for source in sources)) as progress:
+        staged, tokenizer = _staging_folders(store.absolute(), work.absolute(), options)
+        encode = Encode(staged, tokenizer, options.language, options.heldout_share)
+        arguments = list(sources), staged, encode, options
+        with _progress(staged, sum(source.num_bytes for source in sources)) as progress:
             if options.runner == "DirectRunner":
 
                 def told() -> None:
@@ -169,11 +179,27 @@ def stage_blocks(
         raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay} ({log})") from None
     except Exception as error:
         raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay}") from error
-    return folder
+    return staged
+
+
+def _staging_folders(
+    store: Path, work: Path, options: PrepareOptions
+) -> tuple[StagedBlocks, Path | BucketPath]:
+    """Where blocks are staged, and where workers find the tokenizer."""
+    if not options.staging:
+        (work / BLOCKS).mkdir(exist_ok=True)
+        return StagedBlocks(work / BLOCKS), store / "tokenizer"
+    # Another command, from whatever machine, has another folder.
+    command = hashlib.sha256((work / COMMAND).read_bytes()).hexdigest()[:16]
+    folder = BucketPath(options.staging) / command
+    for file in [*(store / "tokenizer").iterdir(), store / DUPLICATES]:
+        if file.exists():
+            (folder / file.relative_to(store).as_posix()).upload(file)
+    return StagedBlocks(folder / BLOCKS), folder / "tokenizer"
 
 
 def _run_pipeline(
-    sources: list[Source], folder: str, encode: Encode, options: PrepareOptions
+    sources: list[Source], staged: StagedBlocks, encode: Encode, options: PrepareOptions
 ) -> None:
     import apache_beam as beam
 
@@ -182,7 +208,7 @@ def _run_pipeline(
             pipeline
             | "sources" >> beam.Create(list(enumerate(sources)))
             | "spread sources" >> beam.Reshuffle()
-            | "cut into blocks" >> beam.FlatMapTuple(Cut(folder))
+            | "cut into blocks" >> beam.FlatMapTuple(Cut(staged))
             | "spread blocks" >> beam.Reshuffle()
             | "encode and stage" >> beam.Map(encode)
         )
@@ -199,39 +225,36 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _progress(folder: Path, total: int) -> Iterator[tqdm]:
+def _progress(staged: StagedBlocks, total: int) -> Iterator[tqdm]:
     """Shows how much of the input is staged while the block runs.
 
     Args:
-        folder: of the staged blocks.
+        staged: the blocks.
         total: bytes of the sources.
     """
-    seen: set[str] = set()
     ended = threading.Event()
     terminal = sys.stderr.isatty()
-
-    def count() -> int:
-        names = {entry.name for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)} - seen
-        seen.update(names)
-        return sum(staged_bytes(folder / name) for name in names)
-
-    def follow() -> None:
-        while not ended.wait(0.5 if terminal else 10):
-            show()
-
-    def show() -> None:
-        num_bytes = count()
-        progress.set_postfix_str(f"{len(seen)} blocks", refresh=False)
-        progress.update(num_bytes)
-
+    in_bucket = isinstance(staged.folder, BucketPath)  # a listing takes a while
+    names = staged.names()
     with tqdm(
         desc="encode",
         total=total,
-        initial=count(),
+        initial=sum(map(staged_bytes, names)),
         unit="B",
         unit_scale=True,
         mininterval=0.5 if terminal else 30,
     ) as progress:
+
+        def show() -> None:
+            names = staged.names()
+            progress.set_postfix_str(f"{len(names)} blocks", refresh=False)
+            progress.update(sum(map(staged_bytes, names)) - progress.n)
+
+        def follow() -> None:
+            while not ended.wait(0.5 if terminal and not in_bucket else 10):
+                with contextlib.suppress(OSError):  # the next listing may do
+                    show()
+
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
@@ -239,4 +262,4 @@ def _progress(folder: Path, total: int) -> Iterator[tqdm]:
         finally:
             ended.set()
             thread.join()
-            show()
+        show()

@@ -39,7 +39,7 @@ from bertjax.data.prepare_resume import (
     locked,
     source_states,
 )
-from bertjax.data.staged_blocks import read_staged_source
+from bertjax.data.staged_blocks import StagedBlocks
 from bertjax.data.store import MANIFEST, SPLITS, Store, open_store
 from bertjax.data.store_writer import UNFINISHED, StoreWriter
 from bertjax.data.tokenizer import Tokenizer, from_argument, load_tokenizer
@@ -193,12 +193,9 @@ class _Input:
         nothing = ((block, None) for source in self.sources for block in read_blocks(source))
         return (block for block, _ in self._after_skipped(nothing))
 
-    def staged(self, folder: Path) -> Generator[tuple[Block, EncodedBlock], None, None]:
-        """The blocks without their text and what became of them, from the files in `folder`."""
-        numbers = range(len(self.sources))
-        return self._after_skipped(
-            pair for number in numbers for pair in read_staged_source(folder, number)
-        )
+    def staged(self, blocks: StagedBlocks) -> Generator[tuple[Block, EncodedBlock], None, None]:
+        """The blocks without their text and what became of them."""
+        return self._after_skipped(blocks.read(len(self.sources)))
 
     def _after_skipped(
         self, blocks: Iterable[tuple[Block, _T]]
@@ -237,8 +234,7 @@ def _write_documents(
     else:
         from bertjax.data.beam_engine import stage_blocks
 
-        folder = stage_blocks(sources, writer.work, writer.path / "tokenizer", options)
-        encoded_blocks = blocks.staged(folder)
+        encoded_blocks = blocks.staged(stage_blocks(sources, writer.path, writer.work, options))
     text_before = tally.text_bytes
     with (
         contextlib.closing(encoded_blocks),

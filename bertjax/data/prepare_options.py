@@ -34,6 +34,7 @@ class PrepareOptions:
     num_workers: int = 0  # processes that encode; 0: one a core
     runner: str = "local"  # who encodes: processes of our own, or a runner of Apache Beam
     beam_options: str = ""  # of the runner, as on a command line
+    staging: str = ""  # folder in a bucket for what its workers encode; "": in the output folder
 
 
 def check_options(options: PrepareOptions) -> None:
@@ -62,7 +63,7 @@ def check_options(options: PrepareOptions) -> None:
 def content_settings(options: PrepareOptions) -> dict[str, Any]:
     """What decides the content of the store, beside the input."""
     chosen = dataclasses.asdict(options)
-    for name in ("output", "num_workers", "data_dir", "runner", "beam_options"):
+    for name in ("output", "num_workers", "data_dir", "runner", "beam_options", "staging"):
         del chosen[name]
     if not options.drop_duplicates:  # stores from before it was an option are the same
         del chosen["drop_duplicates"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bertjax.bucket import BucketPath, is_bucket_path
 from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
@@ -20,6 +21,8 @@ from bertjax.data.prepare_options import PrepareError
 from bertjax.data.staged_blocks import BLOCKS, SUFFIX
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
+
+COMMAND = "command.json"  # in the work folder: what the store is made with and from
 
 
 @contextlib.contextmanager
@@ -93,7 +96,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
         PrepareError: names the first difference.
     """
     work = output / UNFINISHED
-    note = work / "command.json"
+    note = work / COMMAND
     command = settings | {"sources": source_states(sources)}
     if note.exists():
         difference = _difference(json.loads(note.read_bytes()), command)
@@ -124,10 +127,15 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
 
 
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
-    """Size and time of the last change (nanoseconds) of each source; 0 where it is no file."""
+    """Size and time of the last change (nanoseconds) of each source; 0 where it is no file, and in
+    a bucket the generation."""
     states = {}
     for source in sources:
         try:
+            if is_bucket_path(source.name):
+                generation = BucketPath(source.name).generation()
+                states[source.name] = [source.num_bytes, generation or 0]
+                continue
             status = os.stat(source.name)
             states[source.name] = [status.st_size, status.st_mtime_ns]
         except FileNotFoundError:
