@@ -52,7 +52,7 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
     sources: dict[str, Source] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         if pattern.startswith("tfds:"):
-            size = _open_tfds(pattern, data_dir)[1].num_bytes
+            size = int(_open_tfds(pattern, data_dir)[1].num_bytes)
             sources.setdefault(pattern, Source(pattern, size, data_dir))
             continue
         if pattern == "embedded:python":
