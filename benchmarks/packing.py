@@ -138,9 +138,7 @@ def reader(store: Store, depth: int, cache: Path) -> RowReader:
     return RowReader(store.train, store.tokenizer(), spec, seed=0, stream_id=0, cache=cache)
 
 
-def compare(
-    packed: PackedRows, pairs: RowReader, real_shares: dict[str, float]
-) -> dict[str, Any]:
+def compare(packed: PackedRows, pairs: RowReader, real_shares: dict[str, float]) -> dict[str, Any]:
     """Loss and gradients of the same pairs both ways, and steps of ROWS rows each way, in turns.
 
     The rows' shapes are static, so a step takes as long whatever is in them: real tokens a second

@@ -312,19 +312,24 @@ def find_objects(pattern: str) -> dict[str, int]:
     path = BucketPath(pattern)
     fixed = re.split(r"[*?\[]", path.key, maxsplit=1)[0]
     with path._explained():
-        return {
+        found = {
             f"{_SCHEME}{path.bucket}/{blob.name}": int(blob.size)
             for blob in _client().list_blobs(path.bucket, prefix=fixed)
             if _matches(blob.name.split("/"), path.key.split("/"))
         }
+    return dict(sorted(found.items()))
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
-    if not names or not patterns:
-        return not names and not patterns
+    if not patterns or names == [""]:  # "" ends the name of a folder's placeholder
+        return not names
     if patterns[0] == "**":
-        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
-    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+        return _matches(names, patterns[1:]) or (bool(names) and _matches(names[1:], patterns))
+    return (
+        bool(names)
+        and fnmatch.fnmatchcase(names[0], patterns[0])
+        and _matches(names[1:], patterns[1:])
+    )
 
 
 def in_parallel(
