@@ -3,12 +3,16 @@
     python -m bertjax.prepare --input='corpus/*.jsonl.gz' --output=STORE --tokenizer=vocab.txt
 
 Inputs are plain text (a blank line between documents, a line a paragraph), JSON lines with a
-"text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, tfds:NAME/CONFIG:SPLIT, and
-embedded:python, the documentation of this Python; several are separated by commas. The store holds
-no lengths, pairs or masks: every recipe that uses its vocabulary can read it.
+"text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, on disk or in gs://,
+tfds:NAME/CONFIG:SPLIT, and embedded:python, the documentation of this Python; several are separated
+by commas. The store holds no lengths, pairs or masks: every recipe that uses its vocabulary can
+read it.
 
 --output=gs://BUCKET/FOLDER is prepared in this machine's cache ($BERTJAX_CACHE) and then uploaded,
 the manifest last.
+
+--runner=DirectRunner, DataflowRunner, FlinkRunner or SparkRunner has Apache Beam encode, with the
+same result; input and output must lie where all its workers see them: docs/design/engines.md.
 
 A run that was stopped or killed goes on with the same command. What cannot be used is reported by
 file and line, counted in STORE/manifest.json, and an error under --strict.
@@ -37,7 +41,7 @@ from bertjax.linting.stores import store_findings
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "Globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+    "Globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -91,8 +95,8 @@ _RUNNER = flags.DEFINE_string(
     "runner",
     "local",
     "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
-    "DataflowRunner, FlinkRunner, SparkRunner). The result is the same. Input and output must lie "
-    "on storage that all its workers see.",
+    "DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). The result is the "
+    "same. Input and output must lie in a bucket or on storage that all its workers share.",
 )
 _BEAM_OPTIONS = flags.DEFINE_string(
     "beam_options", "", "Of the runner, in one string: '--region=europe-west4 --num_workers=100'."

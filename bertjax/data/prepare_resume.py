@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.bucket import BucketPath, is_bucket_path
+from bertjax.bucket import BucketPath, in_parallel, is_bucket_path
 from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
@@ -129,13 +129,16 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
     """Size and time of the last change (nanoseconds) of each source; 0 where it is no file, and in
     a bucket the generation."""
-    states = {}
+    in_bucket = [source for source in sources if is_bucket_path(source.name)]
+    generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
+    states = {
+        source.name: [source.num_bytes, generation or 0]
+        for source, generation in zip(in_bucket, generations, strict=True)
+    }
     for source in sources:
+        if source.name in states:
+            continue
         try:
-            if is_bucket_path(source.name):
-                generation = BucketPath(source.name).generation()
-                states[source.name] = [source.num_bytes, generation or 0]
-                continue
             status = os.stat(source.name)
             states[source.name] = [status.st_size, status.st_mtime_ns]
         except FileNotFoundError:
