@@ -10,7 +10,7 @@ import pytest
 from prepare_runs import contents, finish, options, random_text, running, start
 from tfds_data import write_tfds
 
-from bertjax.data.beam_engine import Cut
+from bertjax.data.beam_engine import Cut, Encode, _run_pipeline
 from bertjax.data.blocks import Block
 from bertjax.data.build_store import prepare
 from bertjax.data.corpus import find_sources
@@ -81,8 +81,11 @@ def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
     staged = StagedBlocks(tmp_path / "s" / "unfinished" / "blocks")
     there = staged.names()
     assert there
-    [source, *_] = find_sources(f"{corpus}/*")
-    assert not {numbered.file_name for numbered in Cut(staged)(0, source)} & there
+    sources = list(enumerate(find_sources(f"{corpus}/*")))
+    cut = {numbered.file_name for source in sources for numbered in Cut(staged)(*source)}
+    assert cut
+    assert not cut & there
+    assert sum(map(staged_bytes, cut | there)) == sum(source.num_bytes for _, source in sources)
     with pytest.raises(PrepareError, match="language was en and is zh now; run that command"):
         prepare(on_beam(corpus, tmp_path / "s", vocabulary, language="zh"))
     prepare(on_beam(corpus, tmp_path / "s", vocabulary))
@@ -90,14 +93,37 @@ def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
 
 
 def test_tfds(vocabulary, tmp_path):
-    paragraphs = (random_text(seed, 2000).replace("\n", "_NEWLINE_") for seed in range(100))
+    texts = [random_text(seed, 2000) for seed in range(100)]
+    paragraphs = (text.replace("\n", "_NEWLINE_") for text in texts)
     articles = [f"\n_START_ARTICLE_\nTitle\n_START_PARAGRAPH_\n{text}" for text in paragraphs]
     write_tfds(tmp_path, "wiki40b/en", articles)
     data_set = {"input": "tfds:wiki40b/en:train", "data_dir": str(tmp_path)}
     local = prepare(options(tmp_path, tmp_path / "local", vocabulary, **data_set))
     prepare(on_beam(tmp_path, tmp_path / "beam", vocabulary, **data_set))
-    assert local.train.num_documents + local.heldout.num_documents == 100
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    plain = prepare(
+        options(tmp_path, tmp_path / "s", vocabulary, input=str(tmp_path / "texts.txt"))
+    )
+    assert local.train.num_documents == plain.train.num_documents
+    assert local.train.num_tokens == plain.train.num_tokens  # in another order
+
+
+def test_no_other_runner_is_downloaded(corpus, vocabulary, tmp_path, monkeypatch):
+    """Where Beam finds the network it would hand the pipeline to Prism, in one process."""
+    from apache_beam.runners.portability.prism_runner import PrismRunner
+
+    asked = []
+    monkeypatch.setattr(PrismRunner, "run_pipeline", lambda *_: asked.append(1) or 1 / 0)
+    prepare(options(corpus, tmp_path / "s", vocabulary))
+    (tmp_path / "blocks").mkdir()
+    staged = StagedBlocks(tmp_path / "blocks")
+    encode = Encode(staged, tmp_path / "s" / "tokenizer", "en", 0.1)
+    sources = find_sources(f"{corpus}/*")[:1]
+    chosen = on_beam(corpus, tmp_path / "s", vocabulary, num_workers=1)
+    _run_pipeline(sources, staged, encode, chosen)
+    assert not asked
+    assert sum(map(staged_bytes, staged.names())) == sources[0].num_bytes
 
 
 def test_error_in_a_worker(corpus, vocabulary, tmp_path):
