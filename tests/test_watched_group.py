@@ -38,6 +38,7 @@ def check(worker):
 
 
 def fail(folder):
+    subprocess.Popen(["sleep", "100"])
     note(folder)
     print("to the log")
     raise ValueError("long " * 100_000 + "reason")  # more than a pipe holds
@@ -75,6 +76,7 @@ def test_an_error_is_handed_on_and_not_tried_again(starts, tmp_path, capfd):
         run_watched(fail, (starts,), NUM_STARTS, tmp_path / "log", lambda: None)
     assert len(list(starts.iterdir())) == 1
     assert (tmp_path / "log").read_text().startswith("to the log")
+    assert not any(map(running, members(starts)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -90,14 +92,19 @@ def test_nothing_outlives_the_process_that_watches(starts, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    group = int((starts / "0").read_text())
-    members = [int(p.name) for p in Path("/proc").glob("[0-9]*") if group_of(p) == group]
-    assert len(members) == 2
+    processes = members(starts)
+    assert len(processes) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(map(running, members)):
+    while any(map(running, processes)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def members(starts):
+    """Processes of the group of the first start."""
+    group = int((starts / "0").read_text())
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if group_of(p) == group]
 
 
 def group_of(folder):
