@@ -15,10 +15,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import fnmatch
 import functools
 import hashlib
 import importlib.util
+import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +164,11 @@ class BucketPath:
         with self._explained():
             self._blob().upload_from_filename(str(file), checksum="md5")
 
+    def open(self) -> io.RawIOBase:
+        """The content to be read once, in order, some megabytes at a time."""
+        with self._explained():
+            return _Reader(self, self._blob().open("rb", chunk_size=_CHUNK_BYTES))
+
     def digest(self, algorithm: str, told: Callable[[bytes], None] = lambda chunk: None) -> str:
         """Reads the object through and hashes it.
 
@@ -277,6 +285,51 @@ class BucketPath:
             raise PermissionError(errno.EACCES, str(error), str(self)) from error
         except (requests.RequestException, DataCorruption, InvalidResponse) as error:
             raise OSError(errno.EIO, str(error), str(self)) from error
+
+
+class _Reader(io.RawIOBase):
+    """What the client reads, with the operating system's errors."""
+
+    def __init__(self, path: BucketPath, source: Any):
+        self._path = path
+        self._source = source
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer; 0 at the end."""
+        with self._path._explained():
+            return self._source.readinto(buffer)
+
+
+def find_objects(pattern: str) -> dict[str, int]:
+    """Bytes of the objects that a glob gs://BUCKET/... matches, by path, sorted.
+
+    As for files, * and ? and [...] stay within a folder, and the folder ** is any number of them.
+    """
+    path = BucketPath(pattern)
+    fixed = re.split(r"[*?\[]", path.key, maxsplit=1)[0]
+    with path._explained():
+        found = {
+            f"{_SCHEME}{path.bucket}/{blob.name}": int(blob.size)
+            for blob in _client().list_blobs(path.bucket, prefix=fixed)
+            if _matches(blob.name.split("/"), path.key.split("/"))
+        }
+    return dict(sorted(found.items()))
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    if not patterns or names == [""]:  # "" ends the name of a folder's placeholder
+        return not names
+    if patterns[0] == "**":
+        return _matches(names, patterns[1:]) or (bool(names) and _matches(names[1:], patterns))
+    return (
+        bool(names)
+        and fnmatch.fnmatchcase(names[0], patterns[0])
+        and _matches(names[1:], patterns[1:])
+    )
 
 
 def in_parallel(

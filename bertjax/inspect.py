@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from bertjax.config import ConfigError
 from bertjax.data.blocks import CorpusError
 from bertjax.data.store import MANIFEST, StoreError, open_store
 from bertjax.data.tokenizer import TokenizerError, from_argument
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
             report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value, tokenizer)
         if _HTML.value:
             Path(_HTML.value).write_text(page(report), encoding="utf-8")
-    except (CorpusError, StoreError, TokenizerError, OSError) as error:
+    except (ConfigError, CorpusError, StoreError, TokenizerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if _JSON.value:

@@ -3,12 +3,16 @@
     python -m bertjax.prepare --input='corpus/*.jsonl.gz' --output=STORE --tokenizer=vocab.txt
 
 Inputs are plain text (a blank line between documents, a line a paragraph), JSON lines with a
-"text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, tfds:NAME/CONFIG:SPLIT, and
-embedded:python, the documentation of this Python; several are separated by commas. The store holds
-no lengths, pairs or masks: every recipe that uses its vocabulary can read it.
+"text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, on disk or in gs://,
+tfds:NAME/CONFIG:SPLIT, and embedded:python, the documentation of this Python; several are separated
+by commas. The store holds no lengths, pairs or masks: every recipe that uses its vocabulary can
+read it.
 
 --output=gs://BUCKET/FOLDER is prepared in this machine's cache ($BERTJAX_CACHE) and then uploaded,
 the manifest last.
+
+--runner=DirectRunner, DataflowRunner, FlinkRunner or SparkRunner has Apache Beam encode, with the
+same result; input and output must lie where all its workers see them: docs/design/engines.md.
 
 A run that was stopped or killed goes on with the same command. What cannot be used is reported by
 file and line, counted in STORE/manifest.json, and an error under --strict.
@@ -30,14 +34,14 @@ from bertjax.data.build_store import prepare
 from bertjax.data.prepare_options import PrepareError, PrepareOptions
 from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
-from bertjax.data.store_writer import SHARD_TOKENS
+from bertjax.data.store_writer import SHARD_TOKENS, UNFINISHED
 from bertjax.data.tokenizer import TokenizerError
 from bertjax.linting.stores import store_findings
 
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "Globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+    "Globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -87,6 +91,16 @@ _NUM_WORKERS = flags.DEFINE_integer(
     "Processes that encode; 0 = one a core. The result is the same.",
     lower_bound=0,
 )
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    "local",
+    "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
+    "DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). The result is the "
+    "same. Input and output must lie in a bucket or on storage that all its workers share.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "Of the runner, in one string: '--region=europe-west4 --num_workers=100'."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -96,11 +110,12 @@ def main(argv: list[str]) -> int:
         return 1
     try:
         output = as_path(_OUTPUT.value)
-        folder = _OUTPUT.value
+        folder, staging = _OUTPUT.value, ""
         if isinstance(output, BucketPath):
             require_client()  # before hours of work
             number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
             folder = str(cache_folder() / "prepared" / number / output.name)
+            staging = str(output / UNFINISHED) if _RUNNER.value != "local" else ""
         store = prepare(
             PrepareOptions(
                 input=_INPUT.value,
@@ -115,6 +130,9 @@ def main(argv: list[str]) -> int:
                 shard_tokens=_SHARD_TOKENS.value,
                 data_dir=_DATA_DIR.value,
                 num_workers=_NUM_WORKERS.value,
+                runner=_RUNNER.value,
+                beam_options=_BEAM_OPTIONS.value,
+                staging=staging,
             )
         )
         for finding in store_findings(store):
@@ -124,6 +142,7 @@ def main(argv: list[str]) -> int:
         )
         if isinstance(output, BucketPath):
             upload_store(Path(folder), output)
+            (output / UNFINISHED).remove_tree()
             print(f"{output}: uploaded from {folder}, which may be deleted")
     except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)

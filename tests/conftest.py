@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-# Fixtures wordpiece and sentence_piece; bucket; store and whole_run.
-pytest_plugins = ["english", "buckets", "micro_runs"]
+# Fixtures wordpiece and sentence_piece; bucket; store and whole_run; vocabulary and corpus.
+pytest_plugins = ["english", "buckets", "micro_runs", "prepare_runs"]
 
 # Most of the tests' time would be the compiler's: it optimises less here, and takes from the cache
 # what other tests and processes have compiled. Set before jax is imported; commands inherit it.

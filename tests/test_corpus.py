@@ -7,9 +7,11 @@ import time
 import tracemalloc
 
 import pytest
+from tfds_data import write_tfds
 
 from bertjax.data.blocks import BLOCK_BYTES, MAX_LINE_BYTES, PROBLEMS, CorpusError
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.data.wiki40b import wiki40b_text
 
 
 def read(pattern, data_dir=None):
@@ -254,3 +256,33 @@ def test_tfds(tmp_path):
     ):
         with pytest.raises(CorpusError, match=message):
             find_sources(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["wiki40b/en", "c4/en", "lm1b", "wikipedia/20230601.simple"])
+def test_tfds_by_name(tmp_path, name):
+    """The real data sets' features, with texts of our own."""
+    texts = [f"Text {i}.\nIt ends." for i in range(3)]
+    write_tfds(tmp_path, name, texts)
+    documents, problems = read(f"tfds:{name}:train", str(tmp_path))
+    assert sorted(paragraphs for _, paragraphs in documents) == [
+        [f"Text {i}.", "It ends."] for i in range(3)
+    ]
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("markup", "lines"),
+    [
+        (
+            "\n_START_ARTICLE_\nA title\n_START_SECTION_\nA section\n_START_PARAGRAPH_\n"
+            "One. Two._NEWLINE_Three.\n_START_SECTION_\nMore\n_START_PARAGRAPH_\nFour.",
+            ["One. Two.", "Three.", "Four."],
+        ),
+        ("_START_ARTICLE_ A title\n_START_PARAGRAPH_ One.\nTwo.", [" One.", "Two."]),
+        ("_START_ARTICLE_\n_START_SECTION_\n_START_PARAGRAPH_\nOne.", ["One."]),
+        ("_START_ARTICLE_\nA title", []),
+        ("No markup.\nAt all.", ["No markup.", "At all."]),
+    ],
+)
+def test_wiki40b(markup, lines):
+    assert wiki40b_text(markup).split("\n") == (lines or [""])

@@ -14,6 +14,7 @@ ONLY_IN = {  # package -> the files that may import it
     "orbax": {"training/checkpoint.py", "training/orbax_noise.py"},
     "tensorflow": {"data/stream.py", "data/tfds_records.py", "interop/tf1.py"},
     "tensorflow_datasets": {"data/corpus.py", "data/tfds_records.py"},
+    "apache_beam": {"data/beam_engine.py"},
     "sklearn": {"tasks"},
     "scipy": {"tasks"},
     "nervaluate": {"tasks"},

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from bertjax.bucket import BucketPath, as_path
+
 BLOCK_BYTES = 2**20  # text in a block, unless one document is longer
 MAX_LINE_BYTES = 10 * 2**20  # a longer line is left out
 MAX_DOCUMENT_BYTES = 10 * 2**20  # a longer plain-text document is cut at a line end
@@ -76,11 +78,16 @@ class Block:
 
 
 class _HashedFile(io.RawIOBase):
-    """A file that counts and hashes what is read from it."""
+    """A file or object that counts and hashes what is read from it."""
 
-    def __init__(self, path: str):
+    def __init__(self, name: str):
+        path = as_path(name)
+        self._file: io.RawIOBase
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+            if isinstance(path, BucketPath):
+                self._file = path.open()
+            else:
+                self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise CorpusError(f"{path}: cannot be opened: {error.strerror}") from error
         self.position = 0

@@ -1,29 +1,30 @@
 """Corpus to token store: the work behind `python -m bertjax.prepare`.
 
-One process reads blocks of text, others encode them, the first appends the ids in the order of the
-input and commits a part whenever it has enough tokens. So the store has the same bytes for any
-number of workers and any number of restarts.
+One process reads blocks of text, others encode them (or workers of Apache Beam, `beam_engine`), the
+first appends the ids in the order of the input and commits a part whenever it has enough tokens. So
+the store has the same bytes for any number of workers and any number of restarts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from bertjax.data.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
 from bertjax.data.duplicates import DUPLICATES, read_dropped, write_duplicates
-from bertjax.data.encode import encode_blocks, is_held_out
+from bertjax.data.encode import STARTS, EncodedBlock, encode_blocks, is_held_out
 from bertjax.data.prepare_options import (
     PrepareError,
     PrepareOptions,
@@ -38,6 +39,7 @@ from bertjax.data.prepare_resume import (
     locked,
     source_states,
 )
+from bertjax.data.staged_blocks import StagedBlocks
 from bertjax.data.store import MANIFEST, SPLITS, Store, open_store
 from bertjax.data.store_writer import UNFINISHED, StoreWriter
 from bertjax.data.tokenizer import Tokenizer, from_argument, load_tokenizer
@@ -45,6 +47,7 @@ from bertjax.data.tokenizer import Tokenizer, from_argument, load_tokenizer
 TRAINING_SAMPLE_BYTES = 256 * 2**20  # text that a vocabulary is trained on, about
 _GZIP_RATIO = 3  # of English text
 _EXAMPLES = 3  # problems of a kind that are kept in full
+_T = TypeVar("_T")
 
 
 def prepare(options: PrepareOptions) -> Store:
@@ -57,6 +60,10 @@ def prepare(options: PrepareOptions) -> Store:
     """
     begin = time.monotonic()
     check_options(options)
+    if options.runner != "local":
+        from bertjax.data.beam_engine import pipeline_options
+
+        pipeline_options(options)  # raises before any work
     sources = find_sources(options.input, options.data_dir)
     states = source_states(sources)
     settings = content_settings(options)
@@ -83,8 +90,9 @@ def prepare(options: PrepareOptions) -> Store:
                 writer.finish(tokenizer, details)
         except BrokenProcessPool:
             raise PrepareError(
-                "a worker process died, most often for want of memory; the finished shards stay: "
-                "run the same command again, with fewer --num_workers if there is little memory"
+                f"worker processes died {STARTS} times, most often for want of memory; the "
+                "finished shards stay: run the same command again, with fewer --num_workers if "
+                "there is little memory"
             ) from None
         finally:
             writer.close()
@@ -181,18 +189,29 @@ class _Input:
         self.hashes: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Block]:
-        start, number = 0, 0
-        for source in self.sources:
-            for block in read_blocks(source):
-                if block.sha256:
-                    self.hashes[source.name] = block.sha256
-                number += 1
-                position = start + block.position
-                if number <= self.skip:
-                    self.skipped_bytes = position
-                else:
-                    yield dataclasses.replace(block, position=position)
-            start += source.num_bytes
+        """The blocks with their text, for the local engine."""
+        nothing = ((block, None) for source in self.sources for block in read_blocks(source))
+        return (block for block, _ in self._after_skipped(nothing))
+
+    def staged(self, blocks: StagedBlocks) -> Generator[tuple[Block, EncodedBlock], None, None]:
+        """The blocks without their text and what became of them."""
+        return self._after_skipped(blocks.read(len(self.sources)))
+
+    def _after_skipped(
+        self, blocks: Iterable[tuple[Block, _T]]
+    ) -> Generator[tuple[Block, _T], None, None]:
+        starts = itertools.accumulate((s.num_bytes for s in self.sources), initial=0)
+        sources = zip(self.sources, starts, strict=False)
+        source, start = next(sources)
+        for number, (block, result) in enumerate(blocks, 1):
+            position = start + block.position
+            if block.sha256:  # the last one of its source
+                self.hashes[source.name] = block.sha256
+                source, start = next(sources, (source, start))
+            if number <= self.skip:
+                self.skipped_bytes = position
+            else:
+                yield dataclasses.replace(block, position=position), result
 
 
 def _write_documents(
@@ -203,13 +222,19 @@ def _write_documents(
     blocks = _Input(sources, tally.num_blocks)
     if writer.parts:
         print(f"{writer.path}: {len(writer.parts)} finished shards are kept, going on after them")
-    encoded_blocks = encode_blocks(
-        blocks,
-        writer.path / "tokenizer",
-        options.language,
-        options.heldout_share,
-        options.num_workers or num_cores(),
-    )
+    encoded_blocks: Generator[tuple[Block, EncodedBlock], None, None]
+    if options.runner == "local":
+        encoded_blocks = encode_blocks(
+            blocks,
+            writer.path / "tokenizer",
+            options.language,
+            options.heldout_share,
+            options.num_workers or num_cores(),
+        )
+    else:
+        from bertjax.data.beam_engine import stage_blocks
+
+        encoded_blocks = blocks.staged(stage_blocks(sources, writer.path, writer.work, options))
     text_before = tally.text_bytes
     with (
         contextlib.closing(encoded_blocks),

@@ -21,8 +21,10 @@ from typing import Any
 
 import sentencex
 
+from bertjax.bucket import find_objects, is_bucket_path
 from bertjax.data.blocks import BLOCK_BYTES, Block, CorpusError, Problem, Source, read_file_blocks
 from bertjax.data.tfds_records import open_tfds
+from bertjax.data.wiki40b import wiki40b_text
 
 _WINDOW = 20_000  # characters given to the sentence splitter at once
 
@@ -38,7 +40,8 @@ class Document:
 
 
 def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
-    """Resolves a comma-separated list of globs, `tfds:NAME/CONFIG:SPLIT` and `embedded:python`.
+    """Resolves a comma-separated list of globs, also of gs://, `tfds:NAME/CONFIG:SPLIT` and
+    `embedded:python`.
 
     Files come in the order of the patterns and sorted within one; a file matched twice is read
     once.
@@ -49,12 +52,15 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
     sources: dict[str, Source] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         if pattern.startswith("tfds:"):
-            size = _open_tfds(pattern, data_dir)[1].num_bytes
+            size = int(_open_tfds(pattern, data_dir)[1].num_bytes)
             sources.setdefault(pattern, Source(pattern, size, data_dir))
             continue
         if pattern == "embedded:python":
             size = sum(len(text.encode()) for text in _embedded_texts())
             sources.setdefault(pattern, Source(pattern, size))
+            continue
+        if is_bucket_path(pattern):
+            sources |= {name: Source(name, size) for name, size in _find_objects(pattern).items()}
             continue
         names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         if not names:
@@ -73,6 +79,16 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
     if not sources:
         raise CorpusError("--input names nothing to read")
     return list(sources.values())
+
+
+def _find_objects(pattern: str) -> dict[str, int]:
+    try:
+        found = find_objects(pattern)
+    except OSError as error:
+        raise CorpusError(f"--input={pattern}: cannot be listed: {error}") from error
+    if not found:
+        raise CorpusError(f"--input={pattern} matches no object")
+    return found
 
 
 def read_blocks(source: Source) -> Iterator[Block]:
@@ -232,7 +248,8 @@ def _tfds_texts(source: Source) -> Iterator[str]:
     examples = builder.as_dataset(split, shuffle_files=False, read_config=config)
     for example in tfds.as_numpy(examples):
         # A bad byte becomes a lone surrogate, which the parser reports.
-        yield example["text"].decode(errors="surrogateescape")
+        text = example["text"].decode(errors="surrogateescape")
+        yield wiki40b_text(text) if builder.name == "wiki40b" else text
 
 
 @functools.cache  # 2 MB that take seconds to collect and are read several times

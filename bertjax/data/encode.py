@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from bertjax.data.corpus import Document, read_documents, split_sentences
 from bertjax.data.duplicates import DUPLICATES, read_dropped
 from bertjax.data.store import SPLITS
 from bertjax.data.tokenizer import Tokenizer, load_tokenizer
+
+STARTS = 4  # of the worker processes, before a run in which they die is given up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def encode_blocks(
     """Encodes blocks in `num_workers` processes; yields them in order.
 
     At most two blocks a worker are under way, so memory does not grow with the input. One worker
-    means this very process.
+    means this very process. Where a worker dies, all are started anew, `STARTS` times in all.
 
     Args:
         blocks: the input.
@@ -122,7 +125,7 @@ def encode_blocks(
         num_workers: processes.
 
     Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker died.
+        concurrent.futures.process.BrokenProcessPool: workers died too often.
     """
     if num_workers == 1:
         encoder = make_encoder(folder, language, heldout_share)
@@ -131,23 +134,50 @@ def encode_blocks(
         return
     # Spawned, not forked: a fork would inherit the threads and locks of TensorFlow or jax.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        num_workers, context, _start_worker, (folder, language, heldout_share)
-    )
+    settings = folder, language, heldout_share
+    num_starts = 1
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
     try:
         under_way: collections.deque[tuple[Block, Future[EncodedBlock]]] = collections.deque()
         iterator = iter(blocks)
         while True:
             for block in itertools.islice(iterator, 2 * num_workers - len(under_way)):
-                future = pool.submit(_encode_in_worker, block)
-                # The worker has the text; here only the position is needed.
-                under_way.append((dataclasses.replace(block, data=b""), future))
+                under_way.append((block, _submit(pool, block)))
             if not under_way:
                 break
-            block, future = under_way.popleft()
-            yield block, future.result()
+            block, future = under_way[0]
+            try:
+                encoded = future.result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=True, cancel_futures=True)
+                if num_starts == STARTS:
+                    raise
+                print("a worker process died: going on with new ones")
+                num_starts += 1
+                pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
+                under_way = collections.deque(
+                    (block, _submit(pool, block) if _is_lost(future) else future)
+                    for block, future in under_way
+                )
+                continue
+            under_way.popleft()
+            yield dataclasses.replace(block, data=b""), encoded
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, block: Block) -> Future[EncodedBlock]:
+    """A future, which raises BrokenProcessPool itself where the pool is broken already."""
+    try:
+        return pool.submit(_encode_in_worker, block)
+    except BrokenProcessPool as error:
+        future: Future[EncodedBlock] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _is_lost(future: Future[EncodedBlock]) -> bool:
+    return future.cancelled() or isinstance(future.exception(), BrokenProcessPool)
 
 
 _encoder: Encoder  # of this worker process

@@ -18,7 +18,7 @@ class PrepareError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare. All but `output` and `num_workers` decide what the store holds."""
+    """What to prepare. `output`, and who does it, do not decide what the store holds."""
 
     input: str  # globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas
     output: str  # folder of the store
@@ -32,6 +32,9 @@ class PrepareOptions:
     shard_tokens: int = SHARD_TOKENS  # what a kill can cost
     data_dir: str | None = None  # of TFDS
     num_workers: int = 0  # processes that encode; 0: one a core
+    runner: str = "local"  # who encodes: processes of our own, or a runner of Apache Beam
+    beam_options: str = ""  # of the runner, as on a command line
+    staging: str = ""  # folder in a bucket for what its workers encode; "": in the output folder
 
 
 def check_options(options: PrepareOptions) -> None:
@@ -50,12 +53,17 @@ def check_options(options: PrepareOptions) -> None:
             f"--num_workers={options.num_workers} must be 0 or more and "
             f"--shard_tokens={options.shard_tokens} 1 or more"
         )
+    if options.beam_options and options.runner == "local":
+        raise PrepareError(
+            f"--beam_options={options.beam_options!r} without Beam: name a --runner, such as "
+            "DirectRunner"
+        )
 
 
 def content_settings(options: PrepareOptions) -> dict[str, Any]:
     """What decides the content of the store, beside the input."""
     chosen = dataclasses.asdict(options)
-    for name in ("output", "num_workers", "data_dir"):
+    for name in ("output", "num_workers", "data_dir", "runner", "beam_options", "staging"):
         del chosen[name]
     if not options.drop_duplicates:  # stores from before it was an option are the same
         del chosen["drop_duplicates"]

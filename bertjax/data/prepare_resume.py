@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bertjax.bucket import BucketPath, in_parallel, is_bucket_path
 from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.duplicates import DUPLICATES
 from bertjax.data.prepare_options import PrepareError
+from bertjax.data.staged_blocks import BLOCKS, SUFFIX
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
+
+COMMAND = "command.json"  # in the work folder: what the store is made with and from
 
 
 @contextlib.contextmanager
@@ -92,13 +96,13 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
         PrepareError: names the first difference.
     """
     work = output / UNFINISHED
-    note = work / "command.json"
+    note = work / COMMAND
     command = settings | {"sources": source_states(sources)}
     if note.exists():
         difference = _difference(json.loads(note.read_bytes()), command)
         if not difference:
             return
-        if any(work.glob("part-*.json")):
+        if any(work.glob("part-*.json")) or any(work.glob(f"{BLOCKS}/*{SUFFIX}")):
             raise PrepareError(
                 f"{output}: holds an unfinished store that was begun otherwise: {difference}; "
                 "run that command again to finish it, or delete the folder to begin anew"
@@ -123,9 +127,17 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
 
 
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
-    """Size and time of the last change (nanoseconds) of each source; 0 where it is no file."""
-    states = {}
+    """Size and time of the last change (nanoseconds) of each source; 0 where it is no file, and in
+    a bucket the generation."""
+    in_bucket = [source for source in sources if is_bucket_path(source.name)]
+    generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
+    states = {
+        source.name: [source.num_bytes, generation or 0]
+        for source, generation in zip(in_bucket, generations, strict=True)
+    }
     for source in sources:
+        if source.name in states:
+            continue
         try:
             status = os.stat(source.name)
             states[source.name] = [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,105 @@
+"""A function in a process group of its own, started again when one of its processes is killed.
+
+Beam's direct runner waits for ever for a worker that was killed: only a thread of it ends with an
+error. So it runs in a process that ends itself and its workers when that happens, or when the
+process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+class GroupError(RuntimeError):
+    """The function raised an error, whose message this has."""
+
+
+class GroupKilled(RuntimeError):
+    """Processes of the group were killed as often as it was started."""
+
+
+def run_watched(
+    function: Callable[..., None],
+    arguments: Sequence[Any],
+    num_starts: int,
+    log: Path,
+    told: Callable[[], None],
+) -> None:
+    """Calls the function until it returns.
+
+    Args:
+        function: goes on where it was killed; can be pickled, with its arguments.
+        arguments: of the function.
+        num_starts: how often the group is started before it is given up.
+        log: where its processes' output is appended.
+        told: is called before the group is started again.
+
+    Raises:
+        GroupError: the function raised an error.
+        GroupKilled: processes were killed at every start.
+    """
+    context = multiprocessing.get_context("spawn")
+    for start in range(num_starts):
+        if start:
+            told()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(function, arguments, log, sender))
+        process.start()
+        sender.close()
+        try:
+            with contextlib.suppress(EOFError):  # killed
+                if reason := receiver.recv():
+                    raise GroupError(reason)
+                return
+        finally:
+            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # all have ended
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            receiver.close()
+    raise GroupKilled
+
+
+def _run(
+    function: Callable[..., None], arguments: Sequence[Any], log: Path, sender: Connection
+) -> None:
+    os.setpgrp()  # Ctrl-C reaches the process that started this one, which ends the group
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.excepthook = _end_with_thread
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    reason = ""
+    try:
+        function(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {str(error).strip()}"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sender.send(reason)
+    os._exit(0)  # threads that wait for a worker would keep this process
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.process.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_with_thread(error: threading.ExceptHookArgs) -> None:
+    threading.__excepthook__(error)
+    sys.stderr.flush()
+    os.killpg(0, signal.SIGKILL)
