@@ -7,8 +7,11 @@ block in it, so a block that is there is never encoded again, by whomever.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import io
+import itertools
 import json
 import os
 import uuid
@@ -26,6 +29,7 @@ from bertjax.data.store import SPLITS
 
 BLOCKS = "blocks"  # the folder, in the work folder
 SUFFIX = ".npz"
+_READ_AHEAD = 8  # files; one comes from a bucket in a fraction of a second
 _FIELDS = tuple(field.name for field in dataclasses.fields(EncodedSplit))
 
 
@@ -88,20 +92,25 @@ class StagedBlocks:
             PrepareError: one of them is damaged or not there.
         """
         names = {tuple(map(int, name.split("-")[:2])): name for name in self.names()}
-        for source_number in range(num_sources):
-            number, ended = 0, False
-            while not ended:
-                name = names.get((source_number, number))
-                if name is None:
-                    raise PrepareError(
-                        f"{self.folder}: the runner ended well, but block {number} of input "
-                        f"{source_number} is not there: --output must lie on storage that its "
-                        "workers and this machine share, or in a bucket"
-                    )
-                block, encoded = _read(self.folder / name)
-                ended = bool(block.sha256)  # the last block of a source has its hash
-                yield block, encoded
-                number += 1
+        places = iter(sorted(names))
+        coming: collections.deque[tuple[tuple[int, ...], concurrent.futures.Future]]
+        coming = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
+            for source_number in range(num_sources):
+                number, ended = 0, False
+                while not ended:
+                    for place in itertools.islice(places, _READ_AHEAD - len(coming)):
+                        coming.append((place, pool.submit(_read, self.folder / names[place])))
+                    if not coming or coming[0][0] != (source_number, number):
+                        raise PrepareError(
+                            f"{self.folder}: the runner ended well, but block {number} of input "
+                            f"{source_number} is not there: --output must lie on storage that its "
+                            "workers and this machine share, or in a bucket"
+                        )
+                    block, encoded = coming.popleft()[1].result()
+                    ended = bool(block.sha256)  # the last block of a source has its hash
+                    yield block, encoded
+                    number += 1
 
 
 def staged_bytes(name: str) -> int:
