@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 from english import SPECIAL, TEXT
 
+from bertjax.data.sentence_piece_model import read_model
 from bertjax.data.tokenizer import (
     SentencePieceTokenizer,
     TokenizerError,
@@ -20,9 +21,7 @@ def train_model(**options):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT[:500]),
         model_writer=model,
-        vocab_size=200,
-        minloglevel=2,
-        **options,
+        **{"vocab_size": 200, "minloglevel": 2} | options,
     )
     return model.getvalue()
 
@@ -85,3 +84,33 @@ def test_the_shared_model(shared_data):
     assert tokenizer.vocab_size == 1004
     assert tokenizer.pieces[1000:] == ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
     assert tokenizer.decode(tokenizer.encode("I saw a girl")) == "I saw a girl"
+
+
+@pytest.mark.parametrize(
+    ("options", "model_type"),
+    [
+        ({"byte_fallback": True, "vocab_size": 400}, 1),
+        ({"add_dummy_prefix": False, "remove_extra_whitespaces": False}, 1),
+        ({"model_type": "bpe", "user_defined_symbols": ["[CLS]"]}, 2),
+    ],
+)
+def test_a_model_file_says_what_its_library_says(options, model_type):
+    content = train_model(**options)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    model = read_model(content)
+    assert len(model.pieces) == processor.vocab_size()
+    kinds = {"NORMAL": 1, "UNKNOWN": 2, "CONTROL": 3, "USER_DEFINED": 4, "BYTE": 6}
+    for id, piece in enumerate(model.pieces):
+        assert piece.piece == processor.id_to_piece(id)
+        assert piece.score == processor.get_score(id)
+        assert processor.is_unknown(id) == (piece.type == kinds["UNKNOWN"])
+        assert processor.is_control(id) == (piece.type == kinds["CONTROL"])
+        assert processor.is_byte(id) == (piece.type == kinds["BYTE"])
+    assert any(p.type == kinds["BYTE"] for p in model.pieces) == ("byte_fallback" in options)
+    assert any(p.type == kinds["USER_DEFINED"] for p in model.pieces) == (model_type == 2)
+    assert model.trainer_spec.model_type == model_type
+    assert model.trainer_spec.byte_fallback == options.get("byte_fallback", False)
+    assert model.normalizer_spec.add_dummy_prefix == options.get("add_dummy_prefix", True)
+    whitespace = options.get("remove_extra_whitespaces", True)
+    assert model.normalizer_spec.remove_extra_whitespaces == whitespace
+    assert model.normalizer_spec.precompiled_charsmap  # of nmt_nfkc, the default

@@ -82,7 +82,8 @@ def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path
     assert loop.run(micro(store, **options), whole) == 0
     assert loop.run(micro(store, num_steps=7, **options), stopped) == 0
     assert loop.run(micro(store, **options), stopped) == 0
-    assert_same_run(stopped, whole)
+    assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
+    assert computed(stopped) == computed(whole)
 
 
 def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.data.sentence_piece import SentencePieceTokenizer, load_sentencepiece
+from bertjax.data.sentence_piece_model import BYTE, NORMAL, UNIGRAM, USER_DEFINED, read_model
 from bertjax.data.vocabulary import (
     SPECIAL_PIECES,
     Tokenizer,
@@ -192,19 +193,15 @@ def _wordpiece_description(tokenizer: WordPieceTokenizer) -> tuple[dict[str, Any
 
 def _unigram_description(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, Any], ...]:
     """SentencePiece's rules in the words of the `tokenizers` library."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    model_proto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
-    proto = model_proto.FromString(tokenizer.content)
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+    proto = read_model(tokenizer.content)
+    if proto.trainer_spec.model_type != UNIGRAM:
         raise TokenizerError(
             "Hugging Face's tokenizer files can be written for SentencePiece models of the type "
             "unigram; this one has another type"
         )
-    kinds = model_proto.SentencePiece
     silent = -1e6  # a score that text never chooses: pieces that stand for none
     scores = [
-        piece.score if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.BYTE) else silent
+        piece.score if piece.type in (NORMAL, USER_DEFINED, BYTE) else silent
         for piece in proto.pieces
     ]
     scores += [silent] * (tokenizer.vocab_size - len(scores))
