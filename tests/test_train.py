@@ -135,6 +135,7 @@ def test_killed_and_restarted_is_the_same_run(store, whole_run, tmp_path):
     result = subprocess.run(command(store, tmp_path), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "resuming from step" in result.stderr
+    assert result.stderr.count("first step done ") == 1
     assert "finished 18 steps" in result.stderr
     assert_same_run(tmp_path, whole_run)
 

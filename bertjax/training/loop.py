@@ -42,6 +42,7 @@ from bertjax.training.pretraining import Pretraining
 from bertjax.training.profiling import Profile
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.start import abstract_state, progress_record, start
+from bertjax.training.start_up import StartUp
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.training.workdir_lock import lock_workdir
@@ -74,6 +75,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
       TrainingDivergedError: a loss or gradient is not finite.
       WorkdirInUseError: another process trains in `workdir`.
     """
+    start_up = StartUp()
     validate(config)
     distributed.check_alike(
         {
@@ -99,7 +101,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
                 place.kept() if writes else contextlib.nullcontext(),
                 CheckpointStore(place.path, keep, before_seal=place.upload) as checkpoints,
             ):
-                trainer = _Trainer(config, place, mesh, job, checkpoints)
+                trainer = _Trainer(config, place, mesh, job, checkpoints, start_up)
                 if writes:
                     keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
                 with (
@@ -131,6 +133,7 @@ class _Trainer:
         mesh: Mesh,
         job: Job,
         checkpoints: CheckpointStore,
+        start_up: StartUp,
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
@@ -148,6 +151,7 @@ class _Trainer:
         self.saved_step = self.step
         self.started = self.saved_at = time.monotonic()
         self.throughput = Throughput()
+        self.start_up: StartUp | None = start_up  # until the first step is done
         self.agreement = distributed.Agreement(mesh)
         _LOG.info(
             "%s parameters in float32, computing in %s on %d x %s, mesh %s",
@@ -206,6 +210,8 @@ class _Trainer:
     ) -> bool:
         """Takes the steps of one phase; False = asked to stop."""
         phase, end = self.phases[index], self.phases.end(index)
+        if self.start_up:
+            self.start_up.ends("data and state")
         seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
         self.throughput.restart()
@@ -224,6 +230,8 @@ class _Trainer:
         guard.defer()
         with batches:
             step_function = compiling.result()
+            if self.start_up:
+                self.start_up.ends("rows and program")
             last: tuple[np.ndarray, dict[str, Any]] | None = None
             stop = False
             while self.step < end and not stop:
@@ -277,6 +285,10 @@ class _Trainer:
             return
         row_ids, on_device = last
         metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        if self.start_up:
+            self.start_up.ends("first step")
+            _LOG.info("first step done %s", self.start_up)
+            self.start_up = None
         phase = self.phases[index]
         row_flops = self.phases.row_flops(index, self.model)
         real_tokens, pairs = metrics.pop("real_tokens"), metrics.pop("pairs", None)

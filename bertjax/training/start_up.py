@@ -1,0 +1,35 @@
+"""How long a run takes from its command to its first step, part by part."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+class StartUp:
+    """Seconds since the process began, by the part of the start that they went into."""
+
+    def __init__(self) -> None:
+        """The first part is what the process did before: importing, connecting, finding devices."""
+        self.parts = {"imports and devices": process_seconds()}
+        self._since = time.monotonic()
+
+    def ends(self, part: str) -> None:
+        """Ends a part, which began where the last one ended."""
+        now = time.monotonic()
+        self.parts[part] = now - self._since
+        self._since = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        return f"{sum(self.parts.values()):.1f} s after the command began ({parts})"
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started; where /proc does not tell, its CPU time."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22 of proc(5)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.process_time()
