@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention_kernel --compile=v5e:2x2     # or v6e:2x2: libtpu, no TPU
     python -m benchmarks.attention_kernel --compile=h100        # jax's CUDA wheels, no GPU
-    python -m benchmarks.attention_kernel --time                # on the GPU or TPU of this machine
+    python -m benchmarks.attention_kernel --check --time        # on the GPU or TPU of this machine
 
 Each adds its part to benchmarks/results/attention_kernel.json. `--compile` takes a stack of layers
 that are projections and attention (no feed-forward, no LayerNorm), scanned, bfloat16, dropout 0.1,
@@ -10,6 +10,8 @@ and their gradients by weights and input, on one device. For H100 it needs jax-c
 jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12, the first two installed with --no-deps, and in the
 environment JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and
 XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir=SITE_PACKAGES/nvidia/cuda_nvcc".
+`--check` compares output and gradients of both paths with NumPy's in float64
+(tests/attention_reference.py), and the mask to the bit; it ends with 1 where the kernels are off.
 `--time` is of forward and backward of one attention; the two paths take turns, the least counts.
 """
 
@@ -21,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -38,6 +41,10 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.fused_attention import fused_attention
 from bertjax.planning.topology import open_target
 from bertjax.training.compilation import program_bytes
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+import attention_reference
 
 RESULT = Path(__file__).parent / "results" / "attention_kernel.json"
 RATE = 0.1
@@ -68,7 +75,9 @@ def main() -> None:
     """Compiles or times, prints, and keeps the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--compile", metavar="CHIP", help="v5e:2x2, v6e:2x2, ... or h100")
+    parser.add_argument("--check", action="store_true", help="on the device of this machine")
     parser.add_argument("--time", action="store_true", help="on the device of this machine")
+    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument(
         "--paths",
         default=",".join(PATHS),
@@ -77,13 +86,20 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = {name: PATHS[name] for name in arguments.paths.split(",")}
     if arguments.compile:
-        write(arguments.compile, "compiled", compile_all(arguments.compile, paths))
-    if arguments.time:
-        device = jax.devices()[0]
+        rows = compile_all(arguments.compile, paths)
+        write(arguments.output, arguments.compile, "compiled", rows)
+    device = jax.devices()[0] if arguments.check or arguments.time else None
+    if arguments.time and device:
         if device.platform == "cpu":
             print("on a CPU the kernels are interpreted: there is nothing to time")
-            return
-        write(device.device_kind, "timed", time_all(paths))
+        else:
+            write(arguments.output, device.device_kind, "timed", time_all(paths))
+    if arguments.check and device:
+        rows = check_all()
+        kind = cpu_name() if device.platform == "cpu" else device.device_kind
+        write(arguments.output, kind, "checked", rows)
+        if not all(row["passes"] for row in rows):
+            raise SystemExit("the kernels are off: see the rows that do not pass")
 
 
 def compile_all(chip: str, paths: dict[str, Callable[..., jax.Array]]) -> list[dict[str, Any]]:
@@ -182,6 +198,81 @@ def time_all(
     return found
 
 
+PACKED_PATHS: dict[str, Callable[..., jax.Array]] = {
+    "xla": functools.partial(dot_product_attention, packed=True),
+    "pallas": fused_attention,
+}
+
+
+def check_all() -> list[dict[str, Any]]:
+    """Errors of both paths against float64, by length, dropout and dtype; the mask to the bit.
+
+    An error is the norm of the difference over the norm of the reference, the largest of output,
+    dq, dk and dv. The kernels pass where theirs is within the dtype's rounding and not above 1.5
+    times that of XLA's path.
+    """
+    found: list[dict[str, Any]] = []
+    rows, heads, columns = 2, 2, 64
+    for length in (64, 128, 384, 512):
+        rng = np.random.default_rng(length)
+        shape = (rows, length, heads, columns)
+        keys = jax.random.split(jax.random.key(length), rows)
+        # Packed: several segments, then padding.
+        cuts = np.sort(rng.choice(np.arange(1, length), (rows, 3)))
+        segment_ids = (1 + (np.arange(length) >= cuts[:, :, None]).sum(1)).astype(np.int32) % 4
+        real = (segment_ids > 0)[:, :, None, None]
+        for rate in (0.0, RATE):
+            keep = attention_reference.kept(keys, heads, length, rate)
+            for dtype in ("float32", "bfloat16"):
+                q, k, v, gradient = (
+                    jnp.asarray(rng.normal(size=shape) * real, jnp.dtype(dtype)) for _ in range(4)
+                )
+                expected = attention_reference.reference(q, k, v, gradient, segment_ids, keep, rate)
+                errors = {}
+                for path, attend in PACKED_PATHS.items():
+                    run = jax.jit(
+                        functools.partial(both_passes, functools.partial(attend, dropout_rate=rate))
+                    )
+                    errors[path] = max(
+                        float(np.linalg.norm((np.float64(a) - b) * real) / np.linalg.norm(b * real))
+                        for a, b in zip(
+                            run(q, k, v, jnp.asarray(segment_ids), keys, gradient),
+                            expected,
+                            strict=True,
+                        )
+                    )
+                rounding = float(jnp.finfo(dtype).eps)
+                found.append(
+                    {
+                        "length": length,
+                        "dropout_rate": rate,
+                        "dtype": dtype,
+                        "errors": errors,
+                        "passes": errors["pallas"] < 4 * rounding
+                        and errors["pallas"] < 1.5 * errors["xla"] + rounding,
+                    }
+                )
+                print(json.dumps(found[-1]), flush=True)
+    length = 128
+    keys = jax.random.split(jax.random.key(1), rows)
+    zeros = jnp.zeros((rows, length, heads, length), jnp.float32)
+    # Equal scores, and values that tell the key: what a query gets is its line of the mask.
+    unit = jnp.broadcast_to(jnp.eye(length)[:, None], zeros.shape)
+    ones = jnp.ones((rows, length), jnp.int32)
+    attend = functools.partial(fused_attention, dropout_rate=RATE)
+    output, _, _, dv = both_passes(attend, zeros, zeros, unit, ones, keys, unit)
+    keep = attention_reference.kept(keys, heads, length, RATE)
+    masks = (np.moveaxis(output, 2, 1) != 0, np.moveaxis(dv, 2, 1).swapaxes(2, 3) != 0)
+    found.append(
+        {
+            "mask_bits_that_differ": [int((mask != keep).sum()) for mask in masks],
+            "passes": all(np.array_equal(mask, keep) for mask in masks),
+        }
+    )
+    print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def both_passes(
     attend: Callable[..., jax.Array],
     q: jax.Array,
@@ -196,9 +287,9 @@ def both_passes(
     return output, *backward(gradient)
 
 
-def write(chip: str, what: str, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, chip: str, what: str, rows: list[dict[str, Any]]) -> None:
     """Puts the rows into the file of results, in the place of earlier ones of that chip."""
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results = json.loads(path.read_text()) if path.exists() else {}
     packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
     installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
     results.setdefault(what, {})[chip] = {
@@ -211,7 +302,7 @@ def write(chip: str, what: str, rows: list[dict[str, Any]]) -> None:
         },
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

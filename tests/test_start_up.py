@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from bertjax.training.start_up import StartUp
 
 
@@ -21,12 +19,16 @@ def test_a_process_knows_how_long_it_has_run():
 
 
 def test_parts_follow_each_other():
+    began = time.monotonic()
     start_up = StartUp()
+    before = start_up.parts["imports and devices"]
     time.sleep(0.05)
     start_up.ends("a")
     time.sleep(0.1)
     start_up.ends("b")
     assert list(start_up.parts) == ["imports and devices", "a", "b"]
-    assert start_up.parts["a"] == pytest.approx(0.05, abs=0.04)
-    assert start_up.parts["b"] == pytest.approx(0.1, abs=0.04)
-    assert f"{sum(start_up.parts.values()):.1f} s after the command began" in str(start_up)
+    assert start_up.parts["a"] >= 0.05
+    assert start_up.parts["b"] >= 0.1
+    total = sum(start_up.parts.values())
+    assert total - before <= time.monotonic() - began
+    assert f"{total:.1f} s after the command began" in str(start_up)
