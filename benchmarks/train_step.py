@@ -1,14 +1,18 @@
 """Times the training step beside transformers', in turns on the same batch.
 
     python -m benchmarks.train_step --case=base:128:8 --peer=transformers
-    python -m benchmarks.train_step --suite=gpu --peer=transformers --minutes=8
+    python -m benchmarks.train_step --case=large:512:64:packed --peer=transformers
 
 A case is recipe:length:rows. Each contender compiles and warms up; then they take turns, some
 steps each, and the fastest turn counts (identical runs on shared CPUs differ by a factor of two)
 with the median beside it. Both have dropout 0.1, BERT's AdamW or AdamW, clipping, and the same
-rows, all tokens real. Imports neither TensorFlow nor the command line of bertjax, so that it runs
-where there is only JAX and PyTorch. Writes benchmarks/results/train_step.json (or --output) and
-prints its table last; --report writes docs/results/train_step.md and .png from the results.
+rows, all tokens real. With `:packed` rows are made of sentence pairs as long as Wikipedia's
+(benchmarks.packing): several in each of bertjax's, one in each of the peer's, padded.
+
+Imports neither TensorFlow nor the command line of bertjax, so that it runs where there is only JAX
+and PyTorch; on a GPU benchmarks.gpu runs the cases. Writes benchmarks/results/train_step.json (or
+--output) and prints its table last; --report writes docs/results/train_step.md and .png from the
+results.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,10 +35,7 @@ from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "train_step.md"
-SUITES = {
-    "gpu": ["base:128:512", "large:128:256", "large:512:64", "base:512:128"],
-    "cpu": ["base:128:8"],
-}
+DEPTH = 12  # pairs in a packed row, at most
 WARM_UP_STEPS = 3
 # Beside torch in one process: neither takes the whole memory at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
@@ -114,14 +116,12 @@ class Bertjax:
 def main() -> None:
     """Runs the cases, writes each as it is done, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=SUITES, help="cases for a kind of device")
-    parser.add_argument("--case", action="append", default=[], help="recipe:length:rows")
+    parser.add_argument("--case", action="append", default=[], help="recipe:length:rows[:packed]")
     parser.add_argument("--attention", default="xla", help="of bertjax: xla, pallas or both")
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
     parser.add_argument("--peer_eager", action="store_true", help="without torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one turn, about")
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no case after these")
     parser.add_argument("--load", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--report", action="store_true", help="only write the page")
@@ -129,16 +129,11 @@ def main() -> None:
     if args.report:
         report(json.loads(args.output.read_text()))
         return
-    began = time.monotonic()
-    cases = [*SUITES.get(args.suite, []), *args.case]
-    if not cases:
-        parser.error("name a --suite or a --case")
+    if not args.case:
+        parser.error("name a --case")
     results = json.loads(args.output.read_text()) if args.output.exists() else []
     done = []
-    for case in cases:
-        if time.monotonic() - began > 60 * args.minutes:
-            print(f"{case}: left out, {args.minutes:g} minutes are over", flush=True)
-            continue
+    for case in args.case:
         result = measure(case, args)
         done.append(result)
         same = ("device", "case", "peer_mode")
@@ -149,9 +144,9 @@ def main() -> None:
 
 def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times all contenders on one case, in turns."""
-    recipe, length, rows = case.split(":")
-    config = make_config(recipe, int(length), int(rows))
-    batch = make_batch(config)
+    recipe, length, rows, *packed = case.split(":")
+    config = make_config(recipe, int(length), int(rows), DEPTH if packed else 1)
+    batch, peer_batch = make_packed_batches(config) if packed else [make_batch(config)] * 2
     contenders: dict[str, Any] = {}
     for attention in args.attention.split(","):
         model = dataclasses.replace(config.model, attention=attention)
@@ -161,7 +156,7 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.peer:
         from benchmarks.train_step_peer import Transformers
 
-        contenders[args.peer] = Transformers(config.model, batch, compiled=not args.peer_eager)
+        contenders[args.peer] = Transformers(config.model, peer_batch, compiled=not args.peer_eager)
         print(f"{case}: {args.peer}: {contenders[args.peer].compile_seconds:.0f} s to start")
     counts = {}
     for name, contender in contenders.items():
@@ -185,10 +180,14 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     for name, contender in contenders.items():
         best = min(seconds[name])
         peak_bytes = contender.peak_bytes()
+        own = peer_batch if name == args.peer else batch
+        sequences = own["pair_weights" if "pair_weights" in own else "row_weights"]
+        tokens = own["segment_ids" if "segment_ids" in own else "attention_mask"] > 0
         runs[name] = {
+            "sequences_per_second": float(sequences.sum() / best),
             "rows_per_second": phase.global_batch_size / best,
             "rows_per_second_median": phase.global_batch_size / statistics.median(seconds[name]),
-            "real_tokens_per_second": int(batch["attention_mask"].sum()) / best,
+            "real_tokens_per_second": int(tokens.sum()) / best,
             "mfu_of_peak": peak and flops / best / peak,
             "share_of_measured_matmul": flops / best / measured,
             "peak_gigabytes": peak_bytes and peak_bytes / 1e9,
@@ -198,7 +197,8 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
         }
     if args.peer:
         for run in runs.values():
-            run["ratio_to_peer"] = run["rows_per_second"] / runs[args.peer]["rows_per_second"]
+            speed, theirs = (r["real_tokens_per_second"] for r in (run, runs[args.peer]))
+            run["ratio_to_peer"] = speed / theirs
     contenders.clear()
     gc.collect()
     return {
@@ -217,14 +217,14 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_config(recipe: str, length: int, rows: int) -> Config:
-    """The recipe with one phase of such rows, on one device."""
+def make_config(recipe: str, length: int, rows: int, depth: int = 1) -> Config:
+    """The recipe with one phase of such rows, of so many pairs at most, on one device."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     dtype = compute_dtype(config.model, jax.default_backend())
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dtype=dtype),
-        phases=(Phase(num_steps=1_000_000, max_length=length, global_batch_size=rows),),
+        phases=(Phase(1_000_000, length, rows, packing_depth=depth),),
     )
 
 
@@ -251,10 +251,31 @@ def make_batch(config: Config) -> dict[str, np.ndarray]:
     }
 
 
+def make_packed_batches(config: Config) -> list[dict[str, np.ndarray]]:
+    """Pairs as long as Wikipedia's, packed, and as many rows of one such pair each."""
+    from benchmarks.packing import short_documents
+    from bertjax.data.packed_rows import PackedRows
+    from bertjax.data.reader import RowReader
+    from bertjax.data.rows import RowSpec
+    from bertjax.data.wordpiece import WordPieceTokenizer
+
+    (phase,) = config.resolved_phases()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [f"w{i}" for i in range(len(special), config.model.vocab_size)]
+    tokenizer = WordPieceTokenizer(special + pieces, lower_case=True)
+    with tempfile.TemporaryDirectory() as folder:
+        store = short_documents(Path(folder), tokenizer)
+        spec = RowSpec(max_length=phase.max_length, max_predictions=phase.max_predictions)
+        pairs = RowReader(store.train, tokenizer, spec, seed=0, stream_id=0, cache=Path(folder))
+        positions = np.arange(phase.global_batch_size)
+        return [PackedRows(pairs, phase.packing_depth).rows(positions), pairs.rows(positions)]
+
+
 def matmul_flops(dtype: str) -> float:
     """FLOP/s of a large square matrix product, timed here and now."""
     size = 2_048 if jax.default_backend() == "cpu" else 8_192
-    x = jnp.ones((size, size), jnp.dtype(dtype))
+    # Random: on zeros and ones chips draw less power and run faster.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.dtype(dtype))
     multiply = jax.jit(lambda x: x @ x)
     multiply(x).block_until_ready()
     times = []
@@ -268,6 +289,7 @@ def matmul_flops(dtype: str) -> float:
 HEADER = (
     "case",
     "contender",
+    "sequences/s",
     "rows/s",
     "real tokens/s",
     "of peak",
@@ -288,6 +310,7 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 (
                     result["case"],
                     f"{name}, {result['peer_mode']}" if "bertjax" not in name else name,
+                    f"{run['sequences_per_second']:,.4g}",
                     f"{run['rows_per_second']:,.4g}",
                     f"{run['real_tokens_per_second']:,.4g}",
                     f"{peak:.1%}" if peak else "",
@@ -319,8 +342,9 @@ def report(results: list[dict[str, Any]]) -> None:
         "",
         "Written by `python -m benchmarks.train_step --report` from "
         "`benchmarks/results/train_step.json`, which has commands, versions, settings and the "
-        "time of every turn. The fastest turn counts; full rows, dropout 0.1, the same batch, in "
-        "turns in one process. 'Of peak' is against the vendor's dense bfloat16 figure, 'of a "
+        "time of every turn. The fastest turn counts; dropout 0.1, in turns in one process, full "
+        "rows and the same batch, or where the case says packed, pairs as long as Wikipedia's. The "
+        "ratio is of real tokens. 'Of peak' is against the vendor's dense bfloat16 figure, 'of a "
         "product' against a large matrix product timed in the same process.",
         "",
     ]
