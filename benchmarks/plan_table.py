@@ -1,11 +1,11 @@
 """Plans BASE and LARGE for slices of every TPU generation, and tabulates what came out.
 
-    python -m benchmarks.plan_table [--rows=N]
+    python -m benchmarks.plan_table [--rows=N] [--before=DATE]
 
 Each row is a compile of the real training step in a process of its own, minutes on two free cores,
 most useful first. A result is written to benchmarks/results/plan.json as it arrives, and rows that
-are there are skipped, so the command can be stopped and run again; docs/results/plan.md is written
-anew each time. Needs pip install 'bertjax[plan]'.
+are there are skipped (unless they are older than --before), so the command can be stopped and run
+again; docs/results/plan.md is written anew each time. Needs pip install 'bertjax[plan]'.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.hardware import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "plan.md"
+UNROLLED = "2026-11-24 11:47"  # commit b006613
 FSDP = "--config.mesh.data=1 --config.mesh.fsdp=16"
 # recipe, phase (0 = length 128, 1 = length 512), topology, slices, other flags
 ROWS: list[tuple[str, int, str, int, str]] = [
@@ -64,10 +65,15 @@ def main() -> None:
     """Plans what is missing, at most `--rows` of it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=len(ROWS), help="compile at most so many")
-    limit = parser.parse_args().rows
+    parser.add_argument(
+        "--before", default="", help="compile rows again that are older: 2026-11-24"
+    )
+    args = parser.parse_args()
+    limit = args.rows
     results: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    done = {result["command"] for result in results}
+    done = {result["command"] for result in results if result["date"] >= args.before}
     commands = [command_of(*row) for row in ROWS]
+    results.sort(key=lambda result: commands.index(result["command"]))
     for command in commands:
         if command in done:
             continue
@@ -75,7 +81,8 @@ def main() -> None:
             break
         limit -= 1
         print(command, flush=True)
-        results.append(plan(command))
+        result = plan(command)
+        results = [r for r in results if r["command"] != command] + [result]
         results.sort(key=lambda result: commands.index(result["command"]))
         write(RESULTS, json.dumps(results, indent=2) + "\n")
         write(TABLE, table(results))
@@ -125,12 +132,14 @@ def table(results: list[dict[str, Any]]) -> str:
         "they cannot know is in [../design/plan.md](../design/plan.md). Nothing ran on a TPU: "
         "sequences/s and hours are bounds that no run can pass, not measurements.",
         "",
-        f"{len(results)} of {len(ROWS)} rows are compiled.",
+        f"{len(results)} of {len(ROWS)} rows are compiled. A row is what the recipe came to on its "
+        f"day: before {UNROLLED} recipes scanned their layers, and each microbatch summed its "
+        "gradients over all chips.",
         "",
         "| recipe | length | topology | chips | data x fsdp x tensor | microbatches | GB a chip | "
         "fits | TFLOP a chip | MB sent a chip, by kind | bound, sequences/s | bound, hours of the "
-        "phase | checks | compiled in, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "phase | checks | compiled in, s | on |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         (phase,) = result["phases"]
@@ -164,6 +173,7 @@ def table(results: list[dict[str, Any]]) -> str:
                     f"{hours:,.1f}" if hours else "",
                     ("failed: " + ", ".join(failed)) if failed else "all hold" * phase["fits"],
                     f"{phase['compile_seconds']:.0f}" if phase["fits"] else "",
+                    result["date"][:16].replace("T", " "),
                 )
             )
             + " |"
