@@ -6,7 +6,8 @@ For each seed both fine-tune the same Hugging Face folder: the new layer begins 
 that bertjax draws from the seed, the batches hold the same rows in the same order, and learning
 rates, weight decay, clipping and evaluations are the same. What differs is the program and the
 dropout masks. Both keep the best of the evaluations, one an epoch. A seed that stands in the
-results is not run again. Needs the extra `peer`, in an environment of its own.
+results is not run again, and several processes may share the file: one a core, with taskset, makes
+the most of two cores. Needs the extra `peer`, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from filelock import FileLock
 
 from benchmarks.hardware import cpu_name
 from bertjax.config import (
@@ -77,6 +81,7 @@ _LAYERS = {
     "tagging": ("tagging_head", "classifier"),
     "span": ("span_head", "qa_outputs"),
 }
+_UNITS = ("seconds", "cpu_seconds")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
@@ -113,8 +118,8 @@ def main(_: list[str]) -> None:
         if seed in done:
             continue
         config = _config(model, task, training, seed)
-        ours, our_seconds = _run_ours(config, training, evaluation, tokenizer)
-        theirs, their_seconds = _run_theirs(config, training, evaluation)
+        ours, our_times = _timed(_run_ours, config, training, evaluation, tokenizer)
+        theirs, their_times = _timed(_run_theirs, config, training, evaluation)
         _add(
             key,
             task.main_metric,
@@ -123,8 +128,12 @@ def main(_: list[str]) -> None:
                 "seed": seed,
                 "bertjax": ours,
                 "transformers": theirs,
-                "bertjax_seconds": round(our_seconds, 1),
-                "transformers_seconds": round(their_seconds, 1),
+                "seconds": {"bertjax": our_times[0], "transformers": their_times[0]},
+                "cpu_seconds": {"bertjax": our_times[1], "transformers": their_times[1]},
+                "cores": len(os.sched_getaffinity(0)),
+                "hardware": cpu_name(),
+                "load": _LOAD.value,
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
         print(json.dumps(_results()[key]["runs"][-1]), flush=True)
@@ -149,24 +158,29 @@ def _config(model: ModelConfig, task: Any, training: Examples, seed: int) -> Fin
     )
 
 
+def _timed(run: Callable[..., dict[str, float]], *arguments: Any) -> tuple[Any, list[float]]:
+    """What `run` returns; seconds on the clock and of all its threads."""
+    clock, cpu = time.monotonic(), time.process_time()
+    result = run(*arguments)
+    return result, [round(time.monotonic() - clock, 1), round(time.process_time() - cpu, 1)]
+
+
 def _run_ours(
     config: FineTuningConfig, training: Examples, evaluation: Examples, tokenizer: Any
-) -> tuple[dict[str, float], float]:
-    started = time.monotonic()
+) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(config, Path(folder), training, evaluation, tokenizer)
         scores = json.loads((Path(folder) / SCORES).read_text())["scores"]
-    return {k: v for k, v in scores.items() if k != "loss"}, time.monotonic() - started
+    return {k: v for k, v in scores.items() if k != "loss"}
 
 
 def _run_theirs(
     config: FineTuningConfig, training: Examples, evaluation: Examples
-) -> tuple[dict[str, float], float]:
+) -> dict[str, float]:
     """The same with torch, in the plain way of transformers' examples."""
     import torch
     import transformers
 
-    started = time.monotonic()
     torch.manual_seed(config.seed)
     task = training.task
     transformers.logging.set_verbosity_error()
@@ -210,7 +224,7 @@ def _run_theirs(
             scores = _evaluate_theirs(model, evaluation)
             if not best or scores[task.main_metric] > best[task.main_metric]:
                 best = scores
-    return best, time.monotonic() - started
+    return best
 
 
 def _loss(head: str, outputs: Any, batch: dict[str, Any]) -> Any:
@@ -255,7 +269,15 @@ def _results() -> dict[str, Any]:
 
 def _add(key: str, metric: str, max_length: int, run: dict[str, Any]) -> None:
     """Puts a run into the results and summarises the task anew."""
-    results = _results()
+    with FileLock(RESULT.with_suffix(".lock")):
+        results = _results()
+        _summarize(results, key, metric, max_length, run)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _summarize(
+    results: dict[str, Any], key: str, metric: str, max_length: int, run: dict[str, Any]
+) -> None:
     entry = results.setdefault(key, {"runs": []})
     entry["runs"].append(run)
     pairs = [(r["bertjax"][metric], r["transformers"][metric]) for r in entry["runs"]]
@@ -273,15 +295,15 @@ def _add(key: str, metric: str, max_length: int, run: dict[str, Any]) -> None:
             "transformers_mean": statistics.fmean(theirs for _, theirs in pairs),
             "mean_difference": statistics.fmean(differences),
             "deviation_of_difference": statistics.stdev(differences) if len(pairs) > 1 else None,
-            "seconds_ratio": sum(r["transformers_seconds"] for r in entry["runs"])
-            / sum(r["bertjax_seconds"] for r in entry["runs"]),
+            **{f"times_as_fast_by_{unit}": _ratio(entry["runs"], unit) for unit in _UNITS},
         },
-        "hardware": cpu_name(),
-        "load": _LOAD.value,
-        "date": datetime.now(UTC).date().isoformat(),
         "versions": {n: version(n) for n in ("jax", "torch", "transformers")},
     }
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _ratio(runs: list[dict[str, Any]], unit: str) -> float:
+    ours, theirs = (sum(run[unit][who] for run in runs) for who in ("bertjax", "transformers"))
+    return theirs / ours
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""What the training loop adds to its steps: rows, logging, metrics, the wait for them.
+
+    python -m benchmarks.loop_overhead --store=STORE --case=tiny:32:32 --case=small:128:16
+
+Times the bare step on a batch that lies on the device, then `bertjax.training.loop.run` on the store, in turns, and
+compares the fastest of either: what is left is the share of the time in which the device waits for the loop. Writes
+benchmarks/results/loop_overhead.json.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.hardware import cpu_name
+from benchmarks.train_step import Bertjax, make_batch, make_config
+from bertjax.config import CheckpointConfig, Config, EvalConfig, LogConfig
+from bertjax.data.store import open_store
+from bertjax.training import loop
+
+RESULT = Path(__file__).parent / "results" / "loop_overhead.json"
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measures the cases and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--case", action="append", required=True, help="recipe:length:rows")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of one turn, about")
+    parser.add_argument("--load", default="", help="what else the machine was doing")
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": f"{os.cpu_count()} x {cpu_name()}"
+        if device.platform == "cpu"
+        else device.device_kind,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "load": args.load,
+        "cases": {case: measure(case, args.store, args.seconds) for case in args.case},
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["cases"], indent=1))
+
+
+def measure(case: str, store: Path, seconds: float) -> dict[str, Any]:
+    """Seconds a step, bare and in the loop."""
+    recipe, length, rows = case.split(":")
+    config = make_config(recipe, int(length), int(rows))
+    config.model.vocab_size = open_store(store).tokenizer().vocab_size
+    bare = Bertjax(config, make_batch(config))
+    started = time.perf_counter()
+    bare.run(3)
+    steps = max(20, 10 * round(seconds / ((time.perf_counter() - started) / 3) / 10))
+    times: dict[str, list[float]] = {"bare": [], "loop": []}
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        bare.run(steps)
+        times["bare"].append((time.perf_counter() - started) / steps)
+        times["loop"].append(int(rows) / fastest_rate(config, store, steps))
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "steps": steps,
+        "seconds_a_step": times,
+        "overhead": best["loop"] / best["bare"] - 1,
+    }
+
+
+def fastest_rate(config: Config, store: Path, steps: int) -> float:
+    """Sequences a second of the fastest stretch between two lines of metrics.jsonl."""
+    # As long as the whole turn of the bare step: a shorter one would be luckier.
+    every = steps - 10
+    config = dataclasses.replace(
+        config,
+        num_steps=steps,
+        data=dataclasses.replace(config.data, store=str(store)),
+        checkpoint=CheckpointConfig(every_steps=0, every_minutes=0),
+        eval=EvalConfig(every_steps=0, max_rows=32),
+        log=LogConfig(every_steps=every),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        loop.run(config, Path(folder) / "run")
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[0])["sequences_per_second"]
+
+
+if __name__ == "__main__":
+    main()
