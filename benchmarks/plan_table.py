@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.hardware import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
+BEFORE = RESULTS.with_name("plan_before.json")  # of earlier steps, with the commit of each
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "plan.md"
 UNROLLED = "2026-11-24 11:47"  # commit b006613
 FSDP = "--config.mesh.data=1 --config.mesh.fsdp=16"
@@ -178,7 +179,43 @@ def table(results: list[dict[str, Any]]) -> str:
             )
             + " |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *changes(results)]) + "\n"
+
+
+def changes(results: list[dict[str, Any]]) -> list[str]:
+    """What the step came to before and after it was made faster, for rows compiled both times."""
+    now = {r["command"]: r for r in results if r["date"] >= UNROLLED.replace(" ", "T")}
+    earlier = [r for r in json.loads(BEFORE.read_text()) if r["command"] in now]
+    lines = [
+        "",
+        "## The step before and after",
+        "",
+        "The same commands with the steps of earlier commits, as "
+        "`benchmarks/results/plan_before.json` has them. What changed: "
+        "[../design/speed.md](../design/speed.md).",
+        "",
+        "| recipe | length | topology | step | microbatches | temporary, GB | traffic, GB | "
+        "collectives | MB sent | bound, sequences/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for command in [command_of(*row) for row in ROWS]:
+        versions = [r for r in earlier if r["command"] == command]
+        for result in [*versions, now[command]] if versions else []:
+            (phase,) = result["phases"]
+            cells = (
+                result["recipe"],
+                str(phase["max_length"]),
+                result["topology"],
+                result.get("version", f"present, {result['date'][:10]}"),
+                str(phase["num_microbatches"]),
+                f"{phase['memory']['temporary'] / 1e9:.2f}",
+                f"{phase['bytes_per_chip'] / 1e9:.2f}",
+                ", ".join(f"{c['count']} {c['kind']}" for c in phase["collectives"]),
+                f"{sum(c['sent_bytes'] for c in phase['collectives']) / 1e6:,.0f}",
+                f"{phase['bound_sequences_per_second']:,.0f} ({phase['bound_by']})",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 if __name__ == "__main__":
