@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", default="base:128:8", help="recipe:length:rows")
     parser.add_argument("--attention", default="xla", choices=["xla", "pallas"])
+    parser.add_argument("--scan_layers", action="store_true", help="as recipes do not")
     parser.add_argument("--steps", type=int, default=5, help="that are traced")
     parser.add_argument("--load", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -60,6 +61,7 @@ def main() -> None:
     recipe, length, rows = args.case.split(":")
     config = make_config(recipe, int(length), int(rows))
     config.model.attention = args.attention
+    config.model.scan_layers = args.scan_layers
     contender = Bertjax(config, make_batch(config))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -73,6 +75,7 @@ def main() -> None:
     result = {
         "case": args.case,
         "attention": args.attention,
+        "scan_layers": args.scan_layers,
         "device": device()[1],
         "seconds_a_step": seconds,
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
@@ -83,7 +86,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     results = json.loads(args.output.read_text()) if args.output.exists() else []
-    same = ("case", "attention", "device")
+    same = ("case", "attention", "scan_layers", "device")
     results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(table(result))
@@ -156,7 +159,8 @@ def table(result: dict[str, Any]) -> str:
     """For the terminal."""
     total = result["seconds_of_operations"]
     lines = [
-        f"{result['case']} on {result['device']}, attention {result['attention']}: "
+        f"{result['case']} on {result['device']}, attention {result['attention']}"
+        f"{', layers scanned' * result['scan_layers']}: "
         f"{result['seconds_a_step'] * 1e3:,.1f} ms a step, {total * 1e3:,.1f} ms of operations",
         f"{'':44}{'forward':>10}{'backward':>10}{'share':>8}",
     ]
