@@ -44,6 +44,7 @@ PHASES = [
     {"num_steps": STEPS - STEPS // 3, "max_length": 128, "global_batch_size": 8}
     | {"packing_depth": 4},
 ]
+TWO_PHASES = [f"--config.phases={tuple(PHASES)}", "--config.optimizer.warmup_steps=10"]
 KILLS, INSIDE_A_SAVE, IN_EACH_PHASE = 10, 3, 3
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--two_phases", action="store_true")
     two_phases = parser.parse_args().two_phases
-    flags = [*FLAGS, *([f"--config.phases={tuple(PHASES)}"] if two_phases else [])]
+    flags = [*FLAGS, *(TWO_PHASES if two_phases else [])]
     moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="bertjax-kill-") as folder:
         # Most of a start is the compiler; its result is taken from here at the next one.
