@@ -3,8 +3,8 @@
     python -m benchmarks.kill_and_resume [--two_phases]
 
 Runs `tiny` on the embedded corpus, dropout on, saving every third step, through the public command.
-SIGKILL comes a random time after the first step of each start, at least ten times and until three
-of them were inside a save; then once SIGTERM. The parameters' hash, every logged number and the
+SIGKILL comes in turns a random time and a random number of steps after the first step of each start,
+at least ten times and until three of them were inside a save; then once SIGTERM. The parameters' hash, every logged number and the
 hash of every step's row ids must be those of the uninterrupted run. With --two_phases the run goes
 on with longer, packed rows after a third of its steps, and is killed three times in each phase at
 least. Takes about ten minutes on two cores and writes benchmarks/results/kill_and_resume.json, or
@@ -69,8 +69,12 @@ def main() -> None:
             or (two_phases and min(in_phase(kills, 0), in_phase(kills, 1)) < IN_EACH_PHASE)
         ):
             process = run(killed, again, environment)
-            wait_for_a_step(process, killed)
-            time.sleep(moments.uniform(0, 2))
+            wait_for_steps(process, killed, 1)
+            if len(kills) % 2:  # by steps, or it would never come through what takes long
+                wait_for_steps(process, killed, moments.randint(2, 7))
+                time.sleep(moments.uniform(0, 0.1))
+            else:
+                time.sleep(moments.uniform(0, 2))
             if process.poll() is not None:
                 raise SystemExit("the run ended before it could be killed: raise STEPS")
             process.kill()
@@ -78,7 +82,7 @@ def main() -> None:
             kills.append(state_of(killed))
             print(f"kill {len(kills)}: {kills[-1]}", flush=True)
         process = run(killed, again, environment)
-        wait_for_a_step(process, killed)
+        wait_for_steps(process, killed, 1)
         process.send_signal(signal.SIGTERM)
         sigterm_exit = process.wait()
         final_exit = run(killed, again, environment).wait()
@@ -117,9 +121,9 @@ def run(workdir: Path, flags: list[str], environment: dict[str, str]) -> subproc
         )
 
 
-def wait_for_a_step(process: subprocess.Popen, workdir: Path) -> None:
-    """Until this start has logged a step of its own."""
-    while "  loss " not in Path(f"{workdir}.log").read_text():
+def wait_for_steps(process: subprocess.Popen, workdir: Path, count: int) -> None:
+    """Until this start has logged so many steps of its own."""
+    while Path(f"{workdir}.log").read_text().count("  loss ") < count:
         if process.poll() is not None:
             raise SystemExit(f"the run ended with {process.returncode}: see {workdir}.log")
         time.sleep(0.01)
