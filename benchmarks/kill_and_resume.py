@@ -3,12 +3,12 @@
     python -m benchmarks.kill_and_resume [--two_phases]
 
 Runs `tiny` on the embedded corpus, dropout on, saving every third step, through the public command.
-SIGKILL comes in turns a random time and a random number of steps after the first step of each start,
-at least ten times and until three of them were inside a save; then once SIGTERM. The parameters' hash, every logged number and the
-hash of every step's row ids must be those of the uninterrupted run. With --two_phases the run goes
-on with longer, packed rows after a third of its steps, and is killed three times in each phase at
-least. Takes about ten minutes on two cores and writes benchmarks/results/kill_and_resume.json, or
-kill_and_resume_two_phases.json.
+SIGKILL comes in turns a random time and a random number of steps after the first step of each
+start, at least ten times and until three of them were inside a save; then once SIGTERM. The
+parameters' hash, every logged number and the hash of every step's row ids must be those of the
+uninterrupted run. With --two_phases the run goes on with longer, packed rows after a third of its
+steps, and is killed three times in each phase at least. Takes about ten minutes on two cores and
+writes benchmarks/results/kill_and_resume.json, or kill_and_resume_two_phases.json.
 """
 
 from __future__ import annotations
