@@ -218,7 +218,7 @@ def test_the_command_says_errors_in_one_line(tmp_path):
     result = subprocess.run(
         [*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, timeout=300
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "no such folder" in result.stderr
     assert result.stderr.count("\n") == 1
