@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import os
 import re
 import sys
 import typing
@@ -102,6 +103,8 @@ def _main(
         if PRINT_CONFIG.value:
             print(config.to_json())
             return 0
+    # TensorFlow only feeds rows here; it would print lines about floating point twice.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Lines with the time; of the libraries' own only warnings.
     logging.basicConfig(
         format="%(asctime)s %(message)s",

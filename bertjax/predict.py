@@ -245,7 +245,17 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
     for (text, pair), record in zip(texts, records, strict=True):
         if kind == "answer":
             record = {"answer": record["text"], "nbest": record["nbest"]}
-        yield {**_inputs(text, pair), **{name: x for name, x in record.items() if name != "index"}}
+        named = {name: _rounded(x) for name, x in record.items() if name != "index"}
+        yield {**_inputs(text, pair), **named}
+
+
+def _rounded(value: Any) -> Any:
+    """A value of a record, its numbers to six places as those of the other kinds."""
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:

@@ -185,6 +185,7 @@ def test_the_command_learns_a_word(command_run):
     assert (scores["task"], scores["main_metric"]) == ("classification", "accuracy")
     assert (scores["seed"], scores["batch_size"], scores["num_epochs"]) == (3, 8, 5)
     assert "drawn from seed 3, for they are not there: classification_head" in result.stderr
+    assert "oneDNN" not in result.stderr
 
 
 def test_the_command_leaves_what_a_user_looks_for(command_run, files, wordpiece):
