@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from pathlib import Path
 
 from absl import flags
 
@@ -43,6 +44,8 @@ def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
     if not _WORKDIR.value:
         raise ConfigError("--workdir=DIR is missing: the folder that the run is kept in")
+    if Path(_WORKDIR.value).is_file():
+        raise ConfigError(f"--workdir={_WORKDIR.value}: is a file; name a folder")
     if any(map(is_bucket_path, (_WORKDIR.value, *_paths(config)))):
         require_client()
     import jax

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from bertjax.config import (
     TaskConfig,
 )
 from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.weights import Weights
+from bertjax.interop.formats import read_weights
+from bertjax.interop.weights import Weights, WeightsError
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.training.fine_tuning import Examples
@@ -209,6 +211,13 @@ def test_a_fine_tuned_workdir_is_loaded_by_its_name(command_run, files):
 
     bert = bertjax.load(command_run[0])
     assert (bert.config.head, bert.labels) == ("classification", ("bad", "good"))
+
+
+def test_a_broken_file_of_scores_is_named(command_run, tmp_path):
+    shutil.copytree(command_run[0], tmp_path / "run")
+    (tmp_path / "run" / "scores.json").write_text('{"best_st')
+    with pytest.raises(WeightsError, match=r"scores\.json: cannot be read as JSON"):
+        read_weights(tmp_path / "run")
 
 
 # The same run, whatever happens to it
