@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import os
 import re
 import sys
 import typing
@@ -20,10 +21,13 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from bertjax.command_line import parse_flags, show_help_if_asked
 from bertjax.config import Config, ConfigError, Phase, closest
 from bertjax.validation import validate
 
-PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resulting recipe and stop.")
+PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print all fields of the resulting recipe and stop."
+)
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -49,7 +53,9 @@ def define_overrides(config: Config) -> flags.FlagHolder:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     holder = config_flags.DEFINE_config_dataclass(
-        "config", config, "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8."
+        "config",
+        config,
+        "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config shows all.",
     )
     flags.FLAGS["config"].default_as_str = "of the task"
     return holder
@@ -70,6 +76,7 @@ def run(
     Args:
       recipe: False where `config_flag` comes from `define_overrides`; main checks the result.
     """
+    show_help_if_asked()
     try:
         root: Any = Config if recipe else type(flags.FLAGS["config"].default)
         sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:], root)]
@@ -96,6 +103,8 @@ def _main(
         if PRINT_CONFIG.value:
             print(config.to_json())
             return 0
+    # TensorFlow only feeds rows here; it would print lines about floating point twice.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Lines with the time; of the libraries' own only warnings.
     logging.basicConfig(
         format="%(asctime)s %(message)s",
@@ -109,12 +118,7 @@ def _main(
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        known = [name for name in flags.FLAGS if not name.startswith("config.")]
-        unknown = getattr(error, "flagname", "")
-        advice = f"; {closest(unknown, known)}" if unknown and unknown not in known else ""
-        raise ConfigError(f"{str(error).split(' Did you mean')[0].rstrip('.')}{advice}") from error
+        return parse_flags(argv)
     except IndexError as error:
         raise ConfigError("--config.phases[i]: the recipe has fewer phases than that") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ A bertjax workdir or checkpoint becomes a folder that transformers' AutoModel an
 open; a Hugging Face folder (config.json, model.safetensors, vocab.txt) or a TF1 checkpoint
 (bert_config.json, vocab.txt, *.ckpt.*) becomes a workdir for --config.init_from and bertjax.load.
 Heads, labels, tokenizer, casing and the form of GELU go along. The output is a new folder, written
-whole or not at all. Exit codes: 0 converted; 1 an error, in one line.
+whole or not at all. Exit codes: 0 converted; 2 something that cannot work, in one line.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from bertjax import command_line
 from bertjax.config import ConfigError
 
 _INPUT = flags.DEFINE_string(
@@ -26,7 +27,7 @@ _INPUT = flags.DEFINE_string(
     "FOLDER/model.ckpt-1000).",
     required=True,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The new folder.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to make, or an empty one.", required=True)
 _TO = flags.DEFINE_enum(
     "to",
     None,
@@ -41,10 +42,9 @@ _TOKENIZER = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Converts; 0 = converted, 1 = an error."""
+    """Converts; 0 = converted, 2 = something that cannot work."""
     if len(argv) > 1:
-        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
-        return 1
+        raise ConfigError(f"unexpected argument {argv[1]!r}: expected --input=... --output=...")
     from bertjax.data.tokenizer import TokenizerError, load_folder
     from bertjax.interop.conversion import convert
     from bertjax.interop.weights import WeightsError
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> int:
         convert(_INPUT.value, _OUTPUT.value, _TO.value, tokenizer)
     except (WeightsError, TokenizerError, CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -1,4 +1,10 @@
-"""Fine-tunes: `python -m bertjax.finetune --task=sst2 --init_from=WORKDIR --train=... --eval=...`.
+"""Fine-tunes a pre-trained BERT on a task, and scores it.
+
+    python -m bertjax.finetune --task=sst2 --init_from=runs/mine --workdir=runs/sst2 \\
+      --train=train.tsv --eval=dev.tsv
+    python -m bertjax.finetune --task=classification --option=text_column=review \\
+      --option=label_column=stars --init_from=hf:FOLDER --workdir=runs/reviews \\
+      --train=train.csv --eval=dev.csv
 
 One small layer on a pre-trained encoder, on the same loop, checkpoints and resume as pre-training:
 run the command again with the same --workdir to resume. Lists (--seed=0,1,2
@@ -41,6 +47,7 @@ from bertjax.tasks.task import Task, TaskError
 from bertjax.validation import validate
 
 if TYPE_CHECKING:
+    from bertjax.interop.weights import Weights
     from bertjax.training.fine_tuning import Examples
 
 _LOG = logging.getLogger(__name__)
@@ -56,20 +63,36 @@ _TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASK_NAMES)}.")
 _OPTION = flags.DEFINE_multi_string(
     "option",
     [],
-    "Option of the task as NAME=VALUE, once for each, e.g. --option=text_column=sentence.",
+    "Option of the task as NAME=VALUE, once for each. classification and regression: text_column, "
+    "text_pair_column, label_column; ner: word_column, tag_column, separator; squad: doc_stride, "
+    "max_query_length, n_best, max_answer_length. E.g. --option=text_column=sentence.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "A workdir or a checkpoint of bertjax, or hf:FOLDER of a Hugging Face model."
 )
-_TRAIN = flags.DEFINE_string("train", None, "Training examples: files, or tfds:NAME:SPLIT.")
-_EVAL = flags.DEFINE_string("eval", None, "Examples to score on: files, or tfds:NAME:SPLIT.")
+_TRAIN = flags.DEFINE_string(
+    "train", None, "Training examples: files, separated by commas, or tfds:NAME:SPLIT."
+)
+_EVAL = flags.DEFINE_string(
+    "eval", None, "Examples to score on: files, separated by commas, or tfds:NAME:SPLIT."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or of the runs of a list.")
-_LEARNING_RATE = flags.DEFINE_list("learning_rate", ["3e-5"], "Peak learning rates.")
-_BATCH_SIZE = flags.DEFINE_list("batch_size", ["32"], "Rows a step, over all devices.")
-_EPOCHS = flags.DEFINE_list("epochs", None, "Times each example is seen: 3; 2 for squad.")
-_SEED = flags.DEFINE_list("seed", ["0"], "Seeds of the new layer, the order and dropout.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", None, "Tokens a row: 128; 384 for squad.")
-_WARMUP = flags.DEFINE_float("warmup_share", 0.1, "Share of the steps until the peak rate.")
+_LEARNING_RATE = flags.DEFINE_list(
+    "learning_rate", ["3e-5"], "Peak learning rates; several make a run each."
+)
+_BATCH_SIZE = flags.DEFINE_list(
+    "batch_size", ["32"], "Rows a step, over all devices; several make a run each."
+)
+_EPOCHS = flags.DEFINE_list("epochs", None, "Times each example is seen. Default: 3; 2 for squad.")
+_SEED = flags.DEFINE_list(
+    "seed", ["0"], "Seeds of the new layer, the order and dropout; several make a run each."
+)
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens a row at most. Default: 128; 384 for squad.", lower_bound=1
+)
+_WARMUP = flags.DEFINE_float(
+    "warmup_share", 0.1, "Share of the steps in which the learning rate rises to its peak.", 0, 1
+)
 
 
 def main(overridden: Config) -> int:
@@ -77,13 +100,13 @@ def main(overridden: Config) -> int:
     for flag in (_TASK, _INIT_FROM, _TRAIN, _EVAL, _WORKDIR):
         if not flag.value:
             raise ConfigError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
+    if Path(_text(_WORKDIR)).is_file():
+        raise ConfigError(f"--workdir={_WORKDIR.value}: is a file; name a folder")
     if is_bucket_path(_WORKDIR.value):
         raise ConfigError(
             f"--workdir={_WORKDIR.value}: fine-tuning keeps its results on a disk; name a folder"
         )
     from bertjax.data.store import StoreError
-    from bertjax.data.vocabulary import TokenizerError
-    from bertjax.interop.weights import WeightsError
     from bertjax.training import loop
     from bertjax.training.checkpoint import CheckpointError
     from bertjax.training.workdir_lock import WorkdirInUseError
@@ -95,8 +118,6 @@ def main(overridden: Config) -> int:
     except (
         CheckpointError,
         StoreError,
-        TokenizerError,
-        WeightsError,
         WorkdirInUseError,
         loop.TrainingDivergedError,
     ) as error:
@@ -109,7 +130,6 @@ def main(overridden: Config) -> int:
 
 
 def _run(overridden: Config) -> int:
-    from bertjax.interop.formats import read_weights
     from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.fine_tuning import Examples
     from bertjax.training.fine_tuning_run import fine_tune
@@ -119,7 +139,7 @@ def _run(overridden: Config) -> int:
     # All that can be wrong is found before the first step of the first run.
     task = make_task(_text(_TASK), dict(map(_option, _OPTION.value)))
     init_from = _text(_INIT_FROM)
-    initial = read_weights(init_from.removeprefix("hf:"))
+    initial = _read_initial(init_from)
     tokenizer = initial.tokenizer
     assert tokenizer is not None
     is_squad = task.head == "span"
@@ -178,6 +198,34 @@ def _run(overridden: Config) -> int:
 
         print(summarize(workdir, folders))
     return 0
+
+
+def _read_initial(init_from: str) -> Weights:
+    """The weights to start from.
+
+    Raises:
+      ConfigError: there are none that can be read.
+    """
+    from bertjax.data.vocabulary import TokenizerError
+    from bertjax.interop.formats import HUGGING_FACE, TF1, detect_format, read_weights
+    from bertjax.interop.hugging_face_folder import read_folder
+    from bertjax.interop.weights import WeightsError
+    from bertjax.training.checkpoint import CheckpointError
+
+    try:
+        if init_from.startswith("hf:"):
+            return read_folder(init_from.removeprefix("hf:"))
+        found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
+        if found == HUGGING_FACE:
+            raise ConfigError(f"a Hugging Face folder is given as --init_from=hf:{init_from}")
+        if found == TF1:
+            raise ConfigError(
+                f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
+                f"bertjax.convert --input={init_from} --output=WORKDIR"
+            )
+        return read_weights(init_from)
+    except (CheckpointError, ConfigError, TokenizerError, WeightsError) as error:
+        raise ConfigError(f"--init_from: {error}") from error
 
 
 def _make_config(
@@ -243,7 +291,8 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
         numbers: Sequence[Any] = [kind(text) for text in flag.value]
     except ValueError:
         numbers = []
-    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+    is_right = numbers and len(set(numbers)) == len(numbers) and all(map(math.isfinite, numbers))
+    if not is_right or min(numbers) < 0 or (flag is not _SEED and not min(numbers)):
         raise ConfigError(
             f"--{flag.name}={','.join(flag.value)}: expected different positive numbers, separated "
             "by commas"

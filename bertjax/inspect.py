@@ -4,7 +4,7 @@
     python -m bertjax.inspect 'corpus/*.jsonl.gz,more/*.txt' --html=report.html
 
 Several inputs are separated by commas, as for prepare --input. Exit status: 0; under --strict 3
-where anything was found; 1 where the input cannot be read.
+where anything was found; 2 where the input cannot be read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from bertjax import command_line
 from bertjax.config import ConfigError
 from bertjax.data.blocks import CorpusError
 from bertjax.data.store import MANIFEST, StoreError, open_store
@@ -25,19 +26,28 @@ from bertjax.linting.report import inspect_store, inspect_texts
 _JSON = flags.DEFINE_boolean("json", False, "Print JSON instead of text.")
 _HTML = flags.DEFINE_string("html", None, "Also write a page with plots to this file.")
 _STRICT = flags.DEFINE_boolean("strict", False, "Exit with 3 where anything was found.")
-_LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO 639.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "That texts are to be prepared with, to compare: as for prepare."
+_LANGUAGE = flags.DEFINE_string(
+    "language", "en", "Language of the texts, which decides where sentences end: ISO 639."
 )
-_LOWER_CASE = flags.DEFINE_boolean("lower_case", None, "Of the tokenizer, as for prepare.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Of TFDS data sets.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "Tokenizer that the texts are to be prepared with, as for prepare, whose [UNK] are counted.",
+)
+_LOWER_CASE = flags.DEFINE_boolean(
+    "lower_case", None, "Whether that tokenizer lowers the text, as for prepare."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of TFDS data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 
 
 def main(argv: list[str]) -> int:
     """Prints the report; see the exit status above."""
     if len(argv) != 2:
-        print("error: give one STORE or 'GLOB,GLOB', quoted", file=sys.stderr)
-        return 1
+        raise ConfigError("give one STORE or 'GLOB,GLOB', quoted")
+    if _HTML.value and not Path(_HTML.value).absolute().parent.is_dir():
+        raise ConfigError(f"--html={_HTML.value}: expected a file in a folder that exists")
     try:
         if (Path(argv[1]) / MANIFEST).exists():
             report = inspect_store(open_store(argv[1]))
@@ -50,7 +60,7 @@ def main(argv: list[str]) -> int:
             Path(_HTML.value).write_text(page(report), encoding="utf-8")
     except (ConfigError, CorpusError, StoreError, TokenizerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     if _JSON.value:
         print(json.dumps(report.as_json(), ensure_ascii=False))
     else:
@@ -59,4 +69,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

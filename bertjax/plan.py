@@ -24,12 +24,14 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology",
     "",
     "CHIP:SHAPE: v4:2x2x4, v5e:16x16, v5p:2x2x4, v6e:4x4, a100:8, h100:8, h200:8 and other shapes "
-    'of them; "" = the devices of this machine.',
+    "of them. Default: the devices of this machine.",
 )
 _NUM_SLICES = flags.DEFINE_integer(
     "num_slices", 1, "Equal slices (TPU) or machines (GPU), joined by the network."
 )
-_PHASE = flags.DEFINE_integer("phase", None, "Plan this phase only; default: all.", lower_bound=0)
+_PHASE = flags.DEFINE_integer(
+    "phase", None, "Plan this phase only, from 0. Default: all.", lower_bound=0
+)
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Compare meshes, remat and microbatches, and recommend one."
 )

@@ -6,8 +6,8 @@
 
 What is predicted depends on the model's head; --do chooses among what it can do. One line is one
 text; where two belong together (a pair, a question and its paragraph) a tab stands between them.
-Lines of a file that ends in .jsonl are objects with "text" and "text_pair". Exit codes: 0; 1 an
-error, in one line.
+Lines of a file that ends in .jsonl are objects with "text" and "text_pair". docs/predict.md has
+each of them with its output. Exit codes: 0; 2 something that cannot work, in one line.
 """
 
 from __future__ import annotations
@@ -18,25 +18,37 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
-from absl import app, flags
+from absl import flags
+
+from bertjax import command_line
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "A bertjax workdir or checkpoint, or a Hugging Face folder.", required=True
+    "model",
+    None,
+    "A workdir or checkpoint of bertjax, or a Hugging Face folder of a BERT.",
+    required=True,
 )
 _DO = flags.DEFINE_enum(
     "do",
     None,
     ["fill-mask", "next-sentence", "classify", "answer", "tag", "embed"],
-    "Default: fill-mask for a pre-trained model, what it was fine-tuned for, else embed.",
+    "What to predict. Default: fill-mask for a pre-trained model, what it was fine-tuned for, else "
+    "embed.",
 )
-_INPUT = flags.DEFINE_string("input", None, "File of texts; default: the arguments, else stdin.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write; default: stdout.")
-_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "A line of text or of JSON each.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "File of texts. Default: the arguments, else standard input."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "File to write. Default: standard output.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "What each line of the output is.")
 _TOP_K = flags.DEFINE_integer("top_k", 5, "Predictions of fill-mask for each [MASK].", 1)
 _MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Tokens a row of classify, answer and tag; default: of the fine-tuning."
+    "max_length",
+    None,
+    "Tokens a row of classify, answer and tag. Default: that of the fine-tuning.",
+    lower_bound=1,
 )
 
 _CHUNK = 1_024  # texts read, predicted and written at a time
@@ -58,7 +70,7 @@ class InputError(ValueError):
 
 
 def main(argv: list[str]) -> int:
-    """Predicts; 0 = done, 1 = an error."""
+    """Predicts; 0 = done, 2 = something that cannot work."""
     from bertjax.config import ConfigError
     from bertjax.data.tokenizer import TokenizerError
     from bertjax.encoder import HeadError
@@ -82,20 +94,19 @@ def main(argv: list[str]) -> int:
         WeightsError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments and _INPUT.value:
-        raise InputError("texts as arguments and --input: give one of them")
+    _check_files(arguments)
     from bertjax.encoder import load
 
     encoder = load(_MODEL.value)
     kind = _DO.value or _DEFAULTS[encoder.config.head]
     predict = _predictor(kind, encoder)
     texts = _texts(arguments)
-    with _opened(_OUTPUT.value, "w", sys.stdout) as out:
+    with _output() as out:
         while chunk := list(itertools.islice(texts, _CHUNK)):
             for record in predict(chunk):
                 is_json = _FORMAT.value == "json"
@@ -104,17 +115,39 @@ def _run(arguments: list[str]) -> None:
             out.flush()
 
 
+def _check_files(arguments: list[str]) -> None:
+    """Refuses paths that cannot be, before a model is loaded."""
+    if arguments and _INPUT.value:
+        raise InputError("texts as arguments and --input: give one of them")
+    if _INPUT.value and (not Path(_INPUT.value).exists() or Path(_INPUT.value).is_dir()):
+        raise InputError(f"--input={_INPUT.value}: no such file; expected texts, one a line")
+    if _OUTPUT.value and (
+        Path(_OUTPUT.value).is_dir() or not Path(_OUTPUT.value).absolute().parent.is_dir()
+    ):
+        raise InputError(f"--output={_OUTPUT.value}: expected a file in a folder that exists")
+
+
 def _texts(arguments: list[str]) -> Iterator[Text]:
     """The texts to predict for, read as they are asked for."""
     if arguments:
         yield from map(_split, arguments)
         return
     path = _INPUT.value or "stdin"
-    with _opened(_INPUT.value, "r", sys.stdin) as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.rstrip("\n")
+    is_empty = True
+    with open(path, "rb") if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer) as lines:
+        for number, encoded in enumerate(lines, 1):
+            try:
+                line = encoded.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                found = encoded[error.start]
+                raise InputError(
+                    f"{path}:{number}: not UTF-8 (byte 0x{found:02x}); convert the file to UTF-8"
+                ) from error
             if line.strip():
+                is_empty = False
                 yield _record(path, number, line) if path.endswith(".jsonl") else _split(line)
+    if is_empty:
+        raise InputError(f"{path}: has no texts; expected one a line")
 
 
 def _record(path: str, number: int, line: str) -> Text:
@@ -128,10 +161,10 @@ def _record(path: str, number: int, line: str) -> Text:
         ) from error
 
 
-def _opened(
-    path: str | None, mode: str, otherwise: TextIO
-) -> contextlib.AbstractContextManager[Any]:
-    return open(path, mode, encoding="utf-8") if path else contextlib.nullcontext(otherwise)
+def _output() -> contextlib.AbstractContextManager[TextIO]:
+    if _OUTPUT.value:
+        return open(_OUTPUT.value, "w", encoding="utf-8")
+    return contextlib.nullcontext(sys.stdout)
 
 
 def _split(line: str) -> Text:
@@ -212,7 +245,17 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
     for (text, pair), record in zip(texts, records, strict=True):
         if kind == "answer":
             record = {"answer": record["text"], "nbest": record["nbest"]}
-        yield {**_inputs(text, pair), **{name: x for name, x in record.items() if name != "index"}}
+        named = {name: _rounded(x) for name, x in record.items() if name != "index"}
+        yield {**_inputs(text, pair), **named}
+
+
+def _rounded(value: Any) -> Any:
+    """A value of a record, its numbers to six places as those of the other kinds."""
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
@@ -223,6 +266,11 @@ def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     from bertjax.tasks.text_task import Columns, TextTask
 
     config, settings = encoder.config, encoder.task
+    if (_MAX_LENGTH.value or 0) > config.max_positions:
+        raise InputError(
+            f"--max_length={_MAX_LENGTH.value} is beyond the {config.max_positions} positions of "
+            f"{_MODEL.value}: set --max_length={config.max_positions} or less"
+        )
     if settings:
         length = _MAX_LENGTH.value or settings["max_length"]
         return make_task(settings["name"], settings["options"]), length
@@ -260,4 +308,4 @@ def _line(kind: str, record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

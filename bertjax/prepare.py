@@ -15,7 +15,8 @@ the manifest last.
 same result; input and output must lie where all its workers see them: docs/design/engines.md.
 
 A run that was stopped or killed goes on with the same command. What cannot be used is reported by
-file and line, counted in STORE/manifest.json, and an error under --strict.
+file and line, counted in STORE/manifest.json, and an error under --strict. Exit codes: 0 prepared;
+2 something that cannot work, in one line; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from bertjax import command_line
 from bertjax.bucket import BucketPath, as_path, require_client
 from bertjax.cache import cache_folder
 from bertjax.config import ConfigError
@@ -41,7 +43,7 @@ from bertjax.linting.stores import store_findings
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "Globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+    "Texts: globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -58,7 +60,7 @@ _TOKENIZER = flags.DEFINE_string(
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size",
     None,
-    "Pieces of a trained vocabulary (default 30522); a given one is filled up to it. "
+    "Pieces of a trained vocabulary (30522 where not given); a given one is filled up to it. "
     "Missing pieces become [unusedN].",
     lower_bound=1,
 )
@@ -68,9 +70,13 @@ _LOWER_CASE = flags.DEFINE_boolean(
     "Lower the text and drop accents. Default: yes for WordPiece, no for a trained SentencePiece; "
     "a given SentencePiece model says it itself.",
 )
-_LANGUAGE = flags.DEFINE_string("language", "en", "Of the sentence splitter, ISO 639.")
+_LANGUAGE = flags.DEFINE_string(
+    "language", "en", "Language of the texts, which decides where sentences end: ISO 639."
+)
 _HELDOUT_SHARE = flags.DEFINE_float(
-    "heldout_share", 0.01, "Documents held out for evaluation, by a hash of their text."
+    "heldout_share",
+    0.01,
+    "Share of the documents held out for evaluation, chosen by a hash of their text.",
 )
 _DROP_DUPLICATES = flags.DEFINE_boolean(
     "drop_duplicates",
@@ -80,10 +86,13 @@ _DROP_DUPLICATES = flags.DEFINE_boolean(
 )
 _STRICT = flags.DEFINE_boolean("strict", False, "Stop at the first problem of the input.")
 _SHARD_TOKENS = flags.DEFINE_integer(
-    "shard_tokens", SHARD_TOKENS, "Tokens in a shard: what a kill can cost.", lower_bound=1
+    "shard_tokens",
+    SHARD_TOKENS,
+    "Tokens in a file of the store: what has to be done again after a kill.",
+    lower_bound=1,
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets."
+    "data_dir", None, "Folder of TFDS data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
 )
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
@@ -99,15 +108,16 @@ _RUNNER = flags.DEFINE_string(
     "same. Input and output must lie in a bucket or on storage that all its workers share.",
 )
 _BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options", "", "Of the runner, in one string: '--region=europe-west4 --num_workers=100'."
+    "beam_options",
+    "",
+    "Options of the runner, in one string: '--region=europe-west4 --num_workers=100'.",
 )
 
 
 def main(argv: list[str]) -> int:
-    """Runs `prepare` with the flags; 0 = prepared, 1 = an error, 130 = interrupted."""
+    """Runs `prepare` with the flags; 0 = prepared, 2 = cannot work, 130 = interrupted."""
     if len(argv) > 1:
-        print(f"error: unexpected {argv[1]!r}; is a glob not quoted?", file=sys.stderr)
-        return 1
+        raise ConfigError(f"unexpected {argv[1]!r}; is a glob not quoted?")
     try:
         output = as_path(_OUTPUT.value)
         folder, staging = _OUTPUT.value, ""
@@ -146,7 +156,7 @@ def main(argv: list[str]) -> int:
             print(f"{output}: uploaded from {folder}, which may be deleted")
     except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -154,4 +164,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

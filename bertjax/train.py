@@ -1,4 +1,6 @@
-"""Pre-trains: `python -m bertjax.train --config=base --workdir=DIR --config.data.store=STORE`.
+"""Pre-trains a BERT on a token store, which `bertjax.prepare` makes of a corpus.
+
+    python -m bertjax.train --config=base --workdir=DIR --config.data.store=STORE
 
 Run it again with the same workdir to resume. On Cloud TPU, GKE, Slurm and Open MPI the same command
 on every machine makes one run; elsewhere add --coordinator_address, --num_processes and
@@ -11,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from pathlib import Path
 
 from absl import flags
 
@@ -27,16 +30,22 @@ _WORKDIR = flags.DEFINE_string(
     "gs://BUCKET/FOLDER.",
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", "", "HOST:PORT of process 0; found by itself on the clusters JAX knows."
+    "coordinator_address",
+    "",
+    "HOST:PORT of process 0. Not needed for one process, and on clusters that JAX knows.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run, if not found.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "This process, from 0, if not found.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "How many processes the run has, where --coordinator_address is given."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process is, from 0.")
 
 
 def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
     if not _WORKDIR.value:
         raise ConfigError("--workdir=DIR is missing: the folder that the run is kept in")
+    if Path(_WORKDIR.value).is_file():
+        raise ConfigError(f"--workdir={_WORKDIR.value}: is a file; name a folder")
     if any(map(is_bucket_path, (_WORKDIR.value, *_paths(config)))):
         require_client()
     import jax
@@ -76,7 +85,7 @@ def main(config: Config) -> int:
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
-        exit_code = 2 if isinstance(error, ConfigError) else 1
+        exit_code = 2 if isinstance(error, (ConfigError, StoreError)) else 1
         if several:
             distributed.leave(exit_code)
         return exit_code

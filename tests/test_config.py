@@ -182,6 +182,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         (["--config=no/such.py"], "no such file"),
         ([], "--config is missing: choose from base, large, small, tiny"),
         (["--config=tiny"], "--workdir=DIR is missing"),
+        (["--config=tiny", f"--workdir={__file__}"], "is a file; name a folder"),
         (["--config=tiny", "--config.optimiser.name=lamb"], "did you mean 'optimizer'?"),
         (["--config=tiny", "--config.optimizer.nam=lamb"], "did you mean 'name'?"),
         (["--config=tiny", "--config.optimizer=lamb"], "--config.optimizer is a group of fields"),

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +22,8 @@ from bertjax.config import (
     TaskConfig,
 )
 from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.weights import Weights
+from bertjax.interop.formats import read_weights
+from bertjax.interop.weights import Weights, WeightsError
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.training.fine_tuning import Examples
@@ -37,6 +40,7 @@ MODEL = ModelConfig(
     max_positions=32,
     initializer_range=0.2,
 )
+HUGGING_FACE = Path(__file__).parent / "goldens" / "hugging_face" / "encoder"
 WORDS = ["value", "module", "object", "name", "list", "string", "class", "method", "file"]
 
 
@@ -183,6 +187,7 @@ def test_the_command_learns_a_word(command_run):
     assert (scores["task"], scores["main_metric"]) == ("classification", "accuracy")
     assert (scores["seed"], scores["batch_size"], scores["num_epochs"]) == (3, 8, 5)
     assert "drawn from seed 3, for they are not there: classification_head" in result.stderr
+    assert "oneDNN" not in result.stderr
 
 
 def test_the_command_leaves_what_a_user_looks_for(command_run, files, wordpiece):
@@ -206,6 +211,13 @@ def test_a_fine_tuned_workdir_is_loaded_by_its_name(command_run, files):
 
     bert = bertjax.load(command_run[0])
     assert (bert.config.head, bert.labels) == ("classification", ("bad", "good"))
+
+
+def test_a_broken_file_of_scores_is_named(command_run, tmp_path):
+    shutil.copytree(command_run[0], tmp_path / "run")
+    (tmp_path / "run" / "scores.json").write_text('{"best_st')
+    with pytest.raises(WeightsError, match=r"scores\.json: cannot be read as JSON"):
+        read_weights(tmp_path / "run")
 
 
 # The same run, whatever happens to it
@@ -320,6 +332,14 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
         ({"task": "clasification"}, "did you mean 'classification'?"),
         ({"option": "text_column=sentense"}, "sentense"),
         ({"max_length": 33}, "--max_length=33 is beyond the 32 positions"),
+        ({"max_length": 0}, "--max_length=0"),
+        ({"batch_size": 0}, "--batch_size=0: expected different positive numbers"),
+        ({"epochs": "1,inf"}, "--epochs=1,inf: expected different positive numbers"),
+        ({"warmup_share": 2}, "--warmup_share=2"),
+        ({"init_from": "no/such"}, "--init_from: no/such: no such folder"),
+        ({"init_from": "hf:no/such"}, "--init_from: no/such/config.json: no such file"),
+        ({"init_from": HUGGING_FACE}, f"is given as --init_from=hf:{HUGGING_FACE}"),
+        ({"workdir": __file__}, "is a file; name a folder"),
         ({"learning_rate": "fast"}, "--learning_rate=fast: expected different positive numbers"),
         ({"workdir": ""}, "--workdir is missing"),
         ({"config.mesh.fdsp": 2}, "did you mean 'fsdp'?"),
@@ -340,6 +360,20 @@ def test_an_unknown_label_is_named_with_its_line(start, files, tmp_path):
     result = of_sentences(start, files, tmp_path / "run", eval=wrong)
     assert result.returncode == 2
     assert f"{wrong}:3: unknown label 'ugly'; the labels are bad, good" in result.stderr
+
+
+def test_a_workdir_of_another_task_is_refused_in_one_line(start, files, command_run):
+    """The best checkpoint and the files of the run that is there stay as they are."""
+    workdir, _ = command_run
+    before = {path: path.read_bytes() for path in workdir.glob("*.json")}
+    arguments = {"task": "ner", "init_from": start, "workdir": workdir, "max_length": 16}
+    arguments |= {"train": files / "train.conll", "eval": files / "eval.conll"}
+    result = finetune(**arguments)
+    assert result.returncode == 2
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "belongs to a run with other settings" in error
+    assert "config.task.name: 'classification' there, 'ner' here" in error
+    assert before == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
 def test_another_run_in_the_workdir_is_refused(start, files, wordpiece, tmp_path, command_run):

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -290,6 +291,31 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"cos\nabort\n(tR.")
     with pytest.raises(WeightsError, match=r"is a pickle.*safe_serialization=True"):
         bertjax.load(folder)
+
+
+@pytest.mark.parametrize("start", [b"\x80\2}q\0.", b"PK\3\4archive/data.pkl"])
+def test_a_pickle_in_place_of_safetensors_is_named_as_one(start, tmp_path):
+    folder = edited(tmp_path, "encoder")
+    (folder / "model.safetensors").write_bytes(start + bytes(100))
+    message = r"model\.safetensors: is a pickle.*rename it to .*pytorch_model\.bin"
+    with pytest.raises(WeightsError, match=message):
+        read_folder(folder)
+
+
+def test_a_folder_without_its_configuration_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"config\.json: no such file; expected a Hugging Face"):
+        read_folder(tmp_path)
+
+
+def test_a_vocabulary_that_contradicts_tokenizer_json_is_refused(tmp_path):
+    """Of as many pieces, so that only their order tells."""
+    folder = edited(tmp_path, "encoder")
+    pieces = (folder / "vocab.txt").read_text().splitlines()
+    pieces[20], pieces[21] = pieces[21], pieces[20]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    message = rf"vocab\.txt: piece 20 is '{re.escape(pieces[20])}', in tokenizer\.json beside it"
+    with pytest.raises(TokenizerError, match=message):
+        read_folder(folder)
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):

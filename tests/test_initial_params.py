@@ -112,6 +112,7 @@ def test_another_model_is_refused_field_by_field(source, workdir):
     with pytest.raises(ConfigError) as error:
         start(path, model)
     assert "model.gelu: 'erf' there, 'tanh' here" in str(error.value)
+    assert "\n" not in str(error.value)
     assert (
         "Set --config.model.num_heads=2 --config.model.gelu=erf --config.model.layer_norm_eps=1e-12"
         in str(error.value)
@@ -129,3 +130,8 @@ def test_another_tokenizer_is_refused(workdir):
 def test_a_folder_that_cannot_be_read_is_a_setting_that_cannot_work(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.init_from=hf:.*config\.json"):
         start(f"hf:{tmp_path}", BASE)
+    with pytest.raises(ConfigError, match=r"config\.init_from=.*no checkpoint found"):
+        start(str(tmp_path), BASE)
+    folder = FOLDER / "pretraining"
+    with pytest.raises(ConfigError, match=f"for a Hugging Face folder write hf:{folder}"):
+        start(str(folder), BASE)

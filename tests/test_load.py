@@ -218,7 +218,25 @@ def test_the_command_says_errors_in_one_line(tmp_path):
     result = subprocess.run(
         [*command, f"--output={tmp_path / 'out'}"], capture_output=True, text=True, timeout=300
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "no such folder" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_loading_is_quick_and_needs_no_other_framework(workdir):
+    """In seconds of a processor, which other work on the machine does not lengthen."""
+    code = """
+import sys, time, jax
+began = time.process_time()
+import bertjax
+for path in sys.argv[1:]:
+    bertjax.load(path)
+seconds = time.process_time() - began
+assert seconds < 3, seconds
+found = {"tensorflow", "torch", "transformers"} & sys.modules.keys()
+assert not found, found
+"""
+    command = [sys.executable, "-c", code, FOLDER / "pretraining", workdir]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr

@@ -101,9 +101,10 @@ def test_texts_are_classified_from_standard_input(models):
     found = records(predict(models / "classification", "--format=json", stdin=lines))
     assert [record["text"] for record in found] == ["a good value", "the name of a module"]
     for record in found:
-        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=3e-6)
         assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
         assert set(record["probabilities"]) == set(NAMES)
+        assert all(share == round(share, 6) for share in record["probabilities"].values())
 
 
 def test_a_file_of_pairs_is_embedded_into_a_file(models, tmp_path):
@@ -141,10 +142,37 @@ def test_words_are_tagged(models):
         ("pretraining", ["--do=classify", "text"], "the head of"),
         ("classification", ["one\ttwo", "one"], "this model takes"),
         ("missing", ["text"], "no such folder"),
+        ("classification", ["--max_length=65", "text"], "beyond the 64 positions of"),
+        ("classification", ["--do=clasify", "text"], "--do=clasify: value should be one of"),
+        ("classification", ["--input=missing.txt"], "--input=missing.txt: no such file"),
+        ("classification", ["--output=missing/out", "text"], "in a folder that exists"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(models, head, arguments, message):
     result = predict(models / head, *arguments)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a good value\ncaf\xe9\n", "texts.txt:2: not UTF-8 (byte 0xe9)"),
+        (b"\n \n", "texts.txt: has no texts"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(models, tmp_path, content, message):
+    (tmp_path / "texts.txt").write_bytes(content)
+    result = predict(models / "classification", f"--input={tmp_path / 'texts.txt'}")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(models, tmp_path):
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfa good value\r\n")
+    found = records(
+        predict(models / "classification", "--format=json", f"--input={tmp_path / 'texts.txt'}")
+    )
+    assert [record["text"] for record in found] == ["a good value"]

@@ -279,11 +279,12 @@ def test_probabilities_and_refused_outputs(tmp_path):
          r"'sentense'\? \(there are sentense, label\)"),
         ("a.tsv", "sentence\tlabel\nx\t1\ny\n", r"a.tsv:3: 1 columns found, 2 expected"),
         ("a.tsv", "sentence\tlabel\nx\ty\t1\n", r"a.tsv:2: 3 columns found, 2 expected"),
-        ("a.tsv", "sentence\tlabel\nx\t2\n", r"a.tsv:2: unknown label '2'; the labels are 0, 1"),
+        ("a.tsv", "sentence\tlabel\nx\t2\n", r"a.tsv:2: unknown label '2'; the labels are 0, 1; "
+         r"correct the line"),
         ("a.tsv", "sentence\tlabel\nx\t\n", r"a.tsv:2: has no label"),
         ("a.tsv", "sentence\tlabel\n", r"a.tsv: has no examples, only its header"),
         ("a.tsv", "sentence\tsentence\n", r"a.tsv:1: a column comes twice"),
-        ("a.tsv", "", r"a.tsv: is empty"),
+        ("a.tsv", "", r"a.tsv: is empty; fetch it again"),
         ("a.tsv.gz", "  \n", r"a.tsv.gz: is empty"),
         ("a.jsonl", '{"sentence": "x", "label": "1"}\n{"sent', r"a.jsonl:2: not JSON"),
         ("a.jsonl", "[1]", r"a.jsonl:1: found list, expected a JSON object"),
@@ -295,6 +296,16 @@ def test_probabilities_and_refused_outputs(tmp_path):
 def test_broken_files_are_refused_by_line(name, content, message, tmp_path):
     with pytest.raises(TaskError, match=message):
         make_task("sst2").read(write(tmp_path, name, content), needs_labels=True)
+
+
+def test_a_file_cut_inside_of_its_last_column_is_told_by_its_last_line(tmp_path, caplog):
+    """CoLA's last column is the text: what is left of it is a whole record."""
+    task = make_task("cola")
+    lines = "gj04\t1\t\tThe cat sat.\ngj04\t0\t*\tCat the sat on"
+    assert len(task.read(write(tmp_path, "whole.tsv", lines + ".\n"), needs_labels=True)) == 2
+    assert not caplog.records
+    assert len(task.read(write(tmp_path, "cut.tsv", lines), needs_labels=True)) == 2
+    assert "cut.tsv:2: the last line has no line end; if the file was cut short" in caplog.text
 
 
 def test_files_that_cannot_be_read(tmp_path):

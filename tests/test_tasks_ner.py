@@ -210,7 +210,7 @@ def test_degenerate_scores_are_zero_without_a_warning():
         ({"tag_column": 0}, "a O\n", r"ner.txt:1: tag 'a', expected O"),
         ({"word_column": 2}, "a O\n", r"ner.txt:1: no column 2 \(word_column\); there are 2"),
         ({"entity_types": ["LOC"]}, "a O\nb B-LOC\nc I-PER\n",
-         r"ner.txt:3: unknown entity type 'PER'; the types are LOC"),
+         r"ner.txt:3: unknown entity type 'PER'; the types are LOC; correct the tag"),
         ({}, "", r"ner.txt: is empty"),
         ({}, "-DOCSTART- O\n\n", r"ner.txt: has no sentences"),
     ],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertjax.config import Config, LogConfig
@@ -276,3 +277,22 @@ def test_curves_of_what_there_is(tmp_path):
     assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN}
     run_steps(tmp_path, 3, 5)
     assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN, HELDOUT, BASELINE}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_lowest_panel_of_each_column_shows_the_steps(tmp_path, monkeypatch, count):
+    """Fewer panels than places leave the second column without a picture below."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    run_steps(tmp_path, 1, 5)
+    plot_curves(tmp_path, PRETRAINING_PANELS[:count])
+    panels = figures[0].axes
+    shown = [
+        axes.get_xlabel() == "step" and axes.xaxis.get_tick_params()["labelbottom"]
+        for axes in panels
+    ]
+    assert len(panels) == count + 1
+    assert shown == [False] * (count - 1) + [True] * 2

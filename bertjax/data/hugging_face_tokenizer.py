@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
     if vocab_size is not None:
         check_word_table(len(pieces), vocab_size, str(source))
     pieces = with_filler(pieces, vocab_size, str(source))
+    if description and source.name == "vocab.txt":
+        path = folder / "tokenizer.json"
+        theirs = _pieces_of(path, description["model"]["vocab"])
+        _check_same_pieces(source, pieces, with_filler(theirs, vocab_size, str(path)))
     lower_case = _casing(folder, settings, description, pieces)
     return WordPieceTokenizer(pieces, lower_case=lower_case, source=str(source))
 
@@ -311,6 +316,18 @@ def _pieces_of(path: Path, vocabulary: dict[str, int]) -> list[str]:
                 f"{len(pieces) - 1}, each once"
             )
     return pieces
+
+
+def _check_same_pieces(source: Path, ours: list[str], theirs: list[str]) -> None:
+    """Refuses a vocab.txt beside a tokenizer.json with other pieces: one is of another model."""
+    if ours == theirs:
+        return
+    pairs = zip_longest(ours, theirs)
+    id, pair = next((id, pair) for id, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise TokenizerError(
+        f"{source}: piece {id} is {pair[0]!r}, in tokenizer.json beside it {pair[1]!r}; one of the "
+        "two belongs to another model: copy both files again"
+    )
 
 
 def _casing(

@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
     Raises:
       CheckpointError: there is no sound checkpoint.
       TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
-      WeightsError: labels.json does not fit the head.
+      WeightsError: labels.json does not fit the head, or it or scores.json is broken.
     """
     checkpoint = resolve(_best(path))
     folder = checkpoint.path.parent
@@ -62,7 +62,13 @@ def _best(path: str | Path) -> Path | BucketPath:
     where = as_path(path)
     scores = where / SCORES
     if scores.is_file():
-        best = json.loads(scores.read_text()).get("best_step")
+        try:
+            best = json.loads(scores.read_text()).get("best_step")
+        except (OSError, ValueError, AttributeError) as error:
+            raise WeightsError(
+                f"{scores}: cannot be read as JSON: {error}; run the fine-tuning again, which "
+                "writes it anew, or name one of the checkpoints"
+            ) from error
         if best is not None:
             return where / "checkpoints" / f"step_{best:08d}"
     return where

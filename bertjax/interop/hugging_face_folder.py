@@ -96,6 +96,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path}: no such file; expected a Hugging Face folder with {CONFIG}, {WEIGHTS} and "
+            "the tokenizer's files"
+        ) from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
@@ -122,13 +127,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
     if not (path / WEIGHTS).is_file():
         pickles = sorted(path.glob("pytorch_model*.bin"))
         if pickles:
-            raise WeightsError(
-                f"{pickles[0]}: is a pickle, which can run any code when it is opened. Where you "
-                "trust it, write it again with transformers: python -c 'import transformers; "
-                f'transformers.AutoModelForPreTraining.from_pretrained("{path}")'
-                '.save_pretrained("NEW_FOLDER", safe_serialization=True)\' and copy the '
-                "tokenizer's files"
-            )
+            raise _is_pickle(pickles[0])
         raise WeightsError(f"{path}: has no {WEIGHTS} and no {INDEX}")
     with _opened(path / WEIGHTS) as tensors:
         return dict.fromkeys(tensors.keys(), path / WEIGHTS)
@@ -158,4 +157,26 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="np") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: not a whole safetensors file: {error}") from error
+        if file.is_file() and _begins_as_pickle(file):
+            raise _is_pickle(file) from error
+        raise WeightsError(
+            f"{file}: not a whole safetensors file: {error}; copy or download it again"
+        ) from error
+
+
+def _begins_as_pickle(file: Path) -> bool:
+    """Whether a file begins as those of torch.save: a zip archive, or before 1.6 a pickle."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5")
+
+
+def _is_pickle(file: Path) -> WeightsError:
+    old = file.with_name("pytorch_model.bin")
+    rename = "" if file.suffix == ".bin" else f"rename it to {old} and "
+    return WeightsError(
+        f"{file}: is a pickle, which can run any code when it is opened; expected safetensors. "
+        f"Where you trust it, {rename}write it again with transformers: python -c 'import "
+        f'transformers; transformers.AutoModelForPreTraining.from_pretrained("{file.parent}")'
+        ".save_pretrained(\"NEW_FOLDER\", safe_serialization=True)' and copy the tokenizer's files"
+    )

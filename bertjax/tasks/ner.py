@@ -86,7 +86,8 @@ class NerTask(Task[Sentence]):
                 if tag not in self.label_names:
                     raise TaskError(
                         f"{sentence.source}:{sentence.line + place}: unknown entity type "
-                        f"{tag[2:]!r}; the types are {', '.join(self.entity_types)}"
+                        f"{tag[2:]!r}; the types are {', '.join(self.entity_types)}; correct the "
+                        "tag or leave the sentence out"
                     )
 
     def features(

@@ -76,7 +76,10 @@ def _entries(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: not JSON ({error}); expected a SQuAD v1.1 file") from error
+        raise TaskError(
+            f"{path}: not JSON ({error}); expected a SQuAD v1.1 file; if this one was cut short, "
+            "fetch it again"
+        ) from error
     for a, article in enumerate(_list(path, document, "data")):
         where = f"{path}: data[{a}]"
         for p, paragraph in enumerate(_list(where, article, "paragraphs")):
@@ -91,7 +94,10 @@ def _answers(where: str, qa: dict[str, Any], context: str) -> Iterator[Answer]:
         raise TaskError(f"{where}: has no answer (SQuAD 2.0); expected SQuAD v1.1")
     answers = _list(where, qa, "answers")
     if not answers:
-        raise TaskError(f"{where}: has no answers (a test set?); read it without labels")
+        raise TaskError(
+            f"{where}: has no answers (a test set?); expected SQuAD v1.1 with answers, as in its "
+            "train and dev files; bertjax.predict needs none"
+        )
     for answer in answers:
         text = _text(where, answer, "text")
         start = answer.get("answer_start")

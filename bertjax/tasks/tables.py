@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from bertjax.config import closest
 from bertjax.tasks.task import TaskError
+
+_LOG = logging.getLogger(__name__)
 
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".txt")
 
@@ -25,6 +28,10 @@ def read_text(path: str) -> str:
     """
     try:
         data = Path(path).expanduser().read_bytes()
+    except IsADirectoryError as error:
+        raise TaskError(
+            f"{path}: cannot be read: Is a directory; name the files in it, separated by commas"
+        ) from error
     except OSError as error:
         raise TaskError(
             f"{path}: cannot be read: {error.strerror} (working directory: {Path.cwd()})"
@@ -37,7 +44,7 @@ def read_text(path: str) -> str:
                 f"{path}: the gzip file is broken or cut short ({error}); fetch it again"
             ) from error
     if not data.strip():
-        raise TaskError(f"{path}: is empty")
+        raise TaskError(f"{path}: is empty; fetch it again or name another file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -47,12 +54,23 @@ def read_text(path: str) -> str:
         ) from error
 
 
-def read_lines(path: str) -> list[str]:
-    """Lines without their ends; only a line feed ends one, for text may hold other separators."""
+def read_lines(path: str) -> Iterator[str]:
+    """Lines without their ends; only a line feed ends one, for text may hold other separators.
+
+    A last line that nothing ends is the one trace of a file that was cut inside of its last column:
+    a warning, for whole files may end so too.
+    """
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
-    if not lines[-1]:
+    ended = not lines[-1]
+    if ended:
         lines.pop()
-    return lines
+    yield from lines
+    if not ended:  # said once all lines were found right
+        _LOG.warning(
+            "%s:%d: the last line has no line end; if the file was cut short, fetch it again",
+            path,
+            len(lines),
+        )
 
 
 def read_rows(path: str) -> Iterator[tuple[int, list[str]]]:

@@ -125,21 +125,29 @@ class TextTask(Task[TextExample]):
     def _label(self, source: str, line: int, label: Any) -> str | float:
         where = f"{source}:{line}"
         if label is None or label == "":
-            raise TaskError(f"{where}: has no label (a test set?); read it without labels")
+            raise TaskError(
+                f"{where}: has no label (a test set?); expected one on each line; bertjax.predict "
+                "needs none"
+            )
         if self.head == "regression":
             try:
                 number = float(label)
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
-                raise TaskError(f"{where}: label {label!r}, expected a number")
+                raise TaskError(
+                    f"{where}: label {label!r}, expected a number; correct the line or leave it out"
+                )
             return number
         name = str(label).lower() if isinstance(label, bool) else str(label)
         if source.startswith("tfds:"):
             name = self.tfds_labels.get(name, name)
         if self.label_names and name not in self.label_names:
             known = ", ".join(self.label_names[:_SHOWN_LABELS])
-            raise TaskError(f"{where}: unknown label {name!r}; the labels are {known}")
+            raise TaskError(
+                f"{where}: unknown label {name!r}; the labels are {known}; correct the line or "
+                "leave it out"
+            )
         return name
 
     def features(

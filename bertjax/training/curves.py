@@ -75,7 +75,10 @@ def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
         axes.set(title=panel.title, ylabel=panel.unit)
     rate = places[len(panels)]
     rate.plot(*_series(steps, "learning_rate"), color=_TRAIN)
-    rate.set(title="Learning rate", ylabel="learning rate", xlabel="step")
+    rate.set(title="Learning rate", ylabel="learning rate")
+    for lowest in places[len(panels) - 1 : len(panels) + 1]:  # of each column
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel("step")
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2e}")
     for axes in figure.axes:
         axes.set_title(axes.get_title(), fontsize=11, fontweight="bold")

@@ -46,7 +46,10 @@ def fine_tune(
       TaskError: the examples do not fit the task.
       Exception: as `loop.run`.
     """
-    if training.task.label_names and jax.process_index() == 0:
+    folder = workdir / "checkpoints"
+    is_new = not folder.is_dir() or not CheckpointDirectory(folder).finished_steps()
+    # Of a run that is there, which may be of another task, nothing is touched before it is checked.
+    if training.task.label_names and jax.process_index() == 0 and is_new:
         _write_json(workdir / LABELS, list(training.task.label_names))
     exit_code = loop.run(config, workdir, open_fine_tuning(training, evaluation, tokenizer))
     if exit_code != EXIT_FINISHED:
@@ -55,7 +58,7 @@ def fine_tune(
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = loop.with_dtype(config).model
-        directory = CheckpointDirectory(workdir / "checkpoints")
+        directory = CheckpointDirectory(folder)
         checkpoint = resolve(directory.step_path(best["step"]))
         params = checkpoint.restore_params(with_shardings(abstract_params(model), mesh))
         predictions, scores = Scorer(evaluation, model, mesh).run(params)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bertjax.bucket import is_bucket_path
 from bertjax.config import ConfigError, ModelConfig
 from bertjax.data.vocabulary import TokenizerError
 from bertjax.interop.bertjax_checkpoint import model_config
-from bertjax.interop.hugging_face_folder import read_folder
+from bertjax.interop.hugging_face_folder import is_hugging_face, read_folder
 from bertjax.interop.weights import WeightsError, flatten, put
 from bertjax.models import abstract_params, init_params
-from bertjax.training.checkpoint import Checkpoint, resolve
+from bertjax.training.checkpoint import Checkpoint, CheckpointError, resolve
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,8 +65,8 @@ def initial_params(
 
     Raises:
       ConfigError: the source is another model (each field is named), was trained with another
-        tokenizer, or is a folder that cannot be read.
-      CheckpointError: the checkpoint is not sound.
+        tokenizer, or is no folder or no sound checkpoint of a model.
+      CheckpointError: the checkpoint is damaged in a way that shows only when it is restored.
     """
     wanted, name = flatten(abstract), init_from
     if init_from.startswith(HUGGING_FACE_PREFIX):
@@ -88,7 +90,13 @@ def initial_params(
             if path in theirs and theirs[path].shape == leaf.shape
         }
     else:
-        source = resolve(init_from)
+        try:
+            source = resolve(init_from)
+        except CheckpointError as error:
+            advice = ""
+            if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
+                advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"
+            raise ConfigError(f"config.init_from={init_from}: {error}{advice}") from error
         name = str(source.path)
         config = model_config(source)
         _check_same_model(init_from, config, model)
@@ -158,13 +166,9 @@ def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) ->
     """Refuses another model, and says which flags make ours like it."""
     changed = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
     if changed:
-        lines = [
-            f"  model.{name}: {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
+        listed = "; ".join(
+            f"model.{name}: {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
             for name in changed
-        ]
-        flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in changed)
-        raise ConfigError(
-            f"config.init_from={init_from} is another model:\n"
-            + "\n".join(lines)
-            + f"\nSet {flags}"
         )
+        flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in changed)
+        raise ConfigError(f"config.init_from={init_from} is another model ({listed}). Set {flags}")

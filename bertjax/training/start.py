@@ -174,12 +174,13 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> N
         if checkpoint.progress[name] != new:
             refused[name] = (checkpoint.progress[name], new)
     if refused:
-        lines = [f"  {name}: {old!r} there, {new!r} here" for name, (old, new) in refused.items()]
+        listed = "; ".join(
+            f"{name}: {old!r} there, {new!r} here" for name, (old, new) in refused.items()
+        )
         raise ConfigError(
-            f"{checkpoint.path} belongs to a run with other settings:\n"
-            + "\n".join(lines)
-            + "\nUse the same settings to resume it, or another --workdir (with "
-            "--config.init_from to start from its parameters)"
+            f"{checkpoint.path} belongs to a run with other settings ({listed}): use the same "
+            "settings to resume it, or another --workdir (with init_from to start from its "
+            "parameters)"
         )
     if config.num_steps and config.num_steps < checkpoint.step:
         _LOG.warning(
