@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import device_name
 from bertjax.models.dropout import drop_threshold, random_bits
 
 RESULT = Path(__file__).parent / "results" / "dropout_bits.json"
@@ -51,12 +50,9 @@ def main() -> None:
         ),
         "a multiplication": (lambda x: x * 1.5, x),
     }
-    device = jax.devices()[0]
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": f"{os.cpu_count()} x {cpu_name()}"
-        if device.platform == "cpu"
-        else device.device_kind,
+        "device": device_name(),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "shape": [ROWS, *SHAPE],
         "ways": {name: measure(*way) for name, way in ways.items()},

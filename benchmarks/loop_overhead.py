@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import device_name
 from benchmarks.train_step import Bertjax, make_batch, make_config
 from bertjax.config import CheckpointConfig, Config, EvalConfig, LogConfig
 from bertjax.data.store import open_store
@@ -40,12 +39,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of one turn, about")
     parser.add_argument("--load", default="", help="what else the machine was doing")
     args = parser.parse_args()
-    device = jax.devices()[0]
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": f"{os.cpu_count()} x {cpu_name()}"
-        if device.platform == "cpu"
-        else device.device_kind,
+        "device": device_name(),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "load": args.load,
         "cases": {case: measure(case, args.store, args.seconds) for case in args.case},

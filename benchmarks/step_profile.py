@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import os
 import platform
 import re
 import tempfile
@@ -27,7 +26,7 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import device_name
 from benchmarks.train_step import Bertjax, make_batch, make_config
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
@@ -76,7 +75,7 @@ def main() -> None:
         "case": args.case,
         "attention": args.attention,
         "scan_layers": args.scan_layers,
-        "device": device()[1],
+        "device": device_name(),
         "seconds_a_step": seconds,
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
         "parts": parts,
@@ -90,13 +89,6 @@ def main() -> None:
     results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(table(result))
-
-
-def device() -> tuple[str, str]:
-    """The platform, and what a result calls the device."""
-    first = jax.devices()[0]
-    name = f"{os.cpu_count()} x {cpu_name()}" if first.platform == "cpu" else first.device_kind
-    return first.platform, name
 
 
 def operation_seconds(trace: ProfileData) -> dict[str, float]:

@@ -44,7 +44,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.hardware import cpu_name  # noqa: E402
+from benchmarks.hardware import device_name  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
 from bertjax.models import BertForPreTraining, compute_dtype, init_params  # noqa: E402
 from bertjax.training.compilation import compile_train_step, program_bytes  # noqa: E402
@@ -203,7 +203,7 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     gc.collect()
     return {
         "case": case,
-        "device": kind if peak else f"{os.cpu_count()} x {cpu_name()}",
+        "device": device_name(),
         "peer_mode": args.peer and ("eager" if args.peer_eager else "compiled"),
         "dropout_rate": config.model.dropout_rate,
         "measured_matmul_flops": measured,
