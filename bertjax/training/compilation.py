@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
@@ -132,7 +132,8 @@ def device_memory_bytes(mesh: Mesh) -> int:
         return stats["bytes_limit"]
     if device.platform != "cpu":
         return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // len(mesh.local_devices)
+    # Available, not free: the kernel gives back what it has cached of files.
+    return psutil.virtual_memory().available // len(mesh.local_devices)
 
 
 def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[float, str]:
