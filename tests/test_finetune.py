@@ -26,7 +26,7 @@ from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights, WeightsError
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
-from bertjax.training.fine_tuning import Examples
+from bertjax.training.fine_tuning import Examples, Scorer
 from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.initial_params import initial_params
 from bertjax.training.sharding import make_mesh, parameter_shardings
@@ -278,6 +278,27 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     accuracies = [line["heldout_accuracy"] for line in read_lines(tmp_path / "evals.jsonl")]
     assert result["scores"]["accuracy"] == max(accuracies) > accuracies[-1]
     assert result["best_step"] < 60
+    # The run kept what it had found; a new process reads the checkpoint, and finds the same.
+    predictions = read_lines(tmp_path / "predictions.jsonl")
+    for name in ("predictions.jsonl", "scores.json"):
+        (tmp_path / name).unlink()
+    assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
+    assert read_lines(tmp_path / "predictions.jsonl") == predictions
+    assert read_json(tmp_path / "scores.json")["scores"] == result["scores"]
+
+
+def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch):
+    training, evaluation = open_examples(files, wordpiece)
+    config = make_config(start, training.task)
+    scored = []
+
+    def run(scorer, params, run=Scorer.run):
+        scored.append(run(scorer, params))
+        return scored[-1]
+
+    monkeypatch.setattr(Scorer, "run", run)
+    assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
+    assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
 
 
 def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, wordpiece):

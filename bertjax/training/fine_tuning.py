@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -84,6 +83,18 @@ class Examples:
         return digest.hexdigest()
 
 
+class Scored(NamedTuple):
+    """What a model makes of examples.
+
+    Attributes:
+      predictions: `Task.predictions`.
+      scores: `Task.scores` with the `loss` beside them; none where the examples have no labels.
+    """
+
+    predictions: list[dict[str, Any]]
+    scores: dict[str, float]
+
+
 class Scorer:
     """Runs the model over examples and scores it."""
 
@@ -109,12 +120,8 @@ class Scorer:
         self._step = jax.jit(step, out_shardings=replicated(mesh))
         self._objective = fine_tuning_objective(module, model)
 
-    def run(self, params: Tree) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    def run(self, params: Tree) -> Scored:
         """Predicts and scores.
-
-        Returns:
-          `Task.predictions`, and the scores of `Task.scores` with the `loss` beside them; no
-          scores where the examples have no labels.
 
         Raises:
           TaskError: an output is not finite.
@@ -133,10 +140,10 @@ class Scorer:
         task, examples = self._examples.task, self._examples.examples
         predictions = task.predictions(examples, self._examples.arrays, outputs)
         if not self._examples.has_answers:
-            return predictions, {}
+            return Scored(predictions, {})
         totals = jax.tree.map(lambda *x: np.float32(np.sum(x, dtype=np.float64)), *sums)
         loss = float(self._objective.loss(totals, totals))
-        return predictions, {"loss": loss, **task.scores(examples, predictions)}
+        return Scored(predictions, {"loss": loss, **task.scores(examples, predictions)})
 
 
 class FineTuning:
@@ -173,6 +180,7 @@ class FineTuning:
         regression = config.model.head == "regression"
         self.metric_names: tuple[str, ...] = () if regression else ("accuracy",)
         self.main_metric: str | None = f"heldout_{self._task.main_metric}"
+        self.best: Scored | None = None  # the first of the best evaluations of this process
 
     def training_rows(self, phase_index: int) -> ExampleRows:
         """The rows of the training examples, shuffled anew each epoch."""
@@ -186,7 +194,10 @@ class FineTuning:
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
         """The task's official metrics on the evaluation examples, and the loss."""
         del phase_index
-        return {f"heldout_{name}": value for name, value in self._scorer.run(params)[1].items()}
+        scored, metric = self._scorer.run(params), self._task.main_metric
+        if self.best is None or scored.scores[metric] > self.best.scores[metric]:
+            self.best = scored
+        return {f"heldout_{name}": value for name, value in scored.scores.items()}
 
     def describe(self, scores: Mapping[str, Any]) -> str:
         """The scores in one line."""
@@ -203,8 +214,3 @@ class FineTuning:
             Panel(metric, metric.replace("_", " ").capitalize(), "score"),
         )
         return plot_curves(workdir, panels)
-
-
-def open_fine_tuning(training: Examples, evaluation: Examples, tokenizer: Tokenizer) -> Any:
-    """What `loop.run` opens the job with."""
-    return functools.partial(FineTuning, training, evaluation, tokenizer)

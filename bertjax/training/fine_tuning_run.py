@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from bertjax.config import FineTuningConfig
+from bertjax.config import Config, FineTuningConfig
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop.bertjax_checkpoint import LABELS, SCORES
 from bertjax.models import abstract_params
 from bertjax.training import loop
 from bertjax.training.checkpoint import resolve
 from bertjax.training.checkpoint_directory import CheckpointDirectory
-from bertjax.training.fine_tuning import Examples, Scorer, open_fine_tuning
+from bertjax.training.fine_tuning import Examples, FineTuning, Scored, Scorer
 from bertjax.training.preemption import EXIT_FINISHED
 from bertjax.training.sealing import write_durably
 from bertjax.training.sharding import make_mesh
 from bertjax.training.start import with_shardings
 from bertjax.training.tracker import EVALS, SUMMARY, read_lines
+from bertjax.training.workdir import Workdir
 
 PREDICTIONS = "predictions.jsonl"
 _LOG = logging.getLogger(__name__)
@@ -51,17 +53,21 @@ def fine_tune(
     # Of a run that is there, which may be of another task, nothing is touched before it is checked.
     if training.task.label_names and jax.process_index() == 0 and is_new:
         _write_json(workdir / LABELS, list(training.task.label_names))
-    exit_code = loop.run(config, workdir, open_fine_tuning(training, evaluation, tokenizer))
+    jobs: list[FineTuning] = []
+
+    def open_job(config: Config, workdir: Workdir, mesh: Mesh) -> FineTuning:
+        jobs.append(FineTuning(training, evaluation, tokenizer, config, workdir, mesh))
+        return jobs[-1]
+
+    exit_code = loop.run(config, workdir, open_job)
     if exit_code != EXIT_FINISHED:
         return exit_code
     best = best_evaluation(workdir, f"heldout_{training.task.main_metric}")
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        model = loop.with_dtype(config).model
-        directory = CheckpointDirectory(folder)
-        checkpoint = resolve(directory.step_path(best["step"]))
-        params = checkpoint.restore_params(with_shardings(abstract_params(model), mesh))
-        predictions, scores = Scorer(evaluation, model, mesh).run(params)
+    scored = jobs[-1].best
+    # A run that was resumed may have been best before.
+    if scored is None or any(best[f"heldout_{k}"] != v for k, v in scored.scores.items()):
+        scored = _score_step(config, folder, best["step"], evaluation)
+    predictions, scores = scored
     if jax.process_index() != 0:
         return exit_code
     summary = json.loads((workdir / SUMMARY).read_text("utf-8"))
@@ -95,6 +101,16 @@ def fine_tune(
         workdir,
     )
     return exit_code
+
+
+def _score_step(config: FineTuningConfig, folder: Path, step: int, evaluation: Examples) -> Scored:
+    """Scores the checkpoint of a step."""
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = loop.with_dtype(config).model
+        checkpoint = resolve(CheckpointDirectory(folder).step_path(step))
+        params = checkpoint.restore_params(with_shardings(abstract_params(model), mesh))
+        return Scorer(evaluation, model, mesh).run(params)
 
 
 def best_evaluation(workdir: Path, metric: str) -> dict[str, Any]:
