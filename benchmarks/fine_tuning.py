@@ -46,6 +46,7 @@ from bertjax.interop.bertjax_checkpoint import SCORES
 from bertjax.interop.hugging_face_folder import read_folder
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
+from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.fine_tuning import Examples
 from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.optimizer import make_schedule
@@ -88,6 +89,7 @@ _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 def main(_: list[str]) -> None:
     """Runs the seeds that are missing and prints the table."""
     logging.basicConfig(level=logging.WARNING)
+    use_compilation_cache()  # as the command does
     name, train, evaluate, max_length = TASKS[_TASK.value]
     data = Path(_DATA.value)
     weights = read_folder(_WEIGHTS.value)
