@@ -16,7 +16,7 @@ same result; input and output must lie where all its workers see them: docs/desi
 
 A run that was stopped or killed goes on with the same command. What cannot be used is reported by
 file and line, counted in STORE/manifest.json, and an error under --strict. Exit codes: 0 prepared;
-2 something that cannot work, in one line; 130 interrupted.
+2 something that cannot work; 1 stopped in its work, the same command goes on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bertjax.cache import cache_folder
 from bertjax.config import ConfigError
 from bertjax.data.blocks import CorpusError
 from bertjax.data.build_store import prepare
-from bertjax.data.prepare_options import PrepareError, PrepareOptions
+from bertjax.data.prepare_options import PrepareError, PrepareOptions, PrepareStoppedError
 from bertjax.data.staging import upload_store
 from bertjax.data.store import StoreError
 from bertjax.data.store_writer import SHARD_TOKENS, UNFINISHED
@@ -115,7 +115,7 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Runs `prepare` with the flags; 0 = prepared, 2 = cannot work, 130 = interrupted."""
+    """Runs `prepare` with the flags; 0 = prepared, 1 = stopped in its work, 2 = cannot work, 130 = interrupted."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected {argv[1]!r}; is a glob not quoted?")
     try:
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> int:
             print(f"{output}: uploaded from {folder}, which may be deleted")
     except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, PrepareStoppedError) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -29,7 +29,7 @@ from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.duplicates import DUPLICATES
 from bertjax.data.encode import STARTS, Encoder, make_encoder
-from bertjax.data.prepare_options import PrepareError, PrepareOptions
+from bertjax.data.prepare_options import PrepareError, PrepareOptions, PrepareStoppedError
 from bertjax.data.prepare_resume import COMMAND
 from bertjax.data.staged_blocks import BLOCKS, NumberedBlock, StagedBlocks, staged_bytes
 from bertjax.data.watched_group import GroupError, GroupKilled, run_watched
@@ -150,7 +150,7 @@ def stage_blocks(
         options: of `prepare`.
 
     Raises:
-        PrepareError: the pipeline failed; what was staged stays.
+        PrepareStoppedError: the pipeline failed; what was staged stays.
     """
     log = work / "beam.log"
     stay = "the encoded blocks stay: run the same command again"
@@ -171,14 +171,16 @@ def stage_blocks(
                 logging.getLogger("apache_beam.runners.dataflow").setLevel(logging.INFO)
                 _run_pipeline(*arguments)
     except GroupKilled:
-        raise PrepareError(
+        raise PrepareStoppedError(
             f"worker processes of {options.runner} died {STARTS} times, most often for want of "
             f"memory; {stay}, with fewer --num_workers if there is little memory ({log})"
         ) from None
     except GroupError as error:
-        raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay} ({log})") from None
+        raise PrepareStoppedError(
+            f"--runner={options.runner}: {_reason(error)}; {stay} ({log})"
+        ) from None
     except Exception as error:
-        raise PrepareError(f"--runner={options.runner}: {_reason(error)}; {stay}") from error
+        raise PrepareStoppedError(f"--runner={options.runner}: {_reason(error)}; {stay}") from error
     return staged
 
 

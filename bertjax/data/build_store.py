@@ -28,6 +28,7 @@ from bertjax.data.encode import STARTS, EncodedBlock, encode_blocks, is_held_out
 from bertjax.data.prepare_options import (
     PrepareError,
     PrepareOptions,
+    PrepareStoppedError,
     check_options,
     content_settings,
 )
@@ -89,7 +90,7 @@ def prepare(options: PrepareOptions) -> Store:
             with explained(output):
                 writer.finish(tokenizer, details)
         except BrokenProcessPool:
-            raise PrepareError(
+            raise PrepareStoppedError(
                 f"worker processes died {STARTS} times, most often for want of memory; the "
                 "finished shards stay: run the same command again, with fewer --num_workers if "
                 "there is little memory"

@@ -16,6 +16,10 @@ class PrepareError(ValueError):
     """Preparing cannot start or go on; the message says why and what to do."""
 
 
+class PrepareStoppedError(PrepareError):
+    """It had begun: what is finished stays, and the same command goes on from there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
     """What to prepare. `output`, and who does it, do not decide what the store holds."""

@@ -17,7 +17,7 @@ from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.duplicates import DUPLICATES
-from bertjax.data.prepare_options import PrepareError
+from bertjax.data.prepare_options import PrepareError, PrepareStoppedError
 from bertjax.data.staged_blocks import BLOCKS, SUFFIX
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
@@ -60,7 +60,7 @@ def explained(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PrepareError(
+        raise PrepareStoppedError(
             f"{error.filename or output}: cannot be written: {error.strerror}; the finished "
             "shards stay: put it right and run the same command again"
         ) from error

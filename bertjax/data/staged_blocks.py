@@ -24,7 +24,7 @@ import numpy as np
 from bertjax.bucket import BucketPath
 from bertjax.data.blocks import Block, Problem
 from bertjax.data.encode import EncodedBlock, EncodedSplit
-from bertjax.data.prepare_options import PrepareError
+from bertjax.data.prepare_options import PrepareStoppedError
 from bertjax.data.store import SPLITS
 
 BLOCKS = "blocks"  # the folder, in the work folder
@@ -89,7 +89,7 @@ class StagedBlocks:
         """All blocks in the order of the input.
 
         Raises:
-            PrepareError: one of them is damaged or not there.
+            PrepareStoppedError: one of them is damaged or not there.
         """
         names = {tuple(map(int, name.split("-")[:2])): name for name in self.names()}
         places = iter(sorted(names))
@@ -102,7 +102,7 @@ class StagedBlocks:
                     for place in itertools.islice(places, _READ_AHEAD - len(coming)):
                         coming.append((place, pool.submit(_read, self.folder / names[place])))
                     if not coming or coming[0][0] != (source_number, number):
-                        raise PrepareError(
+                        raise PrepareStoppedError(
                             f"{self.folder}: the runner ended well, but block {number} of input "
                             f"{source_number} is not there: --output must lie on storage that its "
                             "workers and this machine share, or in a bucket"
@@ -140,11 +140,11 @@ def _read(path: Path | BucketPath) -> tuple[Block, EncodedBlock]:
                 for split in SPLITS
             }
     except OSError as error:
-        raise PrepareError(
+        raise PrepareStoppedError(
             f"{path}: cannot be read: {error}; run the same command again to go on"
         ) from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise PrepareError(
+        raise PrepareStoppedError(
             f"{path}: is damaged ({error}): delete it and run the same command again"
         ) from error
     fields = header["block"] | {"data": b""}
