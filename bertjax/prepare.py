@@ -115,7 +115,11 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Runs `prepare` with the flags; 0 = prepared, 1 = stopped in its work, 2 = cannot work, 130 = interrupted."""
+    """Runs `prepare` with the flags.
+
+    Returns:
+      0 = prepared, 1 = stopped in its work, 2 = cannot work, 130 = interrupted.
+    """
     if len(argv) > 1:
         raise ConfigError(f"unexpected {argv[1]!r}; is a glob not quoted?")
     try:
