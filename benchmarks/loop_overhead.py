@@ -81,8 +81,8 @@ def fastest_rate(config: Config, store: Path, steps: int) -> float:
         config,
         num_steps=steps,
         data=dataclasses.replace(config.data, store=str(store)),
-        checkpoint=CheckpointConfig(every_steps=0, every_minutes=0),
-        eval=EvalConfig(every_steps=0, max_rows=32),
+        checkpoint=CheckpointConfig(every_steps=steps, every_minutes=0),  # at the end
+        eval=EvalConfig(every_steps=steps, max_rows=32),
         log=LogConfig(every_steps=every),
     )
     with tempfile.TemporaryDirectory() as folder:

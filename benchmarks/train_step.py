@@ -291,6 +291,7 @@ HEADER = (
     "contender",
     "sequences/s",
     "rows/s",
+    "median",
     "real tokens/s",
     "of peak",
     "of a product",
@@ -312,6 +313,7 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{name}, {result['peer_mode']}" if "bertjax" not in name else name,
                     f"{run['sequences_per_second']:,.4g}",
                     f"{run['rows_per_second']:,.4g}",
+                    f"{run['rows_per_second_median']:,.4g}",
                     f"{run['real_tokens_per_second']:,.4g}",
                     f"{peak:.1%}" if peak else "",
                     f"{run['share_of_measured_matmul']:.1%}",
@@ -342,7 +344,8 @@ def report(results: list[dict[str, Any]]) -> None:
         "",
         "Written by `python -m benchmarks.train_step --report` from "
         "`benchmarks/results/train_step.json`, which has commands, versions, settings and the "
-        "time of every turn. The fastest turn counts; dropout 0.1, in turns in one process, full "
+        "time of every turn. The fastest turn counts, the median stands beside it; dropout 0.1, in "
+        "turns in one process, full "
         "rows and the same batch, or where the case says packed, pairs as long as Wikipedia's. The "
         "ratio is of real tokens. 'Of peak' is against the vendor's dense bfloat16 figure, 'of a "
         "product' against a large matrix product timed in the same process.",
