@@ -52,7 +52,7 @@ SMALL = "train_step --peer=transformers --peer_eager --rounds=2 --seconds=1 --ca
 ON_CPU = (
     Part("attention_check", "attention_kernel --check", 40),
     Part("tiny_128", SMALL + "tiny:128:8", 40),
-    Part("tiny_512_packed", SMALL + "tiny:512:4:packed", 60),
+    Part("small_512_packed", SMALL + "small:512:2:packed", 90),
     Part("tiny_128_profile", "step_profile --case=tiny:128:8", 40),
 )
 

@@ -1,0 +1,72 @@
+"""How long a run takes from its command to its first step, with nothing kept from before and again.
+
+    python -m benchmarks.start_up --config=tiny --config=small
+
+Each recipe starts twice with a cache folder that is empty at first, on the embedded corpus (tiny) or --store, and stops after one
+step. What the log says of the start is written to benchmarks/results/start_up.json.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+
+from benchmarks.hardware import device_name
+
+RESULT = Path(__file__).parent / "results" / "start_up.json"
+
+
+def main() -> None:
+    """Starts each recipe twice and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", action="append", required=True, help="recipe")
+    parser.add_argument("--store", default="", help="for recipes that name none")
+    parser.add_argument("--load", default="", help="what else the machine was doing")
+    args = parser.parse_args()
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "load": args.load,
+        "recipes": {recipe: starts(recipe, args.store) for recipe in args.config},
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def starts(recipe: str, store: str) -> dict[str, dict[str, float]]:
+    """Seconds of each part of a first and of a second start."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first", "second"):
+            flags = [
+                *("--config.num_steps=1", "--config.data.global_batch_size=8"),
+                *("--config.eval.max_rows=8", f"--workdir={folder}/{name}"),
+                *([f"--config.data.store={store}"] if store else []),
+            ]
+            log = subprocess.run(
+                [sys.executable, "-m", "bertjax.train", f"--config={recipe}", *flags],
+                env=os.environ | {"BERTJAX_CACHE": f"{folder}/cache"},
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stderr
+            line = re.search(r"first step done ([\d.]+) s after the command began \((.*)\)", log)
+            assert line is not None, log
+            parts = dict(part.rsplit(" ", 1) for part in line[2].split(", "))
+            found[name] = {"all": float(line[1]), **{k: float(v) for k, v in parts.items()}}
+    return found
+
+
+if __name__ == "__main__":
+    main()
