@@ -18,7 +18,8 @@ def test_a_process_knows_how_long_it_has_run():
     assert 0.49 <= float(found.stdout) <= time.monotonic() - started + 0.02
 
 
-def test_parts_follow_each_other():
+def test_parts_follow_each_other(monkeypatch):
+    monkeypatch.setattr(StartUp, "_began", 0)
     began = time.monotonic()
     start_up = StartUp()
     before = start_up.parts["imports and devices"]
@@ -32,3 +33,11 @@ def test_parts_follow_each_other():
     total = sum(start_up.parts.values())
     assert total - before <= time.monotonic() - began
     assert f"{total:.1f} s after the command began" in str(start_up)
+
+
+def test_a_later_run_of_the_process_counts_from_its_own_beginning(monkeypatch):
+    monkeypatch.setattr(StartUp, "_began", 1)
+    start_up = StartUp()
+    start_up.ends("a")
+    assert list(start_up.parts) == ["a"]
+    assert str(start_up).endswith(f"s after the run began (a {start_up.parts['a']:.1f})")

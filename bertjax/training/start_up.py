@@ -7,11 +7,20 @@ import time
 
 
 class StartUp:
-    """Seconds since the process began, by the part of the start that they went into."""
+    """Seconds from the command to the first step, by the part of the start that they went into.
+
+    Of several runs of one process (`bertjax.finetune` with lists) the first began with the command,
+    the others with themselves.
+    """
+
+    _began = 0  # runs of this process
 
     def __init__(self) -> None:
-        """The first part is what the process did before: importing, connecting, finding devices."""
-        self.parts = {"imports and devices": process_seconds()}
+        """The command's first part is what came before: importing, connecting, finding devices."""
+        is_first = StartUp._began == 0
+        StartUp._began += 1
+        self._of = "command" if is_first else "run"
+        self.parts = {"imports and devices": process_seconds()} if is_first else {}
         self._since = time.monotonic()
 
     def ends(self, part: str) -> None:
@@ -22,7 +31,7 @@ class StartUp:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
-        return f"{sum(self.parts.values()):.1f} s after the command began ({parts})"
+        return f"{sum(self.parts.values()):.1f} s after the {self._of} began ({parts})"
 
 
 def process_seconds() -> float:
