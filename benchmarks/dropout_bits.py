@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hardware import device_name
+from benchmarks.hardware import record
 from bertjax.models.dropout import drop_threshold, random_bits
 
 RESULT = Path(__file__).parent / "results" / "dropout_bits.json"
@@ -51,9 +49,7 @@ def main() -> None:
         "a multiplication": (lambda x: x * 1.5, x),
     }
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        **record(),
         "shape": [ROWS, *SHAPE],
         "ways": {name: measure(*way) for name, way in ways.items()},
     }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 
 def cpu_name() -> str:
@@ -22,3 +25,17 @@ def device_name() -> str:
 
     device = jax.devices()[0]
     return f"{os.cpu_count()} x {cpu_name()}" if device.platform == "cpu" else device.device_kind
+
+
+def record(load: str = "") -> dict[str, Any]:
+    """What a result begins with: when, on what and with what it was measured.
+
+    Args:
+      load: what else the machine was doing.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(),
+        "versions": {"python": platform.python_version(), "jax": version("jax")},
+        "load": load,
+    }

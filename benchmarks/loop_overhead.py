@@ -12,16 +12,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks.hardware import device_name
+from benchmarks.hardware import record
 from benchmarks.train_step import Bertjax, make_batch, make_config
 from bertjax.config import CheckpointConfig, Config, EvalConfig, LogConfig
 from bertjax.data.store import open_store
@@ -40,10 +36,7 @@ def main() -> None:
     parser.add_argument("--load", default="", help="what else the machine was doing")
     args = parser.parse_args()
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "load": args.load,
+        **record(args.load),
         "cases": {case: measure(case, args.store, args.seconds) for case in args.case},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

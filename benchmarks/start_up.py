@@ -11,17 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
-import jax
-
-from benchmarks.hardware import device_name
+from benchmarks.hardware import record
 
 RESULT = Path(__file__).parent / "results" / "start_up.json"
 
@@ -34,10 +30,7 @@ def main() -> None:
     parser.add_argument("--load", default="", help="what else the machine was doing")
     args = parser.parse_args()
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "load": args.load,
+        **record(args.load),
         "recipes": {recipe: starts(recipe, args.store) for recipe in args.config},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
