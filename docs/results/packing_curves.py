@@ -13,7 +13,8 @@ TARGET = Path(__file__).parent
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for name, run in zip(("padded", "packed"), map(Path, sys.argv[1:]), strict=True):
     evals = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
-    (TARGET / f"packing_{name}_evals.jsonl").write_bytes((run / "evals.jsonl").read_bytes())
+    for kept in ("evals", "metrics"):
+        (TARGET / f"packing_{name}_{kept}.jsonl").write_bytes((run / f"{kept}.jsonl").read_bytes())
     steps = [line["step"] for line in evals]
     for plot, field, label in zip(
         axes,
