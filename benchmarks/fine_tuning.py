@@ -46,6 +46,7 @@ from bertjax.interop.bertjax_checkpoint import SCORES
 from bertjax.interop.hugging_face_folder import read_folder
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
+from bertjax.tasks.task import join_outputs
 from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.fine_tuning import Examples
 from bertjax.training.fine_tuning_run import fine_tune
@@ -55,7 +56,7 @@ RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
 TASKS = {  # name: (task, training files, evaluation file, tokens a row)
     "polarity": ("polarity", "polarity/train.tsv", "polarity/dev.tsv", 64),
     "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv", 64),
-    "stsb": ("stsb", "stsb/sts-train.tsv", "stsb/sts-dev.tsv", 128),
+    "stsb": ("stsb", "stsb/sts-train.tsv", "stsb/sts-dev.tsv", 64),
     "wnut17": ("ner", "ner/wnut17train.conll", "ner/emerging.test.annotated", 64),
     "squad": ("squad", "squad/train-v1.1.json.gz", "squad/dev-v1.1.json.gz", 384),
 }
@@ -112,7 +113,8 @@ def main(_: list[str]) -> None:
         pooler=task.head in ("classification", "regression"),
         dtype="float32",
     )
-    key = f"{_TASK.value}_lr_{_LEARNING_RATE.value:g}_epochs_{_EPOCHS.value}"
+    key = f"{_TASK.value}_batch_{_BATCH_SIZE.value}_lr_{_LEARNING_RATE.value:g}"
+    key += f"_epochs_{_EPOCHS.value}"
     if _SHARE.value < 1:
         key += f"_share_{_SHARE.value:g}"
     for seed in map(int, _SEEDS.value):
@@ -250,16 +252,21 @@ def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
     model.eval()
     task, arrays = evaluation.task, evaluation.arrays
     names = ("start_logits", "end_logits") if task.head == "span" else ("logits",)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    lengths = arrays["attention_mask"].sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
     with torch.no_grad():
-        for begin in range(0, len(arrays["row_weights"]), 64):
+        for begin in range(0, len(order), 64):  # of like lengths, padded to the longest
+            rows = order[begin : begin + 64]
             inputs = {
-                name: torch.from_numpy(arrays[name][begin : begin + 64]).long() for name in _INPUTS
+                name: torch.from_numpy(arrays[name][rows, : lengths[rows[-1]]]).long()
+                for name in _INPUTS
             }
             found = model(**inputs)
             for name in names:
-                parts[name].append(found[name].numpy())
-    outputs = {name: np.concatenate(parts[name]) for name in names}
+                parts[name].append((rows, found[name].numpy()))
+    shape = arrays["attention_mask"].shape
+    outputs = {name: join_outputs(task.head, parts[name], *shape) for name in names}
     if task.head == "regression":
         outputs = {"values": outputs["logits"][:, 0]}
     return task.scores(evaluation.examples, task.predictions(evaluation.examples, arrays, outputs))

@@ -33,6 +33,7 @@ from bertjax.models import (
     make_model,
 )
 from bertjax.models.inspection import inspect_layers
+from bertjax.tasks.task import join_outputs
 
 _LOG = logging.getLogger(__name__)
 
@@ -134,7 +135,9 @@ class Encoder:
         pooled = np.zeros((shape[0], shape[2]), np.float32) if self.config.pooler else None
         mean_pooled = np.zeros((shape[0], shape[2]), np.float32)
         attention_mask = np.zeros(shape[:2], np.float32)
-        for chosen, inputs in self._batches(rows):
+        for chosen, size, padded in self._batches([len(row.ids) for row in rows]):
+            batch = [rows[i] for i in chosen]
+            inputs = pad_rows(batch, size, padded, self.tokenizer.pad_id)
             outputs = self._encode(self.params, *inputs)
             hidden, pool, mean = jax.device_get(outputs)
             for place, i in enumerate(chosen):
@@ -227,8 +230,8 @@ class Encoder:
 
         Returns:
           Float32 arrays for `Task.predictions`: classification `logits` [n, c]; regression `values`
-          [n]; span `start_logits` and `end_logits` [n, t]; tagging `logits` [n, t, c]. Those of
-          padding are 0.
+          [n]; span `start_logits` and `end_logits` [n, t]; tagging `logits` [n, t, c]. See
+          `join_outputs` for those of padding.
 
         Raises:
           HeadError: the weights have no head of fine-tuning.
@@ -239,29 +242,19 @@ class Encoder:
                 f"these weights have no head of a task (their head is {head!r}): load the workdir "
                 "of python -m bertjax.finetune"
             )
-        mask = arrays["attention_mask"]
-        num_rows, width = mask.shape
-        results: dict[str, np.ndarray] = {}
-        most = max(1, min(_NUM_ROWS[-1], _BATCH_TOKENS // width))
-        for begin in range(0, num_rows, most):
-            part = slice(begin, min(begin + most, num_rows))
-            count = part.stop - part.start
-            length = min(width, self._padded_length(max(1, int(mask[part].sum(axis=1).max()))))
-            inputs = [
-                np.zeros((_at_least(count, _NUM_ROWS, most), length), np.int32) for _ in range(3)
-            ]
+        num_rows, width = arrays["attention_mask"].shape
+        parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
+        for chosen, size, padded in self._batches(arrays["attention_mask"].sum(axis=1)):
+            length = min(width, padded)
+            inputs = [np.zeros((size, length), np.int32) for _ in _INPUTS]
             for x, name in zip(inputs, _INPUTS, strict=True):
-                x[:count] = arrays[name][part, :length]
+                x[: len(chosen)] = arrays[name][chosen, :length]
             for name, output in self._name_outputs(self._predict(self.params, *inputs)).items():
-                values = np.asarray(output, np.float32)[:count]
-                if head in ("span", "tagging"):  # one a token: back to the rows' width
-                    padding = ((0, 0), (0, width - length), *((0, 0),) * (values.ndim - 2))
-                    values = np.pad(values, padding)
-                whole = results.setdefault(
-                    name, np.zeros((num_rows, *values.shape[1:]), np.float32)
-                )
-                whole[part] = values
-        return results
+                values = np.asarray(output, np.float32)[: len(chosen)]
+                parts.setdefault(name, []).append((chosen, values))
+        return {
+            name: join_outputs(head, outputs, num_rows, width) for name, outputs in parts.items()
+        }
 
     def _name_outputs(self, outputs: Any) -> dict[str, jax.Array]:
         match self.config.head:
@@ -271,18 +264,16 @@ class Encoder:
                 return {"values": outputs[:, 0]}
         return {"logits": outputs}
 
-    def _batches(self, rows: list[Row]) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
-        """Yields rows of like lengths together: their indices, and the padded batch."""
+    def _batches(self, lengths: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], int, int]]:
+        """Yields rows of like lengths together: their indices, and the shape to pad them to."""
         by_length: dict[int, list[int]] = {}
-        for i, row in enumerate(rows):
-            by_length.setdefault(self._padded_length(len(row.ids)), []).append(i)
+        for i, n in enumerate(lengths):
+            by_length.setdefault(self._padded_length(int(n)), []).append(i)
         for length, indices in sorted(by_length.items()):
             most = max(1, min(_NUM_ROWS[-1], _BATCH_TOKENS // length))
             for begin in range(0, len(indices), most):
                 chosen = indices[begin : begin + most]
-                num_rows = _at_least(len(chosen), _NUM_ROWS, most)
-                batch = [rows[i] for i in chosen]
-                yield chosen, pad_rows(batch, num_rows, length, self.tokenizer.pad_id)
+                yield chosen, _at_least(len(chosen), _NUM_ROWS, most), length
 
     def _padded_length(self, length: int) -> int:
         return _at_least(length, _LENGTHS, self.config.max_positions)

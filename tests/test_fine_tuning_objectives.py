@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
-from bertjax.data.example_rows import ExampleRows, batches_in_order
+from bertjax.data.example_rows import ExampleRows, batches_by_length, take_rows
 from bertjax.models import init_params, make_model
 from bertjax.training.fine_tuning_objectives import (
     ANSWERS,
@@ -184,18 +184,35 @@ def test_a_row_depends_on_its_position_alone():
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_batches_in_order_hold_each_row_once(processes):
-    size = 4
-    found = []
-    for process in range(processes):
-        offsets = np.arange(size)[process::processes]
-        batches = list(batches_in_order(ARRAYS, global_batch_size=size, offsets=offsets))
-        assert [len(b["row_weights"]) for b in batches] == [size // processes] * 2
-        found += [
-            first
-            for batch in batches
-            for first, weight in zip(batch["input_ids"][:, 0], batch["row_weights"], strict=True)
-            if weight
-        ]
-    assert sorted(found) == list(ARRAYS["input_ids"][:, 0])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("longest", [64, 20, 5])
+def test_batches_by_length_hold_each_row_once_and_little_padding(shards, longest):
+    lengths = np.random.default_rng(0).geometric(0.1, 500).clip(3, longest)
+    batches = batches_by_length(lengths, longest, shards=shards, tokens_per_shard=256)
+    rows = np.concatenate([batch.positions[batch.positions >= 0] for batch in batches])
+    assert sorted(rows) == list(range(500))
+    for positions, length in batches:
+        assert lengths[positions[positions >= 0]].max() <= length <= longest
+        rows_a_shard, rest = divmod(len(positions), shards)
+        assert rest == 0
+        assert rows_a_shard == 1 or rows_a_shard * length <= 256
+    assert len({(len(b.positions), b.length) for b in batches}) <= 3
+    assert sum((batch.positions < 0).any() for batch in batches) <= 1
+    if longest == 64:
+        tokens = sum(len(batch.positions) * batch.length for batch in batches)
+        assert lengths.sum() < tokens < 0.35 * 500 * longest
+
+
+def test_few_rows_are_one_batch():
+    (batch,) = batches_by_length(np.array([3, 30, 4]), 40, shards=1, tokens_per_shard=8_192)
+    assert (batch.length, sorted(batch.positions)) == (40, [0, 1, 2])
+    (batch,) = batches_by_length(np.array([3, 30, 4]), 40, shards=8, tokens_per_shard=8_192)
+    assert sorted(batch.positions) == [-1] * 5 + [0, 1, 2]
+
+
+def test_taken_rows_are_cut_and_none_weighs_nothing():
+    arrays = {**ARRAYS, "labels": np.arange(7)}
+    batch = take_rows(arrays, np.array([5, -1, 2]), 2)
+    np.testing.assert_array_equal(batch["input_ids"][::2], ARRAYS["input_ids"][[5, 2], :2])
+    assert batch["row_weights"].tolist() == [1, 0, 1]
+    assert batch["labels"][::2].tolist() == [5, 2]

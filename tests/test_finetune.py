@@ -26,6 +26,7 @@ from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights, WeightsError
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
+from bertjax.training import fine_tuning
 from bertjax.training.fine_tuning import Examples, Scorer
 from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.initial_params import initial_params
@@ -299,6 +300,57 @@ def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch)
     monkeypatch.setattr(Scorer, "run", run)
     assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
     assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
+
+
+@pytest.mark.parametrize("head", ["regression", "tagging", "span"])
+def test_scores_do_not_depend_on_how_rows_are_batched(wordpiece, tmp_path, monkeypatch, head):
+    """Two lengths of rows, in turns: batches of few are cut to the short ones and sorted."""
+    long, short = " ".join([*WORDS, "true"]), "true value"
+    texts = [long, short] * 8
+    if head == "regression":
+        rows = [f"{text}\t{i}" for i, text in enumerate(texts)]
+        (tmp_path / "eval_numbers.tsv").write_text("\n".join(["sentence\tscore", *rows]) + "\n")
+    elif head == "tagging":
+        tags = ["\n".join(f"{word} B-{word}" for word in text.split()) for text in texts]
+        (tmp_path / "eval.conll").write_text("\n\n".join(tags) + "\n")
+    else:
+        paragraphs = [
+            {
+                "context": text,
+                "qas": [
+                    {
+                        "id": str(i),
+                        "question": "which?",
+                        "answers": [{"text": "true", "answer_start": text.index("true")}],
+                    }
+                ],
+            }
+            for i, text in enumerate(texts)
+        ]
+        (tmp_path / "eval.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    name, options, pattern = TASKS[head]
+    task = make_task(name, options)
+    examples = task.read(str(tmp_path / pattern.format("eval")), needs_labels=True)
+    task = task.with_labels(examples)
+    evaluation = Examples(task, examples, wordpiece, 32)
+    model = dataclasses.replace(
+        MODEL, head=head, num_labels=task.num_labels, pooler=head == "regression", dtype="float32"
+    )
+    mesh, params = make_mesh(FineTuningConfig().mesh, jax.devices()[:1]), init_params(model, 0)
+    whole = Scorer(evaluation, model, mesh).run(params)
+    monkeypatch.setattr(fine_tuning, "_TOKENS_A_DEVICE", 3 * evaluation.max_length)
+    scorer = Scorer(evaluation, model, mesh)
+    shapes = {(len(positions), length) for positions, length in scorer._batches}
+    assert len(shapes) > 1
+    found = scorer.run(params)
+    rounded = [json.loads(json.dumps(p), parse_float=lambda x: round(float(x), 4)) for p in
+               (whole.predictions, found.predictions)]  # fmt: skip
+    assert rounded[0] == rounded[1]
+    assert len({json.dumps(p) for p in found.predictions}) > 1
+    for metric, value in whole.scores.items():
+        # The softmax of a span is over all positions of a row, padding included.
+        if (head, metric) != ("span", "loss"):
+            assert found.scores[metric] == pytest.approx(value, rel=1e-5), metric
 
 
 def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, wordpiece):

@@ -11,7 +11,7 @@ from english import SPECIAL, TEXT
 from bertjax.data.tokenizer import WordPieceTokenizer, from_argument
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.squad_metrics import evaluate
-from bertjax.tasks.task import TaskError
+from bertjax.tasks.task import TaskError, join_outputs
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -231,6 +231,20 @@ def test_no_answer_is_possible(word_tokenizer, tmp_path):
         {"text": "", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}
     ]
     assert task.scores(examples, [record]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_what_a_row_was_cut_by_is_no_place_of_an_answer(questions, word_tokenizer):
+    """All numbers of the text are below 0."""
+    task = make_task("squad", {"n_best": 3})
+    arrays = task.features(questions, word_tokenizer, 384)
+    longest = int(arrays["attention_mask"].sum(axis=1).max())
+    rows = np.arange(len(arrays["attention_mask"]))
+    outputs = {
+        name: join_outputs("span", [(rows, logits[:, :longest] - 20)], len(rows), 384)
+        for name, logits in pointing_at(arrays).items()
+    }
+    records = task.predictions(questions, arrays, outputs)
+    assert task.scores(questions, records) == {"exact_match": 100.0, "f1": 100.0}
 
 
 # Scores

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from bertjax.data.counter_rng import keys_at, permute, stream_key
 from bertjax.data.reader import Batch
 
 _ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
+_LENGTH_UNIT = 8  # tokens; a length is a multiple of it
 
 
 class ExampleRows:
@@ -41,20 +44,64 @@ class ExampleRows:
         }
 
 
-def batches_in_order(
-    arrays: Mapping[str, np.ndarray], *, global_batch_size: int, offsets: np.ndarray
-) -> Iterator[Batch]:
-    """All rows in their order; what is missing in the last batch is row 0 with row_weights 0.
+class LengthBatch(NamedTuple):
+    """Rows of like lengths.
+
+    Attributes:
+      positions: int64 [b], which rows; the last ones of a batch may be -1, no row.
+      length: tokens that hold the longest of them.
+    """
+
+    positions: np.ndarray
+    length: int
+
+
+def batches_by_length(
+    lengths: np.ndarray, max_length: int, *, shards: int, tokens_per_shard: int
+) -> list[LengthBatch]:
+    """Every row once, with those of like lengths together, so that little of a batch is padding.
+
+    Rows are cut to max_length, or to a half or a quarter of it where at least one whole batch of
+    them is so short: few shapes, for each is compiled.
 
     Args:
-        arrays: [n, ...] each, with row_weights [n].
-        global_batch_size: rows of a batch over all processes.
-        offsets: integer [b], this process's rows of each global batch.
+      lengths: int [n], real tokens of the rows.
+      max_length: tokens of the longest row at most.
+      shards: equal parts that each batch is split into.
+      tokens_per_shard: at most, but for a shard of one row.
+
+    Returns:
+      Batches in ascending order of their lengths.
     """
-    num_rows = len(arrays["row_weights"])
-    for begin in range(0, num_rows, global_batch_size):
-        positions = begin + offsets
-        real = positions < num_rows
-        batch = {name: array[np.where(real, positions, 0)] for name, array in arrays.items()}
-        batch["row_weights"] = batch["row_weights"] * real.astype(np.float32)
-        yield batch
+    batches: list[LengthBatch] = []
+    waiting = np.argsort(lengths, kind="stable")
+    for parts in (4, 2, 1):
+        length = min(_LENGTH_UNIT * math.ceil(max_length / parts / _LENGTH_UNIT), max_length)
+        size = shards * max(1, min(tokens_per_shard // length, -(-len(waiting) // shards)))
+        count = int(np.searchsorted(lengths[waiting], length, "right"))
+        if length < max_length:
+            count -= count % size  # what does not fill a batch goes with the longer ones
+        for begin in range(0, count, size):
+            positions = np.full(size, -1, np.int64)
+            rows = waiting[begin : min(begin + size, count)]
+            positions[: len(rows)] = rows
+            batches.append(LengthBatch(positions, length))
+        waiting = waiting[count:]
+    return batches
+
+
+def take_rows(arrays: Mapping[str, np.ndarray], positions: np.ndarray, length: int) -> Batch:
+    """Rows of the arrays, those of one number a token cut to `length`; no row has row_weights 0.
+
+    Args:
+      arrays: [n, ...] each, with input_ids [n, t] and row_weights [n].
+      positions: integer [b]; -1 = no row.
+      length: tokens.
+    """
+    width = arrays["input_ids"].shape[1]
+    batch = {}
+    for name, array in arrays.items():
+        rows = array[np.maximum(positions, 0)]
+        batch[name] = rows[:, :length] if rows.shape[1:2] == (width,) else rows
+    batch["row_weights"] = batch["row_weights"] * (positions >= 0).astype(np.float32)
+    return batch

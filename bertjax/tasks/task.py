@@ -25,7 +25,7 @@ belong to the task: a model needs none of them, `predictions` does.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -126,6 +126,32 @@ class Task(abc.ABC, Generic[Example]):
         """Return what to write beside the records: file name → JSON-able content."""
         del predictions
         return {}
+
+
+def join_outputs(
+    head: str, parts: Iterable[tuple[Any, np.ndarray]], num_rows: int, length: int
+) -> np.ndarray:
+    """Put one output of batches of rows back into the order of the rows.
+
+    Args:
+        head: that gave it.
+        parts: integer [b], which rows, and float32 [b, ...], their output; of a head on tokens
+            [b, s, ...], and the rows of a batch may have been cut to s tokens.
+        num_rows: of all batches.
+        length: tokens of the rows, at least s.
+
+    Returns:
+        Float32 [num_rows, ...], or [num_rows, length, ...]. Tokens that were cut have 0, for spans
+        the lowest number: no answer begins or ends there.
+    """
+    whole = np.zeros(0, np.float32)
+    for rows, part in parts:
+        if not whole.size:
+            shape = (length, *part.shape[2:]) if head in ("span", "tagging") else part.shape[1:]
+            lowest = np.finfo(np.float32).min if head == "span" else 0
+            whole = np.full((num_rows, *shape), lowest, np.float32)
+        whole[(rows, *(slice(size) for size in part.shape[1:]))] = part
+    return whole
 
 
 def take_output(outputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.config import Config, FineTuningConfig, ModelConfig, Phase
-from bertjax.data.example_rows import ExampleRows, batches_in_order
+from bertjax.data.example_rows import ExampleRows, batches_by_length, take_rows
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.models import make_model
-from bertjax.tasks.task import Task
+from bertjax.tasks.task import Task, join_outputs
 from bertjax.training.curves import Panel, plot_curves
 from bertjax.training.fine_tuning_objectives import (
     ANSWERS,
@@ -105,10 +105,12 @@ class Scorer:
           model: with its dtype resolved.
         """
         self._examples, self._mesh = examples, mesh
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        most = max(1, _TOKENS_A_DEVICE // examples.max_length)
-        fewest = -(-len(examples.arrays["row_weights"]) // shards)  # not more than there are
-        self._batch_size = shards * min(most, fewest)
+        self._batches = batches_by_length(
+            examples.arrays["attention_mask"].sum(axis=1),
+            examples.max_length,
+            shards=mesh.shape["data"] * mesh.shape["fsdp"],
+            tokens_per_shard=_TOKENS_A_DEVICE,
+        )
         module = make_model(model)
         has_answers = examples.has_answers
 
@@ -121,29 +123,34 @@ class Scorer:
         self._objective = fine_tuning_objective(module, model)
 
     def run(self, params: Tree) -> Scored:
-        """Predicts and scores.
+        """Predicts and scores, rows of like lengths together.
 
         Raises:
           TaskError: an output is not finite.
         """
-        rows = local_rows(self._mesh, self._batch_size)
+        arrays, results = self._examples.model_arrays(), []
+        for positions, length in self._batches:
+            mine = positions[local_rows(self._mesh, len(positions))]
+            batch = device_batch(take_rows(arrays, mine, length), self._mesh, len(positions))
+            results.append(self._step(params, batch))
         # Kept on the devices while the next batches are made, fetched once.
-        results = [
-            self._step(params, device_batch(batch, self._mesh, self._batch_size))
-            for batch in batches_in_order(
-                self._examples.model_arrays(), global_batch_size=self._batch_size, offsets=rows
-            )
-        ]
         parts, sums = zip(*jax.device_get(results), strict=True)
-        num_rows = len(self._examples.arrays["row_weights"])
-        outputs = jax.tree.map(lambda *x: np.concatenate(x)[:num_rows], *parts)
         task, examples = self._examples.task, self._examples.examples
+        outputs = jax.tree.map(lambda *x: self._in_order(x), *parts)
         predictions = task.predictions(examples, self._examples.arrays, outputs)
         if not self._examples.has_answers:
             return Scored(predictions, {})
         totals = jax.tree.map(lambda *x: np.float32(np.sum(x, dtype=np.float64)), *sums)
         loss = float(self._objective.loss(totals, totals))
         return Scored(predictions, {"loss": loss, **task.scores(examples, predictions)})
+
+    def _in_order(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """One output of the batches, in the order of the rows."""
+        shape = self._examples.arrays["attention_mask"].shape
+        real = [batch.positions >= 0 for batch in self._batches]
+        rows = [batch.positions[keep] for batch, keep in zip(self._batches, real, strict=True)]
+        outputs = [part[keep] for part, keep in zip(parts, real, strict=True)]
+        return join_outputs(self._examples.task.head, zip(rows, outputs, strict=True), *shape)
 
 
 class FineTuning:
