@@ -7,7 +7,8 @@ that bertjax draws from the seed, the batches hold the same rows in the same ord
 rates, weight decay, clipping and evaluations are the same. What differs is the program and the
 dropout masks. Both keep the best of the evaluations, one an epoch. A seed that stands in the
 results is not run again, and several processes may share the file: one a core, with taskset, makes
-the most of two cores. Needs the extra `peer`, in an environment of its own.
+the most of two cores; benchmarks.fine_tuning_page makes the page of the results. Needs the extra
+`peer`, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -297,6 +298,8 @@ def _summarize(
         "main_metric": metric,
         "max_length": max_length,
         "batch_size": _BATCH_SIZE.value,
+        "epochs": _EPOCHS.value,
+        "learning_rate": _LEARNING_RATE.value,
         "share_of_training_examples": _SHARE.value,
         "summary": {
             "seeds": len(pairs),

@@ -1,0 +1,117 @@
+"""Writes docs/results/fine_tuning.md from what benchmarks.fine_tuning has measured.
+
+python -m benchmarks.fine_tuning_page
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
+PAGE = Path(__file__).parent.parent / "docs" / "results" / "fine_tuning.md"
+WHO = ("bertjax", "transformers")
+NAMES = {
+    "polarity": "polarity, accuracy",
+    "cola": "CoLA, Matthews",
+    "stsb": "STS-B, Spearman",
+    "wnut17": "WNUT-17, F1 of entities",
+    "squad": "SQuAD v1.1, F1",
+}
+INTRODUCTION = """\
+# Fine-tuning beside transformers
+
+Written by `python -m benchmarks.fine_tuning_page` from
+[fine_tuning.json](../../benchmarks/results/fine_tuning.json), which has hardware, versions, load
+and date of every run. `python -m benchmarks.fine_tuning --weights=minilm --task=TASK --epochs=N
+--batch_size=B` makes the runs: for each seed both programs fine-tune all-MiniLM-L6-v2 (6 layers,
+384 wide) on one core of two, in float32. Weights, the new layer's first numbers, rows and their
+order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to 0), weight
+decay, clipping and the moments of evaluation, once an epoch, the best counts, are the same; the
+dropout masks are not. So two runs of a pair differ as two seeds of one program do, and their mean
+difference says whether one learns better. Both run in the plain way: no compilation by torch, no
+padding beyond the longest example of the task.
+
+Scores are in points (hundredths) on the development files, WNUT-17 on its test file. ± is the
+deviation over the seeds; of the difference, the standard error of its mean.
+"""
+
+
+def main() -> None:
+    """Writes the page."""
+    results = json.loads(RESULT.read_text())
+    keys = sorted(results, key=lambda key: (list(NAMES).index(results[key]["task"]), key))
+    entries = [results[key] for key in keys]
+    parts = [INTRODUCTION, _summary(entries), *map(_seeds, entries)]
+    PAGE.write_text("\n".join(parts))
+    print(parts[1])
+
+
+def _summary(entries: list[dict[str, Any]]) -> str:
+    lines = [
+        "| task | epochs | batch | length | seeds | bertjax | transformers | difference | "
+        "CPU time of transformers / bertjax |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        ours, theirs = (_points(entry, who) for who in WHO)
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        cells = [
+            _name(entry),
+            str(entry["epochs"]),
+            str(entry["batch_size"]),
+            str(entry["max_length"]),
+            str(len(ours)),
+            _mean(ours, 1),
+            _mean(theirs, 1),
+            _mean(differences, math.sqrt(len(ours)), "+"),
+            f"{_ratio(entry):.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _seeds(entry: dict[str, Any]) -> str:
+    """Every seed of one task."""
+    epochs = "1 epoch" if entry["epochs"] == 1 else f"{entry['epochs']} epochs"
+    lines = [
+        f"## {_name(entry)}, {epochs} of batches of {entry['batch_size']}",
+        "",
+        "| seed | bertjax | transformers | difference | seconds (of the CPU), bertjax | "
+        "seconds (of the CPU), transformers | hardware |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    pairs = zip(entry["runs"], *(_points(entry, who) for who in WHO), strict=True)
+    for run, ours, theirs in sorted(pairs, key=lambda pair: pair[0]["seed"]):
+        times = [f"{run['seconds'][who]:.0f} ({run['cpu_seconds'][who]:.0f})" for who in WHO]
+        lines.append(
+            f"| {run['seed']} | {ours:.2f} | {theirs:.2f} | {ours - theirs:+.2f} | "
+            f"{times[0]} | {times[1]} | {run['cores']} core, {run['hardware']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _name(entry: dict[str, Any]) -> str:
+    share = entry["share_of_training_examples"]
+    return NAMES[entry["task"]] + (f", {share:.0%} of the questions" if share < 1 else "")
+
+
+def _points(entry: dict[str, Any], who: str) -> list[float]:
+    factor = 1 if entry["task"] == "squad" else 100  # SQuAD's own scores are per cent
+    return [factor * run[who][entry["main_metric"]] for run in entry["runs"]]
+
+
+def _mean(values: list[float], divisor: float, sign: str = "") -> str:
+    mean = f"{statistics.fmean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values) / divisor:.2f}" if len(values) > 1 else mean
+
+
+def _ratio(entry: dict[str, Any]) -> float:
+    return entry["summary"]["times_as_fast_by_cpu_seconds"]
+
+
+if __name__ == "__main__":
+    main()
