@@ -26,10 +26,11 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.hardware import cpu_name
-from bertjax.interop.bertjax_checkpoint import SCORES, write_checkpoint
+from bertjax.interop.bertjax_checkpoint import write_checkpoint
 from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights
 from bertjax.models import init_params
+from bertjax.training.fine_tuning_table import TABLE as SCORES_TABLE
 
 RESULT = Path(__file__).parent / "results" / "pretraining_helps.json"
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "pretraining_helps.md"
@@ -92,7 +93,7 @@ def _command(name: str, start: str, workdir: str) -> list[str]:
 def _fine_tune(name: str, start: str, workdir: Path) -> dict[str, Any]:
     """The scores of all seeds, the mean and the deviation."""
     subprocess.run(_command(name, start, str(workdir)), check=True)
-    scores = json.loads((workdir / SCORES).read_text())
+    scores = json.loads((workdir / SCORES_TABLE).read_text())
     (setting,) = scores["settings"]
     return {scores["main_metric"]: setting["scores"][scores["main_metric"]]}
 

@@ -3,7 +3,8 @@
 import bertjax
 
 bert = bertjax.load("runs/mine")  # or a Hugging Face folder, or a TF1 checkpoint
-bert.encode(["A text.", ("A question?", "A text.")]).mean_pooled  # float32 [2, d]
+bert.encode(["A text.", ("A question?", "A text.")]).hidden_states  # float32 [2, t, d]
+bert.embed(["A text.", "Another one."])  # float32 [2, d]: the mean over each text's tokens
 bert.fill_mask("Paris is the [MASK] of France.")
 """
 
@@ -28,7 +29,6 @@ from bertjax.interop.formats import read_weights
 from bertjax.models import (
     BertEncoder,
     apply_model,
-    check_attention,
     compute_dtype,
     make_model,
 )
@@ -109,6 +109,7 @@ class Encoder:
         self.labels = labels
         self.task = task
         self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
+        self._embed = jax.jit(lambda *inputs: self._encode(*inputs)[2])
         self._predict = jax.jit(functools.partial(apply_model, self.model))
         self._inspect = jax.jit(functools.partial(inspect_layers, config))
 
@@ -116,7 +117,8 @@ class Encoder:
         """Encodes texts; those of more than `config.max_positions` tokens are cut, with a warning.
 
         Args:
-          texts: a text, a pair of texts as a tuple, or a list of texts and pairs.
+          texts: a text, a pair of texts as a tuple, or a list of texts and pairs. Of very many,
+            `hidden_states` takes much memory, and `embed` does not make it.
 
         Returns:
           The arrays, texts in the order given. What else is in the list, and so how a text is
@@ -125,19 +127,14 @@ class Encoder:
         Raises:
           TypeError: a text is neither a str nor a tuple of two.
         """
-        texts = [texts] if isinstance(texts, (str, tuple)) else list(texts)
-        longest = self.config.max_positions
-        rows = [encode_text(self.tokenizer, text, longest) for text in texts]
-        self._warn_of_cuts(rows)
+        rows = self._rows(texts)
         length = max((len(row.ids) for row in rows), default=0)
         shape = (len(rows), length, self.config.hidden_size)
         hidden_states = np.zeros(shape, np.float32)
         pooled = np.zeros((shape[0], shape[2]), np.float32) if self.config.pooler else None
         mean_pooled = np.zeros((shape[0], shape[2]), np.float32)
         attention_mask = np.zeros(shape[:2], np.float32)
-        for chosen, size, padded in self._batches([len(row.ids) for row in rows]):
-            batch = [rows[i] for i in chosen]
-            inputs = pad_rows(batch, size, padded, self.tokenizer.pad_id)
+        for chosen, inputs in self._padded(rows):
             outputs = self._encode(self.params, *inputs)
             hidden, pool, mean = jax.device_get(outputs)
             for place, i in enumerate(chosen):
@@ -148,6 +145,24 @@ class Encoder:
             if pooled is not None:
                 pooled[chosen] = pool[: len(chosen)]
         return Encoded(hidden_states, pooled, mean_pooled, attention_mask)
+
+    def embed(self, texts: Text | Sequence[Text]) -> np.ndarray:
+        """The `mean_pooled` of `encode` alone: of many texts, for it keeps no hidden states.
+
+        Args:
+          texts: as in `encode`.
+
+        Returns:
+          Float32 [b, d].
+
+        Raises:
+          TypeError: a text is neither a str nor a tuple of two.
+        """
+        rows = self._rows(texts)
+        vectors = np.zeros((len(rows), self.config.hidden_size), np.float32)
+        for chosen, inputs in self._padded(rows):
+            vectors[chosen] = self._embed(self.params, *inputs)[: len(chosen)]
+        return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
         """Predicts what stands at each [MASK] of a text, most probable first.
@@ -264,6 +279,19 @@ class Encoder:
                 return {"values": outputs[:, 0]}
         return {"logits": outputs}
 
+    def _rows(self, texts: Text | Sequence[Text]) -> list[Row]:
+        """A row each; warns of those that were cut."""
+        texts = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        longest = self.config.max_positions
+        rows = [encode_text(self.tokenizer, text, longest) for text in texts]
+        self._warn_of_cuts(rows)
+        return rows
+
+    def _padded(self, rows: list[Row]) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
+        """Yields rows of like lengths together: their indices, and the padded batch."""
+        for chosen, size, length in self._batches([len(row.ids) for row in rows]):
+            yield chosen, pad_rows([rows[i] for i in chosen], size, length, self.tokenizer.pad_id)
+
     def _batches(self, lengths: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], int, int]]:
         """Yields rows of like lengths together: their indices, and the shape to pad them to."""
         by_length: dict[int, list[int]] = {}
@@ -334,7 +362,9 @@ def load(
     given = load_folder(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     weights = read_weights(path, given)
     assert weights.tokenizer is not None
+    backend = jax.default_backend()
     config = dataclasses.replace(weights.config, dtype=dtype)
-    config = dataclasses.replace(config, dtype=compute_dtype(config, jax.default_backend()))
-    check_attention(config, jax.default_backend())
+    config = dataclasses.replace(config, dtype=compute_dtype(config, backend))
+    if backend not in ("gpu", "tpu"):  # without its kernels the same is computed plainly
+        config = dataclasses.replace(config, attention="xla")
     return Encoder(config, weights.params, weights.tokenizer, weights.labels, weights.task)

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+# Of the configuration: what flags decide here, and what of these sections they do not.
+_DECIDED = ("task", "data", "phases", "seed", "init_from", "model.head")
+_FREE = ("data.num_threads", "data.prefetch_batches")
+
 _CONFIG = cli.define_overrides(
     FineTuningConfig(
         optimizer=OptimizerConfig(name="adamw", warmup_steps=0),
@@ -64,7 +68,8 @@ _OPTION = flags.DEFINE_multi_string(
     "option",
     [],
     "Option of the task as NAME=VALUE, once for each. classification and regression: text_column, "
-    "text_pair_column, label_column; ner: word_column, tag_column, separator; squad: doc_stride, "
+    "text_pair_column, label_column, label_names; ner: word_column, tag_column, separator, "
+    "entity_types; squad: doc_stride, "
     "max_query_length, n_best, max_answer_length. E.g. --option=text_column=sentence.",
 )
 _INIT_FROM = flags.DEFINE_string(
@@ -260,7 +265,7 @@ def _make_config(
         num_epochs=num_epochs,
     )
     for name, value in cli.overrides(_CONFIG).items():
-        if name.startswith(("task", "data", "phases", "seed", "init_from", "model.head")):
+        if name.startswith(_DECIDED) and name not in _FREE:
             raise ConfigError(f"--config.{name} is decided by other flags here: see --help")
         *sections, field = name.split(".")
         node: Any = config

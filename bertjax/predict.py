@@ -5,7 +5,8 @@
     cat words.txt | python -m bertjax.predict --model=runs/entities
 
 What is predicted depends on the model's head; --do chooses among what it can do. One line is one
-text; where two belong together (a pair, a question and its paragraph) a tab stands between them.
+text; where two belong together (a pair, a question and its paragraph) a tab stands between them;
+empty lines are passed over.
 Lines of a file that ends in .jsonl are objects with "text" and "text_pair". docs/predict.md has
 each of them with its output. Exit codes: 0; 2 something that cannot work, in one line.
 """
@@ -16,10 +17,11 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from absl import flags
 
@@ -51,6 +53,8 @@ _MAX_LENGTH = flags.DEFINE_integer(
     lower_bound=1,
 )
 
+_ONE = "one text, without tab"
+_TWO = "two texts (a tab between them, or text and text_pair in JSON lines)"
 _CHUNK = 1_024  # texts read, predicted and written at a time
 _DEFAULTS = {
     "pretraining": "fill-mask",
@@ -61,7 +65,15 @@ _DEFAULTS = {
     "tagging": "tag",
 }
 
-Text = tuple[str, str | None]  # a text, and the second one of a pair
+
+class Text(NamedTuple):
+    """A text, and the second one of a pair; `where` says in an error which one it is."""
+
+    text: str
+    pair: str | None
+    where: str
+
+
 Predict = Callable[[list[Text]], Iterator[dict[str, Any]]]
 
 
@@ -125,12 +137,16 @@ def _check_files(arguments: list[str]) -> None:
         Path(_OUTPUT.value).is_dir() or not Path(_OUTPUT.value).absolute().parent.is_dir()
     ):
         raise InputError(f"--output={_OUTPUT.value}: expected a file in a folder that exists")
+    paths = [path for path in (_INPUT.value, _OUTPUT.value) if path and Path(path).exists()]
+    if len(paths) == 2 and os.path.samefile(*paths):
+        raise InputError(f"--output={_OUTPUT.value}: is the input; name another file")
 
 
 def _texts(arguments: list[str]) -> Iterator[Text]:
     """The texts to predict for, read as they are asked for."""
     if arguments:
-        yield from map(_split, arguments)
+        for text in arguments:
+            yield _split(text, repr(text[:60]))
         return
     path = _INPUT.value or "stdin"
     is_empty = True
@@ -145,31 +161,49 @@ def _texts(arguments: list[str]) -> Iterator[Text]:
                 ) from error
             if line.strip():
                 is_empty = False
-                yield _record(path, number, line) if path.endswith(".jsonl") else _split(line)
+                where = f"{path}:{number}"
+                yield (_record if path.endswith(".jsonl") else _split)(line, where)
     if is_empty:
         raise InputError(f"{path}: has no texts; expected one a line")
 
 
-def _record(path: str, number: int, line: str) -> Text:
+def _record(line: str, where: str) -> Text:
     try:
         record = json.loads(line)
-        return record["text"], record.get("text_pair")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError):
+        record = None
+    found = record if isinstance(record, dict) else {}
+    text, pair = found.get("text"), found.get("text_pair")
+    if not isinstance(text, str) or not isinstance(pair, str | None):
         raise InputError(
-            f"{path}:{number}: expected a JSON object with text, and text_pair for pairs; found "
-            f"{line[:60]!r}"
-        ) from error
+            f"{where}: expected a JSON object with a string text, and for pairs a string "
+            f"text_pair; found {line[:60]!r}"
+        )
+    return Text(text, pair, where)
 
 
-def _output() -> contextlib.AbstractContextManager[TextIO]:
-    if _OUTPUT.value:
-        return open(_OUTPUT.value, "w", encoding="utf-8")
-    return contextlib.nullcontext(sys.stdout)
-
-
-def _split(line: str) -> Text:
+def _split(line: str, where: str) -> Text:
     text, tab, pair = line.partition("\t")
-    return text, pair if tab else None
+    return Text(text, pair if tab else None, where)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[TextIO]:
+    """Where the answers go; a file gets its name when they are all there."""
+    if not _OUTPUT.value:
+        yield sys.stdout
+        return
+    if Path(_OUTPUT.value).exists() and not Path(_OUTPUT.value).is_file():  # such as a pipe
+        with open(_OUTPUT.value, "w", encoding="utf-8", errors="backslashreplace") as out:
+            yield out
+        return
+    unfinished = f"{_OUTPUT.value}.unfinished"
+    try:
+        with open(unfinished, "w", encoding="utf-8", errors="backslashreplace") as out:
+            yield out
+        os.replace(unfinished, _OUTPUT.value)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
 
 
 def _predictor(kind: str, encoder: Any) -> Predict:
@@ -189,14 +223,14 @@ def _predictor(kind: str, encoder: Any) -> Predict:
 
 
 def _fill_mask(encoder: Any, text: Text) -> dict[str, Any]:
-    if text[1] is not None:
-        raise InputError(f"{text[0][:60]!r}: fill-mask takes one text, found two with a tab")
+    if text.pair is not None:
+        raise InputError(f"{text.where}: fill-mask takes one text, found two")
     try:
-        masks = encoder.fill_mask(text[0], _TOP_K.value)
+        masks = encoder.fill_mask(text.text, _TOP_K.value)
     except ValueError as error:
-        raise InputError(f"{text[0][:60]!r}: {error}") from error
+        raise InputError(f"{text.where}: {error}") from error
     return {
-        "text": text[0],
+        "text": text.text,
         "masks": [
             [{"piece": p.piece, "probability": round(p.probability, 6)} for p in mask]
             for mask in masks
@@ -205,21 +239,22 @@ def _fill_mask(encoder: Any, text: Text) -> dict[str, Any]:
 
 
 def _next_sentence(encoder: Any, text: Text) -> dict[str, Any]:
-    if text[1] is None:
-        raise InputError(f"{text[0][:60]!r}: next-sentence takes two texts with a tab between them")
-    probability = encoder.next_sentence(*text)
-    return {"text": text[0], "text_pair": text[1], "probability": round(probability, 6)}
+    if text.pair is None:
+        raise InputError(f"{text.where}: next-sentence takes {_TWO}, found one")
+    probability = encoder.next_sentence(text.text, text.pair)
+    return {**_inputs(text), "probability": round(probability, 6)}
 
 
 def _embed(encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
-    encoded = encoder.encode([text if pair is None else (text, pair) for text, pair in texts])
-    for (text, pair), vector in zip(texts, encoded.mean_pooled, strict=True):
-        embedding = [round(float(value), 6) for value in vector]
-        yield {**_inputs(text, pair), "embedding": embedding}
+    vectors = encoder.embed(
+        [text.text if text.pair is None else (text.text, text.pair) for text in texts]
+    )
+    for text, vector in zip(texts, vectors, strict=True):
+        yield {**_inputs(text), "embedding": [round(float(value), 6) for value in vector]}
 
 
-def _inputs(text: str, pair: str | None) -> dict[str, str]:
-    return {"text": text} if pair is None else {"text": text, "text_pair": pair}
+def _inputs(text: Text) -> dict[str, str]:
+    return {"text": text.text} | ({} if text.pair is None else {"text_pair": text.pair})
 
 
 def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
@@ -227,13 +262,12 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
     from bertjax.tasks.squad_data import Question
     from bertjax.tasks.text_task import TextExample
 
-    task, max_length = _open_task(encoder, paired=texts[0][1] is not None)
+    task, max_length = _open_task(encoder, paired=texts[0].pair is not None)
     examples: list[Any] = []
-    for number, (text, pair) in enumerate(texts):
+    for number, (text, pair, where) in enumerate(texts):
         takes_two = kind == "answer" or (kind == "classify" and bool(task.columns.text_pair))
         if takes_two != (pair is not None):
-            expected = "two texts with a tab between them" if takes_two else "one text, without tab"
-            raise InputError(f"{text[:60]!r}: this model takes {expected}")
+            raise InputError(f"{where}: this model takes {_TWO if takes_two else _ONE}")
         if kind == "classify":
             examples.append(TextExample(text, pair, None, "input", number))
         elif kind == "tag":
@@ -242,11 +276,11 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
             examples.append(Question(str(number), text, pair or "", ()))
     arrays = task.features(examples, encoder.tokenizer, max_length)
     records = task.predictions(examples, arrays, encoder.outputs(arrays))
-    for (text, pair), record in zip(texts, records, strict=True):
+    for source, record in zip(texts, records, strict=True):
         if kind == "answer":
             record = {"answer": record["text"], "nbest": record["nbest"]}
         named = {name: _rounded(x) for name, x in record.items() if name != "index"}
-        yield {**_inputs(text, pair), **named}
+        yield {**_inputs(source), **named}
 
 
 def _rounded(value: Any) -> Any:

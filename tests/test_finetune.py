@@ -31,6 +31,7 @@ from bertjax.training.fine_tuning import Examples, Scorer
 from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.initial_params import initial_params
 from bertjax.training.sharding import make_mesh, parameter_shardings
+from bertjax.training.start import with_shardings
 
 MODEL = ModelConfig(
     vocab_size=1_000,
@@ -247,6 +248,17 @@ def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path
     assert predictions[0] == predictions[1]
 
 
+def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path):
+    """The best checkpoint would be chosen by scores of two files."""
+    training, evaluation = open_examples(files, wordpiece)
+    config = make_config(start, training.task)
+    first = dataclasses.replace(config, num_steps=4)
+    assert fine_tune(first, tmp_path, training, evaluation, wordpiece) == 0
+    other = Examples(training.task, evaluation.examples[1:], wordpiece, 16)
+    with pytest.raises(ValueError, match=r"settings \(evaluation_hash"):
+        fine_tune(config, tmp_path, training, other, wordpiece)
+
+
 @pytest.mark.parametrize("head", TASKS)
 def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
     examples = open_examples(files, wordpiece, head)
@@ -286,6 +298,19 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
     assert read_lines(tmp_path / "predictions.jsonl") == predictions
     assert read_json(tmp_path / "scores.json")["scores"] == result["scores"]
+    # What starts from this run starts from the best one too.
+    best = read_weights(tmp_path)
+    assert f"step_{result['best_step']:08}" in best.source
+    abstract = with_shardings(best.params, make_mesh(config.mesh, jax.devices()[:1]))
+    found = initial_params(
+        str(tmp_path),
+        best.config,
+        abstract,
+        seed=5,
+        tokenizer_hash=wordpiece.hash,
+        labels=best.labels,
+    )
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, best.params)))
 
 
 def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch):
@@ -379,7 +404,7 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
         start, files, tmp_path, learning_rate="1e-3,1e-2", seed="0,1", epochs=1, batch_size=24
     )
     assert result.returncode == 0, result.stderr
-    content = read_json(tmp_path / "scores.json")
+    content = read_json(tmp_path / "table.json")
     assert len(content["runs"]) == 4
     for setting in content["settings"]:
         values = [
@@ -433,6 +458,7 @@ def test_an_unknown_label_is_named_with_its_line(start, files, tmp_path):
     result = of_sentences(start, files, tmp_path / "run", eval=wrong)
     assert result.returncode == 2
     assert f"{wrong}:3: unknown label 'ugly'; the labels are bad, good" in result.stderr
+    assert """--option='label_names=["bad", "good", "ugly"]'""" in result.stderr
 
 
 def test_a_workdir_of_another_task_is_refused_in_one_line(start, files, command_run):

@@ -176,6 +176,24 @@ def test_a_sentence_piece_tokenizer_is_written_in_the_words_of_tokenizers(senten
     assert read_folder(tmp_path).tokenizer.hash == sentence_piece.hash
     (tmp_path / "bertjax_tokenizer.json").unlink()  # as others leave it
     assert load_folder(tmp_path).hash == sentence_piece.hash
+    # What would give text other ids there than here.
+    path = tmp_path / "tokenizer.json"
+    description = json.loads(path.read_text())
+    token = {**description["added_tokens"][0], "content": "<drug>"}
+    changes = {
+        "tokenizer_config.json": ({"tokenizer_class": "XLMRobertaTokenizer"}, "XLMRobertaTok"),
+        "special_tokens_map.json": ({"mask_token": "<mask>"}, "mask_token is '<mask>'"),
+        "tokenizer.json": ({"added_tokens": [token]}, "has added tokens .<drug>"),
+    }
+    for name, (change, message) in changes.items():
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(json.dumps(json.loads(before) | change))
+        with pytest.raises(TokenizerError, match=message):
+            load_folder(tmp_path)
+        (tmp_path / name).write_text(before)
+    (tmp_path / "spm.model").unlink()
+    with pytest.raises(TokenizerError, match=r"'Unigram'.*copy the \.model file too"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize("head", ["pretraining", "encoder", "classification", "span", "tagging"])
@@ -254,6 +272,7 @@ def test_tensors_that_do_not_fit_are_listed_by_name(tmp_path):
         ("encoder", {"is_decoder": True}, "is_decoder is True"),
         ("encoder", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("encoder", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ("classification", {"problem_type": "regression"}, "predicts 3 numbers"),
         ("encoder", {"hidden_size": "16"}, "hidden_size is '16'; expected the type int"),
         ("encoder", {"architectures": ["BertForMultipleChoice"]}, "'BertForMultipleChoice'"),
         (

@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def start(init_from, model, tokenizer_hash=HASH):
+def start(init_from, model, tokenizer_hash=HASH, labels=()):
     shapes = abstract_params(model)
     shardings = parameter_shardings(shapes, make_mesh(MeshConfig()))
     abstract = jax.tree.map(
@@ -35,7 +35,9 @@ def start(init_from, model, tokenizer_hash=HASH):
         shapes,
         shardings,
     )
-    found = initial_params(init_from, model, abstract, seed=5, tokenizer_hash=tokenizer_hash)
+    found = initial_params(
+        init_from, model, abstract, seed=5, tokenizer_hash=tokenizer_hash, labels=labels
+    )
     assert jax.tree.structure(found) == jax.tree.structure(abstract)
     for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding == expected.sharding
@@ -100,9 +102,33 @@ def test_a_head_of_another_number_of_labels_is_drawn():
     found = start(f"hf:{FOLDER / 'classification'}", model)
     assert_taken(found, "classification", ENCODER)
     assert_drawn(found, model, {"classification_head"})
-    same = dataclasses.replace(model, num_labels=3)
-    found = start(f"hf:{FOLDER / 'classification'}", same)
+
+
+@pytest.mark.parametrize("source", ["hf", "workdir"])
+def test_a_head_is_taken_by_the_names_of_its_labels(source, tmp_path, caplog):
+    path = f"hf:{FOLDER / 'classification'}"
+    if source == "workdir":
+        convert(FOLDER / "classification", tmp_path / "run")
+        path = str(tmp_path / "run")
+    model = dataclasses.replace(BASE, head="classification", num_labels=3)
+    found = start(path, model, labels=("no", "yes", "perhaps"))
     assert_taken(found, "classification", ENCODER | {"classification_head"})
+    assert not messages(caplog, logging.WARNING)
+
+    found = start(path, model, labels=("no", "perhaps", "yes"))
+    theirs = flatten(read_folder(FOLDER / "classification").params)
+    for name in ("kernel", "bias"):
+        ours = found[f"classification_head/{name}"]
+        np.testing.assert_array_equal(
+            ours, theirs[f"classification_head/{name}"][..., [0, 2, 1]], err_msg=name
+        )
+
+    found = start(path, model, labels=("bad", "good", "ugly"))
+    assert_taken(found, "classification", ENCODER)
+    assert_drawn(found, model, {"classification_head"})
+    assert messages(caplog, logging.WARNING)[0] == (
+        "its classification_head is left: it is for no, yes, perhaps, not for bad, good, ugly"
+    )
 
 
 @pytest.mark.parametrize("source", ["hf", "workdir"])

@@ -16,6 +16,7 @@ import bertjax
 from bertjax.data.atomic_files import whole_folder
 from bertjax.data.tokenizer import TokenizerError, load_tokenizer
 from bertjax.encoder import HeadError
+from bertjax.interop.bertjax_checkpoint import write_checkpoint
 from bertjax.interop.conversion import convert
 from bertjax.interop.formats import read_weights
 from bertjax.interop.hugging_face_folder import read_folder, write_folder
@@ -54,6 +55,23 @@ def test_results_come_in_order_whatever_the_batch(bert):
         ):
             np.testing.assert_allclose(ours, expected, atol=2e-6, rtol=0)
         assert not together.hidden_states[i, n:].any()
+
+
+def test_embed_gives_the_means_of_encode(bert):
+    texts = ["the cat sat on the mat", "dog", ("a", "b c"), ""]
+    np.testing.assert_allclose(bert.embed(texts), bert.encode(texts).mean_pooled, atol=1e-6)
+    assert bert.embed([]).shape == (0, 16)
+
+
+def test_what_was_trained_with_kernels_is_loaded_without_them(tmp_path, caplog):
+    weights = read_weights(FOLDER / "encoder")
+    config = dataclasses.replace(weights.config, attention="pallas")
+    write_checkpoint(dataclasses.replace(weights, config=config), tmp_path / "run")
+    loaded = bertjax.load(tmp_path / "run")
+    assert loaded.config.attention == "xla"
+    assert not caplog.records
+    ours, theirs = (x.embed("the cat") for x in (loaded, bertjax.load(FOLDER / "encoder")))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_longer_texts_are_cut_with_one_warning(bert, caplog):
@@ -206,6 +224,8 @@ def test_an_output_that_is_there_or_fails_is_not_touched(workdir, tmp_path):
         convert(FOLDER / "encoder", workdir)
     with pytest.raises(WeightsError, match="has the format huggingface already"):
         convert(FOLDER / "encoder", tmp_path / "new", to="huggingface")
+    with pytest.raises(WeightsError, match="gs://b/out: is in a bucket; convert to a folder"):
+        convert(FOLDER / "encoder", "gs://b/out")
     # Fails after the tokenizer's files were written: half of a surrogate pair has no UTF-8.
     weights = dataclasses.replace(read_weights(FOLDER / "regression"), labels=("\ud800",))
     with pytest.raises(UnicodeEncodeError), whole_folder(tmp_path / "new") as folder:

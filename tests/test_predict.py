@@ -170,6 +170,28 @@ def test_a_file_that_cannot_be_read_is_one_line(models, tmp_path, content, messa
     assert result.stderr.count("\n") == 1
 
 
+def test_a_wrong_record_is_named_and_leaves_no_half_of_an_output(models, tmp_path):
+    """The input stays where it is named as the output, too."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    good = json.dumps({"text": "a good value"}) + "\n"
+    target.write_text("of a run before")
+    for wrong, message in (
+        ('{"text": 3}', "in.jsonl:2: expected a JSON object with a string text"),
+        ('{"text": "a", "text_pair": "b"}', "in.jsonl:2: this model takes one text"),
+    ):
+        source.write_text(good + wrong + "\n")
+        result = predict(models / "classification", f"--input={source}", f"--output={target}")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert message in result.stderr
+        assert target.read_text() == "of a run before"
+        assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    source.write_text(good)
+    result = predict(models / "classification", f"--input={source}", f"--output={source}")
+    assert result.returncode == 2
+    assert "is the input; name another file" in result.stderr
+    assert source.read_text() == good
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(models, tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfa good value\r\n")
     found = records(

@@ -7,6 +7,7 @@ import sentencepiece
 from english import SPECIAL, TEXT
 
 from bertjax.data.sentence_piece_model import read_model
+from bertjax.data.texts import encode_masked
 from bertjax.data.tokenizer import (
     SentencePieceTokenizer,
     TokenizerError,
@@ -39,6 +40,23 @@ def test_a_learned_sentencepiece_model(sentence_piece):
     assert 6 <= sum(starts) < len(starts)
     assert sentence_piece.word_starts[:5].all()
     assert sentence_piece.decode([2, *ids, 4, 3]) == f"[CLS] {text} [MASK] [SEP]"
+
+
+def test_what_follows_a_mask_without_a_space_begins_no_word(sentence_piece):
+    mask = sentence_piece.mask_id
+    for text in ("The function.", "(The function) is", "a function, or two", "functions"):
+        word = "The" if text.startswith("(") else "function"
+        masked = encode_masked(sentence_piece, text.replace(word, "[MASK]"))
+        whole = sentence_piece.encode(text)
+        if text == "functions":  # no piece of the vocabulary joins the two
+            whole = sentence_piece.encode("function") + sentence_piece.encode_within("s")
+            assert sentence_piece.id_to_piece(whole[-1]) == "s"
+        place, end = masked.index(mask), len(masked) - masked.index(mask) - 1
+        assert whole[:place] == masked[:place]
+        assert whole[len(whole) - end :] == masked[place + 1 :], text
+    assert encode_masked(sentence_piece, "a [MASK] name") == [
+        *sentence_piece.encode("a"), mask, *sentence_piece.encode("name")
+    ]  # fmt: skip
 
 
 def test_a_model_without_special_pieces_gets_them_after_its_own():

@@ -248,6 +248,31 @@ def test_mnli_scores_its_two_sets_apart(tmp_path):
     assert scored(task, examples[:2], ["neutral", "neutral"]) == {"accuracy": 0.5}
 
 
+def test_mnli_sets_are_told_by_their_files_not_their_folder(tmp_path):
+    (folder := tmp_path / "mnli_mismatched").mkdir()
+    sets = [write(folder, f"dev_{x}matched.tsv", FILES["mnli"][0]) for x in ("", "mis")]
+    task = make_task("mnli")
+    examples = task.read(",".join(sets), needs_labels=True)
+    scores = scored(task, examples, ["neutral", "neutral", "neutral", "contradiction"])
+    assert scores == {"accuracy": 0.75, "accuracy_matched": 0.5, "accuracy_mismatched": 1.0}
+
+
+@pytest.mark.parametrize("name", ["cola", "qqp", "stsb"])
+def test_tasks_of_files_without_a_header_read_json_lines_too(name, tmp_path):
+    texts = {"question1": "a", "question2": "b"} if name == "qqp" else {"sentence": "a"}
+    texts = {"sentence1": "a", "sentence2": "b"} if name == "stsb" else texts
+    label = {"cola": "label", "qqp": "is_duplicate", "stsb": "score"}[name]
+    path = write(tmp_path, "a.jsonl", json.dumps(texts | {label: 1}) + "\n")
+    (example,) = make_task(name).read(path, needs_labels=True)
+    assert (example.text, float(example.label)) == ("a", 1.0)
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    path = write(tmp_path, "a.tsv", "sentence\tlabel\nx\t1\n\n")
+    (example,) = make_task("sst2").read(path, needs_labels=True)
+    assert (example.text, example.line) == ("x", 2)
+
+
 def test_probabilities_and_refused_outputs(tmp_path):
     task = make_task("sst2")
     examples = task.read(write(tmp_path, "dev.tsv", FILES["sst2"][0]), needs_labels=True)
@@ -285,6 +310,7 @@ def test_probabilities_and_refused_outputs(tmp_path):
         ("a.tsv", "sentence\tlabel\n", r"a.tsv: has no examples, only its header"),
         ("a.tsv", "sentence\tsentence\n", r"a.tsv:1: a column comes twice"),
         ("a.tsv", "", r"a.tsv: is empty; fetch it again"),
+        ("a.csv", "\ufeff\n", r"a.csv: is empty; fetch it again"),
         ("a.tsv.gz", "  \n", r"a.tsv.gz: is empty"),
         ("a.jsonl", '{"sentence": "x", "label": "1"}\n{"sent', r"a.jsonl:2: not JSON"),
         ("a.jsonl", "[1]", r"a.jsonl:1: found list, expected a JSON object"),
@@ -325,6 +351,14 @@ def test_files_that_cannot_be_read(tmp_path):
     path.write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
     with pytest.raises(TaskError, match=r"latin.tsv:2: not UTF-8 \(byte 0xe9\)"):
         task.read(str(path), needs_labels=True)
+
+
+def test_a_number_beyond_all_is_refused(tmp_path):
+    path = write(
+        tmp_path, "a.jsonl", f'{{"sentence1": "", "sentence2": "", "score": 1{"0" * 400}}}'
+    )
+    with pytest.raises(TaskError, match=r"a.jsonl:1: label 10+, expected a number"):
+        make_task("stsb").read(path, needs_labels=True)
 
 
 def test_names_and_options_are_checked():

@@ -210,7 +210,8 @@ def test_degenerate_scores_are_zero_without_a_warning():
         ({"tag_column": 0}, "a O\n", r"ner.txt:1: tag 'a', expected O"),
         ({"word_column": 2}, "a O\n", r"ner.txt:1: no column 2 \(word_column\); there are 2"),
         ({"entity_types": ["LOC"]}, "a O\nb B-LOC\nc I-PER\n",
-         r"ner.txt:3: unknown entity type 'PER'; the types are LOC; correct the tag"),
+         r"ner.txt:3: unknown entity type 'PER'; the types are LOC; correct the tag, or "
+         r"--option='entity_types=\[\"LOC\", \"PER\"\]'"),
         ({}, "", r"ner.txt: is empty"),
         ({}, "-DOCSTART- O\n\n", r"ner.txt: has no sentences"),
     ],
@@ -218,6 +219,12 @@ def test_degenerate_scores_are_zero_without_a_warning():
 def test_broken_files_are_refused_by_line(options, content, message, tmp_path):
     with pytest.raises(TaskError, match=message):
         make_task("ner", options).read(write(tmp_path, content), needs_labels=True)
+
+
+def test_a_no_break_space_is_part_of_its_word(tmp_path):
+    path = write(tmp_path, "1\u00a0000 \t O\nx  B-A\n\u00a0\tO\n")
+    (sentence,) = make_task("ner").read(path, needs_labels=True)
+    assert sentence.words == ("1\u00a0000", "x", "\u00a0")
 
 
 def test_other_errors(tmp_path):

@@ -337,6 +337,11 @@ def test_other_errors(tmp_path, questions, word_tokenizer):
     twice = article(("x", ("q", "?", ["x"]), ("q", "?", ["x"])))
     with pytest.raises(TaskError, match="question q: this id comes twice"):
         make_task("squad").read(write(tmp_path, twice), needs_labels=True)
+    once = tmp_path / "once.json"
+    once.write_text(json.dumps({"data": [article(("x", ("q", "?", ["x"])))]}))
+    (tmp_path / "again.json").write_bytes(once.read_bytes())
+    with pytest.raises(TaskError, match=r"again.json, question q: this id stands in .*once.json"):
+        make_task("squad").read(f"{once},{tmp_path / 'again.json'}", needs_labels=True)
     with pytest.raises(TaskError, match="option 'n_best' of task squad is 0, expected at least 1"):
         make_task("squad", {"n_best": 0})
     with pytest.raises(TaskError, match=r"no option 'nbest'; did you mean 'n_best'\?"):

@@ -2,14 +2,15 @@
 
 Read are vocab.txt or the WordPiece model of tokenizer.json, with the casing of
 tokenizer_config.json, and SentencePiece models. A setting that would give a text other ids than
-ours is refused by name; what is left is that ours takes words of up to 200 characters, as
-google-research/bert, where theirs stops at 100.
+ours is refused by name; what still differs (words of 101 to 200 characters, rare characters) is
+listed in docs/design/interop.md.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Collection
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from bertjax.data.wordpiece import (
 )
 
 _MODEL_FILES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all is in tokenizer.json
 _SPECIAL_NAMES = dict(
     zip(
         ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"),
@@ -54,15 +56,17 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
         raise TokenizerError(f"{folder}: no such folder; expected one with vocab.txt")
     vocab_size = _read_json(folder / "config.json").get("vocab_size")
     settings = _read_json(folder / "tokenizer_config.json")
+    description = _read_json(folder / "tokenizer.json")
     for name in _MODEL_FILES:
         if (folder / name).is_file():
+            _check_class(folder, settings, _FAST)  # before sizes, which it explains
             if vocab_size is not None:
                 num_pieces = load_sentencepiece(folder / name).vocab_size
                 check_word_table(num_pieces, vocab_size, str(folder / name))
             tokenizer = load_sentencepiece(folder / name, vocab_size=vocab_size)
             _check_model(folder, settings, tokenizer)
+            _check_added(folder, description, _special_names(tokenizer).values())
             return tokenizer
-    description = _read_json(folder / "tokenizer.json")
     _check_settings(folder, settings)
     _check_description(folder, description)
     if (folder / "vocab.txt").is_file():
@@ -76,16 +80,7 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
             f"{folder}: no vocab.txt, tokenizer.json or {' or '.join(_MODEL_FILES)}; copy the "
             "tokenizer's files there"
         )
-    added = sorted(
-        str(token.get("content"))
-        for token in description.get("added_tokens", ())
-        if token.get("content") not in SPECIAL_PIECES
-    ) + sorted(_read_json(folder / "added_tokens.json"))
-    if added:
-        raise TokenizerError(
-            f"{folder}: has added tokens ({', '.join(added[:5])}), which text could spell; "
-            "bertjax reads vocabularies without any"
-        )
+    _check_added(folder, description, SPECIAL_PIECES)
     if vocab_size is not None:
         check_word_table(len(pieces), vocab_size, str(source))
     pieces = with_filler(pieces, vocab_size, str(source))
@@ -248,18 +243,37 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Refuses a tokenizer_config.json whose ids would not be ours."""
     path = folder / "tokenizer_config.json"
-    kind = settings.get("tokenizer_class")
-    if kind not in (None, "BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast"):
-        raise TokenizerError(
-            f"{path}: tokenizer_class is {kind!r}; expected BertTokenizer, or the folder of a BERT "
-            f"with a SentencePiece model ({', '.join(_MODEL_FILES)})"
-        )
+    _check_class(folder, settings, ("BertTokenizer", "BertTokenizerFast", *_FAST))
     _check_special(path, settings, _SPECIAL_NAMES)
     for key in ("do_basic_tokenize", "tokenize_chinese_chars"):
         if settings.get(key, True) is not True:
             raise TokenizerError(
                 f"{path}: {key} is {settings[key]!r}; bertjax splits text as BERT does, with true"
             )
+
+
+def _check_class(folder: Path, settings: dict[str, Any], expected: Collection[str]) -> None:
+    """Refuses a class of transformers that gives pieces ids of its own, as XLMRobertaTokenizer."""
+    kind = settings.get("tokenizer_class")
+    if kind is not None and kind not in expected:
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'}: tokenizer_class is {kind!r}; bertjax reads those "
+            f"of {', '.join(expected)}: the ids of another may not be those of its files"
+        )
+
+
+def _check_added(folder: Path, description: dict[str, Any], special: Collection[str]) -> None:
+    """Refuses tokens that were added to a vocabulary."""
+    added = sorted(
+        str(token.get("content"))
+        for token in description.get("added_tokens", ())
+        if token.get("content") not in special
+    ) + sorted(_read_json(folder / "added_tokens.json").keys() - set(special))
+    if added:
+        raise TokenizerError(
+            f"{folder}: has added tokens ({', '.join(added[:5])}), which text could spell; "
+            "bertjax reads vocabularies without any"
+        )
 
 
 def _check_special(path: Path, settings: dict[str, Any], names: dict[str, str]) -> None:
@@ -273,7 +287,8 @@ def _check_special(path: Path, settings: dict[str, Any], names: dict[str, str]) 
 def _check_model(folder: Path, settings: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
     """Refuses settings that change text or special pieces beside a SentencePiece model."""
     path = folder / "tokenizer_config.json"
-    _check_special(path, settings, _special_names(tokenizer))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        _check_special(folder / name, _read_json(folder / name), _special_names(tokenizer))
     if settings.get("do_lower_case") not in (None, tokenizer.lower_case):
         does = "lowers" if tokenizer.lower_case else "keeps"
         raise TokenizerError(
@@ -301,9 +316,12 @@ def _check_description(folder: Path, description: dict[str, Any]) -> None:
         if section == "model" and key == "type" and found is None:  # old files do not say it
             continue
         if found != value:
+            hint = ""
+            if found == "Unigram":
+                hint = f"; of a SentencePiece model copy the .model file too ({_MODEL_FILES[0]})"
             raise TokenizerError(
                 f"{path}: {section}.{key} is {found!r}; bertjax reads BERT's tokenizer, with "
-                f"{value!r}"
+                f"{value!r}{hint}"
             )
 
 

@@ -89,6 +89,16 @@ class SentencePieceTokenizer(Tokenizer):
         """Return the ids of `text`."""
         return self.encode_sentences([text])[0].tolist()
 
+    def encode_within(self, text: str) -> list[int]:
+        """See `Tokenizer.encode_within`: without the mark of a word's start in the first piece."""
+        ids = self.encode(text)
+        if ids and (piece := self.id_to_piece(ids[0])).startswith(WORD_START):
+            rest = piece.removeprefix(WORD_START)
+            id = self._processor.piece_to_id(rest)
+            if not rest or id != self.unk_id:
+                ids[:1] = [id] if rest else []
+        return ids
+
     def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Tokenizer.encode_sentences`."""
         # UTF-8 here and not in the library, which has no answer to half of a surrogate pair.

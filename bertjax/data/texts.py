@@ -63,10 +63,15 @@ def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:
 
 
 def encode_masked(tokenizer: Tokenizer, text: str, mask: str = "[MASK]") -> list[int]:
-    """The ids of a text in which `mask` stands for a masked token; no other piece is special."""
+    """The ids of a text in which `mask` stands for a masked token; no other piece is special.
+
+    What follows a mask without a space does not begin a word, as behind any other piece.
+    """
     ids = tokenizer.encode((parts := text.split(mask))[0])
     for part in parts[1:]:
-        ids += [tokenizer.mask_id, *tokenizer.encode(part)]
+        follows = part and not part[0].isspace()
+        ids.append(tokenizer.mask_id)
+        ids += tokenizer.encode_within(part) if follows else tokenizer.encode(part)
     return ids
 
 

@@ -73,6 +73,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
 
+    def encode_within(self, text: str) -> list[int]:
+        """Return the ids of `text` that goes on without a space behind another piece."""
+        return self.encode(text)
+
     @abc.abstractmethod
     def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode many sentences at once: the fast path of `prepare`.

@@ -44,9 +44,8 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
       TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
       WeightsError: labels.json does not fit the head, or it or scores.json is broken.
     """
-    checkpoint = resolve(_best(path))
-    folder = checkpoint.path.parent
-    workdir = folder.parent if folder.name == "checkpoints" else None
+    checkpoint = resolve(best_path(path))
+    workdir = workdir_of(checkpoint)
     if isinstance(workdir, BucketPath):
         with tempfile.TemporaryDirectory() as copy:
             for name in workdir.files():
@@ -57,8 +56,18 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
     return _read(checkpoint, workdir, tokenizer)
 
 
-def _best(path: str | Path) -> Path | BucketPath:
-    """The best checkpoint of a workdir that names one, else the path."""
+def workdir_of(checkpoint: Checkpoint) -> Path | BucketPath | None:
+    """The workdir that a checkpoint lies in; None where it lies in none."""
+    folder = checkpoint.path.parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def best_path(path: str | Path) -> Path | BucketPath:
+    """The best checkpoint of a workdir that names one, else the path.
+
+    Raises:
+      WeightsError: its scores.json is broken.
+    """
     where = as_path(path)
     scores = where / SCORES
     if scores.is_file():
@@ -92,7 +101,7 @@ def _read(checkpoint: Checkpoint, workdir: Path | None, tokenizer: Tokenizer | N
             f"{checkpoint.path} was trained with the tokenizer {expected[:12]}, but the one given "
             f"is {tokenizer.hash[:12]}; give the tokenizer of that run"
         )
-    labels = _read_labels(workdir / LABELS, config) if workdir else ()
+    labels = read_labels(workdir / LABELS, config) if workdir else ()
     params, task = checkpoint.restore_params(), checkpoint.config.get("task")
     return Weights(str(checkpoint.path), config, params, tokenizer, labels, task)
 
@@ -127,11 +136,16 @@ def write_checkpoint(weights: Weights, path: Path) -> None:
         (path / LABELS).write_text(json.dumps(weights.labels, indent=1) + "\n", "utf-8")
 
 
-def _read_labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
-    try:
-        labels: Any = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+def read_labels(path: Path | BucketPath, config: ModelConfig) -> tuple[str, ...]:
+    """The labels of a workdir's labels.json; () if there is none.
+
+    Raises:
+      WeightsError: the file is broken or does not fit the head.
+    """
+    if not path.is_file():
         return ()
+    try:
+        labels: Any = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(labels, list) or len(labels) != config.num_labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from bertjax.bucket import is_bucket_path
 from bertjax.data.atomic_files import whole_folder
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.interop.formats import BERTJAX, HUGGING_FACE, detect_format, read_weights
@@ -24,8 +25,8 @@ def convert(
     """Converts a folder of weights, heads, labels and tokenizer included.
 
     Args:
-      source: as in `bertjax.load`.
-      output: a new folder.
+      source: as in `bertjax.load`, gs:// too.
+      output: a new folder on this machine.
       to: "huggingface" or "bertjax"; None = the other one.
       tokenizer: None = the one that lies with the weights.
 
@@ -37,8 +38,10 @@ def convert(
       TokenizerError: there is no tokenizer, or it has no such form.
       CheckpointError: a bertjax checkpoint is not sound, or cannot be written.
     """
-    source, output = Path(source), Path(output)
-    found = detect_format(source)
+    if is_bucket_path(output):
+        raise WeightsError(f"{output}: is in a bucket; convert to a folder and copy that there")
+    output = Path(output)
+    found = BERTJAX if is_bucket_path(source) else detect_format(Path(source))
     to = to or (HUGGING_FACE if found == BERTJAX else BERTJAX)
     if to == found:
         raise WeightsError(f"{source}: has the format {found} already; nothing to convert")

@@ -169,6 +169,11 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
         regression = values.get("problem_type") == "regression" or (
             values.get("problem_type") is None and len(_labels(values, source)) == 1
         )
+        if regression and len(_labels(values, source)) != 1:
+            raise WeightsError(
+                f"{source}: predicts {len(_labels(values, source))} numbers (problem_type is "
+                "regression); bertjax's regression has one"
+            )
         return "regression" if regression else "classification"
     if name in ("BertForQuestionAnswering", "BertForTokenClassification"):
         return "span" if name == "BertForQuestionAnswering" else "tagging"

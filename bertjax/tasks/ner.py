@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,10 +85,11 @@ class NerTask(Task[Sentence]):
         for sentence in sentences:
             for place, tag in enumerate(sentence.tags):
                 if tag not in self.label_names:
+                    types = [*self.entity_types, tag[2:]]
                     raise TaskError(
                         f"{sentence.source}:{sentence.line + place}: unknown entity type "
                         f"{tag[2:]!r}; the types are {', '.join(self.entity_types)}; correct the "
-                        "tag or leave the sentence out"
+                        f"tag, or --option='entity_types={json.dumps(types, ensure_ascii=False)}'"
                     )
 
     def features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 
 from bertjax.tasks.tables import ragged, read_lines
@@ -11,6 +12,8 @@ from bertjax.tasks.task import TaskError
 
 _LOG = logging.getLogger(__name__)
 DOCUMENT_START = "-DOCSTART-"
+_SPACES = " \t"  # others, such as the no-break space of "1 000", are part of a word
+_RUN = re.compile(f"[{_SPACES}]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ def read_conll(
         path: the file.
         needs_labels: False reads no tags, and needs no column of them.
         word_column, tag_column: counted from 0, or from the end: -1 is the last.
-        separator: "whitespace" (any run of it) or "tab".
+        separator: "whitespace" (any run of blanks and tabs) or "tab".
 
     Raises:
         TaskError: a line has another number of columns than the first one, a column is not
@@ -43,10 +46,10 @@ def read_conll(
     expected = 0
     inside = False
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip() or line.startswith(DOCUMENT_START):
+        if not line.strip(_SPACES) or line.startswith(DOCUMENT_START):
             inside = False
             continue
-        columns = line.split("\t") if separator == "tab" else line.split()
+        columns = line.split("\t") if separator == "tab" else _RUN.split(line.strip(_SPACES))
         expected = expected or len(columns)
         if len(columns) != expected:
             raise ragged(path, number, len(columns), str(expected))

@@ -44,7 +44,16 @@ class SquadTask(Task[Question]):
         parts = [part.strip() for part in source.split(",") if part.strip()]
         if not parts:
             raise TaskError(f"task squad: no file to read is given ({source!r})")
-        return [question for part in parts for question in read_squad(part, needs_labels)]
+        questions: dict[str, tuple[Question, str]] = {}  # with their file, by id
+        for part in parts:
+            for question in read_squad(part, needs_labels):
+                if question.id in questions:
+                    raise TaskError(
+                        f"{part}, question {question.id}: this id stands in "
+                        f"{questions[question.id][1]} too; expected each question once"
+                    )
+                questions[question.id] = question, part
+        return [question for question, _ in questions.values()]
 
     def features(
         self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int

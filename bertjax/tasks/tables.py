@@ -43,7 +43,7 @@ def read_text(path: str) -> str:
             raise TaskError(
                 f"{path}: the gzip file is broken or cut short ({error}); fetch it again"
             ) from error
-    if not data.strip():
+    if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise TaskError(f"{path}: is empty; fetch it again or name another file")
     try:
         return data.decode("utf-8-sig")
@@ -77,7 +77,8 @@ def read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """The (line number, columns) of a table: quoting as usual in .csv, none in any other."""
     if _suffix(path) != ".csv":
         for number, line in enumerate(read_lines(path), 1):
-            yield number, line.split("\t")
+            if line:  # an empty one, as at the end, is no row
+                yield number, line.split("\t")
         return
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     csv.field_size_limit(1 << 30)
@@ -99,17 +100,22 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         TaskError: a line has more or fewer columns than the header, or is no JSON object.
     """
-    if _suffix(path) in (".jsonl", ".json"):
+    if is_json(path):
         yield from _json_records(path)
         return
     rows = read_rows(path)
-    _, header = next(rows)
+    _, header = next(rows, (1, []))
     if len(set(header)) < len(header):
         raise TaskError(f"{path}:1: a column comes twice: {', '.join(header)}")
     for number, row in rows:
         if len(row) != len(header):
             raise ragged(path, number, len(row), str(len(header)))
         yield number, dict(zip(header, row, strict=True))
+
+
+def is_json(path: str) -> bool:
+    """Whether a file holds JSON lines, by its name."""
+    return _suffix(path) in (".jsonl", ".json")
 
 
 def _json_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from bertjax.data.blocks import CorpusError
 from bertjax.data.tfds_records import read_tfds_records
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.tasks.metrics import METRICS
-from bertjax.tasks.tables import ragged, read_records, read_rows, take_column
+from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, take_column
 from bertjax.tasks.task import Arrays, Head, Task, TaskError, check_same_number, take_output
 from bertjax.tasks.text_rows import text_rows
 
@@ -132,7 +133,7 @@ class TextTask(Task[TextExample]):
         if self.head == "regression":
             try:
                 number = float(label)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not math.isfinite(number):
                 raise TaskError(
@@ -144,9 +145,11 @@ class TextTask(Task[TextExample]):
             name = self.tfds_labels.get(name, name)
         if self.label_names and name not in self.label_names:
             known = ", ".join(self.label_names[:_SHOWN_LABELS])
+            # Those of the training file, unless they are given: it may lack a rare one.
+            names = json.dumps([*self.label_names, name], ensure_ascii=False)
+            advice = f", or --option='label_names={names}'" if "label_names" in self.options else ""
             raise TaskError(
-                f"{where}: unknown label {name!r}; the labels are {known}; correct the line or "
-                "leave it out"
+                f"{where}: unknown label {name!r}; the labels are {known}; correct the line{advice}"
             )
         return name
 
@@ -213,7 +216,7 @@ class TextTask(Task[TextExample]):
                     "examples with their labels"
                 )
             for part, suffix in self.groups.items():
-                if part in example.source:
+                if part in example.source.rpartition("/")[2]:
                     groups.setdefault(suffix, []).append(i)
                     break
         if len(groups) == 2:  # one group alone is all there is
@@ -229,7 +232,7 @@ class TextTask(Task[TextExample]):
 
 def _records(path: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file that may lack a header or have broken lines."""
-    if not columns.headerless and not columns.drop_short:
+    if is_json(path) or not (columns.headerless or columns.drop_short):
         yield from read_records(path)
         return
     rows = read_rows(path)

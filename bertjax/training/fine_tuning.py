@@ -179,10 +179,12 @@ class FineTuning:
         self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
         self._scorer = Scorer(evaluation, config.model, mesh)
         self.objective = fine_tuning_objective(make_model(config.model), config.model)
-        self.source = Source(tokenizer, training.sha256())
+        self.source = Source(
+            tokenizer, training.sha256(), evaluation.sha256(), tuple(self._task.label_names)
+        )
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,
-            "evaluation examples (config.task.eval)": evaluation.sha256(),
+            "evaluation examples (config.task.eval)": self.source.evaluation_hash,
         }
         regression = config.model.head == "regression"
         self.metric_names: tuple[str, ...] = () if regression else ("accuracy",)

@@ -120,9 +120,14 @@ def best_evaluation(workdir: Path, metric: str) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    write_durably(path, "".join(lines).encode())
+    _write(path, "".join(lines))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes JSON; half of a surrogate pair, which UTF-8 does not have, becomes JSON's escape."""
+    write_durably(path, text.encode("utf-8", "backslashreplace"))

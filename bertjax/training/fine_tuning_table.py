@@ -11,11 +11,12 @@ from typing import Any
 from bertjax.interop.bertjax_checkpoint import SCORES
 from bertjax.training.sealing import write_durably
 
+TABLE = "table.json"
 _SETTING = ("learning_rate", "batch_size", "num_epochs")
 
 
 def summarize(workdir: Path, folders: Sequence[Path]) -> str:
-    """Writes WORKDIR/scores.json with the scores of all runs and their means.
+    """Writes WORKDIR/table.json with the scores of all runs and their means.
 
     Args:
       folders: of the runs, each with its scores.json.
@@ -44,7 +45,7 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> str:
     ]
     settings.sort(key=lambda setting: -setting["scores"][metric]["mean"])
     content = {"task": runs[0]["task"], "main_metric": metric, "settings": settings, "runs": runs}
-    write_durably(workdir / SCORES, (json.dumps(content, indent=1) + "\n").encode())
+    write_durably(workdir / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     return _table(settings, metric)
 
 

@@ -16,7 +16,13 @@ import numpy as np
 from bertjax.bucket import is_bucket_path
 from bertjax.config import ConfigError, ModelConfig
 from bertjax.data.vocabulary import TokenizerError
-from bertjax.interop.bertjax_checkpoint import model_config
+from bertjax.interop.bertjax_checkpoint import (
+    LABELS,
+    best_path,
+    model_config,
+    read_labels,
+    workdir_of,
+)
 from bertjax.interop.hugging_face_folder import is_hugging_face, read_folder
 from bertjax.interop.weights import WeightsError, flatten, put
 from bertjax.models import abstract_params, init_params
@@ -37,6 +43,7 @@ _SAME = (
     "gelu",
     "layer_norm_eps",
 )
+_HEADS_OF_LABELS = ("classification_head", "tagging_head")
 
 
 def initial_params(
@@ -46,19 +53,23 @@ def initial_params(
     *,
     seed: int,
     tokenizer_hash: str,
+    labels: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Takes the parameters of another model; draws those of heads that it does not have.
 
     The encoder is taken whole. A pooler or head of `model` that the source lacks, or has for
-    another number of labels, is drawn from the seed as `init_params` draws it, and a warning names
-    it. Heads that `model` lacks are left.
+    other labels, is drawn from the seed as `init_params` draws it, and a warning names it. A head
+    for the same labels in another order is taken with its outputs put into ours. Heads that
+    `model` lacks are left.
 
     Args:
-      init_from: a workdir or checkpoint of bertjax, or `hf:FOLDER` for a Hugging Face folder.
+      init_from: a workdir (of a finished fine-tuning its best checkpoint, else the newest) or
+        checkpoint of bertjax, or `hf:FOLDER` for a Hugging Face folder.
       model: what is trained.
       abstract: its parameters as `jax.ShapeDtypeStruct` with shardings.
       seed: for what is drawn.
       tokenizer_hash: of the text that will be read.
+      labels: of the outputs of `model`'s head, in their order; () = of none.
 
     Returns:
       A tree as `abstract`, of arrays laid out so.
@@ -83,7 +94,7 @@ def initial_params(
                 f"the text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
                 f"--tokenizer={init_from}"
             )
-        theirs = flatten(weights.params)
+        theirs, their_labels = flatten(weights.params), weights.labels
         taken = {
             path: _on_devices(theirs[path], leaf)
             for path, leaf in wanted.items()
@@ -91,14 +102,16 @@ def initial_params(
         }
     else:
         try:
-            source = resolve(init_from)
-        except CheckpointError as error:
+            source = resolve(best_path(init_from))
+            config = model_config(source)
+            workdir = workdir_of(source)
+            their_labels = read_labels(workdir / LABELS, config) if workdir else ()
+        except (CheckpointError, WeightsError) as error:
             advice = ""
             if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
                 advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"
             raise ConfigError(f"config.init_from={init_from}: {error}{advice}") from error
         name = str(source.path)
-        config = model_config(source)
         _check_same_model(init_from, config, model)
         if source.progress["tokenizer_hash"] != tokenizer_hash:
             raise ConfigError(
@@ -108,6 +121,7 @@ def initial_params(
             )
         theirs = flatten(abstract_params(config))
         taken = _restore(source, theirs, wanted)
+    taken = _in_order_of(labels, their_labels, taken)
     left = sorted({_part(path) for path in theirs.keys() - taken.keys()})
     _LOG.info(
         "starting at step 0 with the parameters of %s%s",
@@ -127,6 +141,29 @@ def _restore(
         put(target, path, wanted[path] if path in shared else leaf)
     restored = flatten(source.restore_params(target))
     return {path: restored[path] for path in shared}
+
+
+def _in_order_of(
+    labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """`taken` with a head's outputs in the order of `labels`; without one that has others."""
+    heads = [path for path in taken if _part(path) in _HEADS_OF_LABELS]
+    if labels == theirs or not heads:
+        return taken
+    if set(labels) != set(theirs):
+        _LOG.warning(
+            "its %s is left: it is for %s, not for %s",
+            _part(heads[0]),
+            ", ".join(theirs) or "labels without names",
+            ", ".join(labels) or "labels without names",
+        )
+        return {path: array for path, array in taken.items() if path not in heads}
+    order = np.array([theirs.index(label) for label in labels])
+    _LOG.info("the outputs of its %s are put into another order: %s", _part(heads[0]), labels)
+    return taken | {
+        path: jax.jit(lambda x: x[..., order], out_shardings=taken[path].sharding)(taken[path])
+        for path in heads
+    }
 
 
 def _with_drawn(

@@ -20,10 +20,19 @@ from bertjax.training.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the rows of a run come from: what must be the same when it is resumed."""
+    """What must be the same when a run is resumed.
+
+    Attributes:
+      tokenizer: of the rows.
+      data_hash: of what the training rows are made of.
+      evaluation_hash: likewise, where evaluations choose the best checkpoint; else "".
+      labels: of a head of classes or tags, in the order of its outputs (`data_hash` knows them).
+    """
 
     tokenizer: Tokenizer
     data_hash: str
+    evaluation_hash: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class Job(Protocol):

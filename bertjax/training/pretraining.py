@@ -89,5 +89,7 @@ class Pretraining:
         return text
 
     def plot(self, workdir: Path) -> Path:
-        """Draws curves.png."""
-        return plot_curves(workdir, PRETRAINING_PANELS)
+        """Draws curves.png; without next sentence where it is not trained."""
+        next_sentence = self._config.model.next_sentence
+        panels = [p for p in PRETRAINING_PANELS if next_sentence or p.name != "nsp_accuracy"]
+        return plot_curves(workdir, panels)

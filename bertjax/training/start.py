@@ -90,6 +90,7 @@ def start(
             abstract.params,
             seed=config.seed,
             tokenizer_hash=source.tokenizer.hash,
+            labels=source.labels,
         )
     else:
         _LOG.info("starting at step 0 with parameters drawn from seed %d", config.seed)
@@ -143,6 +144,7 @@ def progress_record(
         "seconds": seconds,
         "tokenizer_hash": source.tokenizer.hash,
         "store_hash": source.data_hash,
+        "evaluation_hash": source.evaluation_hash,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
             "bertjax": bertjax.__version__,
@@ -170,9 +172,11 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> N
     for name, new in (
         ("tokenizer_hash", source.tokenizer.hash),
         ("store_hash", source.data_hash),
+        ("evaluation_hash", source.evaluation_hash),
     ):
-        if checkpoint.progress[name] != new:
-            refused[name] = (checkpoint.progress[name], new)
+        old = checkpoint.progress.get(name, new)  # earlier ones say nothing of the evaluation
+        if old != new:
+            refused[name] = (old, new)
     if refused:
         listed = "; ".join(
             f"{name}: {old!r} there, {new!r} here" for name, (old, new) in refused.items()
