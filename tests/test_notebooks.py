@@ -60,7 +60,7 @@ def test_fine_tune_and_export(whole_run, tmp_path):
     here, there = [
         line.split("\t")
         for line in text.splitlines()
-        if line.endswith("\tReturn the widget that has the keyboard focus.")
+        if line.endswith("\tAdd a handler that writes each record to a file.")
     ]
     assert here[0] == there[0]
     assert float(here[1]) == pytest.approx(float(there[1]), abs=0.002)
