@@ -155,7 +155,10 @@ def main(argv: list[str]) -> int:
             f"texts, duplicates and lengths: python -m bertjax.inspect {_INPUT.value} or {folder}"
         )
         if isinstance(output, BucketPath):
-            upload_store(Path(folder), output)
+            try:
+                upload_store(Path(folder), output)
+            except StoreError as error:
+                raise PrepareStoppedError(str(error)) from error
             (output / UNFINISHED).remove_tree()
             print(f"{output}: uploaded from {folder}, which may be deleted")
     except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:

@@ -103,12 +103,21 @@ def test_prepare_uploads(bucket, tmp_path):
     (tmp_path / "corpus.txt").write_text("A sentence here. Another one.\n\nA new document. Yes.\n")
     command = [sys.executable, "-m", "bertjax.prepare", f"--input={tmp_path / 'corpus.txt'}"]
     options = ["--tokenizer=train:wordpiece", "--vocab_size=300", "--heldout_share=0"]
-    result = subprocess.run(
-        [*command, f"--output={bucket}/made", *options, "--num_workers=1"],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
+
+    def run():
+        return subprocess.run(
+            [*command, f"--output={bucket}/made", *options, "--num_workers=1"],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+        )
+
+    result = run()
     assert result.returncode == 0, result.stderr
     assert f"{bucket}/made: uploaded from {cache_folder()}" in result.stdout
     assert open_store(fetch_store(bucket / "made")).train.num_documents == 2
+    # Something else there: the work was done, so it is not 2, "cannot begin".
+    (bucket / "made" / "manifest.json").write_bytes(b"{}")
+    result = run()
+    assert (result.returncode, result.stderr.count("error: ")) == (1, 1)
+    assert "another store is there" in result.stderr
