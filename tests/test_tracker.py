@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertjax.config import Config, LogConfig
-from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
+from bertjax.training.curves import plot_curves, pretraining_panels
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import Tracker, step_keys, write_summary
 
@@ -248,6 +248,7 @@ def test_summary_is_strict_json_and_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
+PANELS = pretraining_panels(next_sentence=True)
 TRAIN, HELDOUT, BASELINE = (0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77), (0x22, 0x88, 0x33)
 
 
@@ -261,8 +262,14 @@ def colours(path):
 def test_curves(tmp_path):
     run_steps(tmp_path, 1, 20)
     write_summary(tmp_path, {"parameters": 28_764_736, "steps": 20, "seconds": 75.2})
-    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN, HELDOUT, BASELINE}
+    assert colours(plot_curves(tmp_path, PANELS)) == {TRAIN, HELDOUT, BASELINE}
     assert "matplotlib.pyplot" not in sys.modules or not pyplot_figures()
+
+
+def test_what_is_not_trained_has_no_panel():
+    names = [panel.name for panel in pretraining_panels(next_sentence=False)]
+    assert names == ["mlm_loss", "mlm_accuracy"]
+    assert [panel.name for panel in PANELS] == [*names, "nsp_accuracy"]
 
 
 def pyplot_figures():
@@ -271,12 +278,12 @@ def pyplot_figures():
 
 def test_curves_of_what_there_is(tmp_path):
     with Tracker(tmp_path, CONFIG, NAMES) as tracker:
-        assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == set()  # nothing yet
+        assert colours(plot_curves(tmp_path, PANELS)) == set()  # nothing yet
         for step in (1, 2):
             tracker.log_step(record(step, nsp_accuracy=None, nsp_loss=None, loss=np.nan))
-    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN}
+    assert colours(plot_curves(tmp_path, PANELS)) == {TRAIN}
     run_steps(tmp_path, 3, 5)
-    assert colours(plot_curves(tmp_path, PRETRAINING_PANELS)) == {TRAIN, HELDOUT, BASELINE}
+    assert colours(plot_curves(tmp_path, PANELS)) == {TRAIN, HELDOUT, BASELINE}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -288,7 +295,7 @@ def test_the_lowest_panel_of_each_column_shows_the_steps(tmp_path, monkeypatch, 
         Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
     )
     run_steps(tmp_path, 1, 5)
-    plot_curves(tmp_path, PRETRAINING_PANELS[:count])
+    plot_curves(tmp_path, PANELS[:count])
     panels = figures[0].axes
     shown = [
         axes.get_xlabel() == "step" and axes.xaxis.get_tick_params()["labelbottom"]

@@ -31,7 +31,7 @@ class Panel(NamedTuple):
     baseline_label: str = ""
 
 
-PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
+_PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
     Panel("mlm_loss", "MLM loss", "nats per masked token", "heldout_unigram_entropy", "unigrams"),
     Panel("mlm_accuracy", "MLM accuracy", "share of masked tokens"),
     Panel(
@@ -42,6 +42,11 @@ PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
         "majority",
     ),
 )
+
+
+def pretraining_panels(next_sentence: bool) -> list[Panel]:
+    """What pre-training draws; without `next_sentence` the panel of that is left out."""
+    return [p for p in _PRETRAINING_PANELS if next_sentence or not p.name.startswith("nsp")]
 
 
 def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.reader import Rows
 from bertjax.models import BertForPreTraining
-from bertjax.training.curves import PRETRAINING_PANELS, plot_curves
+from bertjax.training.curves import plot_curves, pretraining_panels
 from bertjax.training.documents import open_data
 from bertjax.training.evaluation import Evaluation
 from bertjax.training.job import Source
@@ -89,7 +89,5 @@ class Pretraining:
         return text
 
     def plot(self, workdir: Path) -> Path:
-        """Draws curves.png; without next sentence where it is not trained."""
-        next_sentence = self._config.model.next_sentence
-        panels = [p for p in PRETRAINING_PANELS if next_sentence or p.name != "nsp_accuracy"]
-        return plot_curves(workdir, panels)
+        """Draws curves.png."""
+        return plot_curves(workdir, pretraining_panels(self._config.model.next_sentence))
