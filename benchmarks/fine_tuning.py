@@ -266,8 +266,8 @@ def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
             found = model(**inputs)
             for name in names:
                 parts[name].append((rows, found[name].numpy()))
-    shape = arrays["attention_mask"].shape
-    outputs = {name: join_outputs(task.head, parts[name], *shape) for name in names}
+    mask = arrays["attention_mask"]
+    outputs = {name: join_outputs(task.head, parts[name], mask) for name in names}
     if task.head == "regression":
         outputs = {"values": outputs["logits"][:, 0]}
     return task.scores(evaluation.examples, task.predictions(evaluation.examples, arrays, outputs))

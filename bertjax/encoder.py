@@ -257,19 +257,17 @@ class Encoder:
                 f"these weights have no head of a task (their head is {head!r}): load the workdir "
                 "of python -m bertjax.finetune"
             )
-        num_rows, width = arrays["attention_mask"].shape
+        mask = arrays["attention_mask"]
         parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
-        for chosen, size, padded in self._batches(arrays["attention_mask"].sum(axis=1)):
-            length = min(width, padded)
+        for chosen, size, padded in self._batches(mask.sum(axis=1)):
+            length = min(mask.shape[1], padded)
             inputs = [np.zeros((size, length), np.int32) for _ in _INPUTS]
             for x, name in zip(inputs, _INPUTS, strict=True):
                 x[: len(chosen)] = arrays[name][chosen, :length]
             for name, output in self._name_outputs(self._predict(self.params, *inputs)).items():
                 values = np.asarray(output, np.float32)[: len(chosen)]
                 parts.setdefault(name, []).append((chosen, values))
-        return {
-            name: join_outputs(head, outputs, num_rows, width) for name, outputs in parts.items()
-        }
+        return {name: join_outputs(head, outputs, mask) for name, outputs in parts.items()}
 
     def _name_outputs(self, outputs: Any) -> dict[str, jax.Array]:
         match self.config.head:

@@ -82,7 +82,7 @@ def test_outputs_are_those_of_the_model_however_rows_are_batched(wordpiece, head
         each_token = head in ("tagging", "span")
         where = mask.astype(bool) if each_token else slice(None)
         np.testing.assert_allclose(values[where], np.asarray(expected[name])[where], atol=1e-5)
-        assert values.shape == expected[name].shape
+        assert (values.shape, values.dtype) == (expected[name].shape, np.float32)
 
 
 def test_masks_are_filled_from_the_arguments(models):

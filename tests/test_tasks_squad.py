@@ -233,18 +233,19 @@ def test_no_answer_is_possible(word_tokenizer, tmp_path):
     assert task.scores(examples, [record]) == {"exact_match": 0.0, "f1": 0.0}
 
 
-def test_what_a_row_was_cut_by_is_no_place_of_an_answer(questions, word_tokenizer):
-    """All numbers of the text are below 0."""
+def test_padding_is_no_place_of_an_answer(questions, word_tokenizer):
+    """Whose numbers are 0 here, all those of the text are below, and rows are cut or not."""
     task = make_task("squad", {"n_best": 3})
     arrays = task.features(questions, word_tokenizer, 384)
-    longest = int(arrays["attention_mask"].sum(axis=1).max())
-    rows = np.arange(len(arrays["attention_mask"]))
-    outputs = {
-        name: join_outputs("span", [(rows, logits[:, :longest] - 20)], len(rows), 384)
-        for name, logits in pointing_at(arrays).items()
-    }
-    records = task.predictions(questions, arrays, outputs)
-    assert task.scores(questions, records) == {"exact_match": 100.0, "f1": 100.0}
+    mask = arrays["attention_mask"]
+    longest, rows = int(mask.sum(axis=1).max()), np.arange(len(mask))
+    for length in (longest, 384):
+        outputs = {
+            name: join_outputs("span", [(rows, (mask * (logits - 20))[:, :length])], mask)
+            for name, logits in pointing_at(arrays).items()
+        }
+        records = task.predictions(questions, arrays, outputs)
+        assert task.scores(questions, records) == {"exact_match": 100.0, "f1": 100.0}
 
 
 # Scores

@@ -129,7 +129,7 @@ class Task(abc.ABC, Generic[Example]):
 
 
 def join_outputs(
-    head: str, parts: Iterable[tuple[Any, np.ndarray]], num_rows: int, length: int
+    head: str, parts: Iterable[tuple[Any, np.ndarray]], attention_mask: np.ndarray
 ) -> np.ndarray:
     """Put one output of batches of rows back into the order of the rows.
 
@@ -137,20 +137,24 @@ def join_outputs(
         head: that gave it.
         parts: integer [b], which rows, and float32 [b, ...], their output; of a head on tokens
             [b, s, ...], and the rows of a batch may have been cut to s tokens.
-        num_rows: of all batches.
-        length: tokens of the rows, at least s.
+        attention_mask: [n, t] of all rows, 1 = a real token.
 
     Returns:
-        Float32 [num_rows, ...], or [num_rows, length, ...]. Tokens that were cut have 0, for spans
-        the lowest number: no answer begins or ends there.
+        Float32 [n, ...], of a head on tokens [n, t, ...]. Padding has 0, for spans the lowest
+        number: no answer begins or ends there, and how far a row was padded changes no answer (in
+        the reference padding may be among the best starts and ends, in place of text).
     """
+    num_rows, length = attention_mask.shape
     whole = np.zeros(0, np.float32)
     for rows, part in parts:
         if not whole.size:
             shape = (length, *part.shape[2:]) if head in ("span", "tagging") else part.shape[1:]
-            lowest = np.finfo(np.float32).min if head == "span" else 0
-            whole = np.full((num_rows, *shape), lowest, np.float32)
+            whole = np.zeros((num_rows, *shape), np.float32)
         whole[(rows, *(slice(size) for size in part.shape[1:]))] = part
+    if head == "span":
+        return np.where(attention_mask, whole, np.finfo(np.float32).min)
+    if head == "tagging":
+        return np.where(attention_mask[..., None], whole, np.float32(0))
     return whole
 
 

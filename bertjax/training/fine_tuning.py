@@ -146,11 +146,11 @@ class Scorer:
 
     def _in_order(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """One output of the batches, in the order of the rows."""
-        shape = self._examples.arrays["attention_mask"].shape
+        mask = self._examples.arrays["attention_mask"]
         real = [batch.positions >= 0 for batch in self._batches]
         rows = [batch.positions[keep] for batch, keep in zip(self._batches, real, strict=True)]
         outputs = [part[keep] for part, keep in zip(parts, real, strict=True)]
-        return join_outputs(self._examples.task.head, zip(rows, outputs, strict=True), *shape)
+        return join_outputs(self._examples.task.head, zip(rows, outputs, strict=True), mask)
 
 
 class FineTuning:
