@@ -1,7 +1,9 @@
 """Readers of text: every format, every kind of bad input, bounded memory."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import time
 import tracemalloc
@@ -9,7 +11,7 @@ import tracemalloc
 import pytest
 from tfds_data import write_tfds
 
-from bertjax.data.blocks import BLOCK_BYTES, MAX_LINE_BYTES, PROBLEMS, CorpusError
+from bertjax.data.blocks import BLOCK_BYTES, MAX_LINE_BYTES, PROBLEMS, CorpusError, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
 from bertjax.data.wiki40b import wiki40b_text
 
@@ -133,12 +135,17 @@ def test_broken_gzip(tmp_path):
     whole = gzip.compress("\n".join(lines).encode())
     damaged = bytearray(whole)
     damaged[-5] ^= 1  # in the checksum
-    for content, least in ((whole[: len(whole) // 2], 10_000), (bytes(damaged), 20_000)):
+    for content, least in ((whole[: len(whole) // 2], 10_000), (bytes(damaged), 29_999)):
         (tmp_path / "a.jsonl.gz").write_bytes(content)
         documents, problems = read(tmp_path / "a.jsonl.gz")
         assert len(documents) >= least
         assert [json.dumps({"text": p[0]}) for _, p in documents] == lines[: len(documents)]
         assert problems == [("bad_gzip", len(documents) + 1)]
+    few = b'{"text": "good"}\n' * 5  # less than a block
+    for content in (gzip.compress(few)[:-8], gzip.compress(few) + b"garbage"):
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        documents, problems = read(tmp_path / "a.jsonl.gz")
+        assert (len(documents), problems) == (5, [("bad_gzip", 6)])
     (tmp_path / "a.jsonl.gz").write_bytes(b"not gzip at all")
     assert read(tmp_path / "a.jsonl.gz") == ([], [("bad_gzip", 1)])
 
@@ -188,6 +195,10 @@ def test_patterns(tmp_path, monkeypatch):
     for name in ("b.txt", "a.txt", "c.jsonl"):
         (tmp_path / name).write_text("{}")
     assert [s.name for s in find_sources("c.*, *.txt,./a.txt")] == ["c.jsonl", "a.txt", "b.txt"]
+    (tmp_path / "part[1].txt").write_text("x")
+    (tmp_path / "folder.d").mkdir()
+    assert [s.name for s in find_sources("part[1].txt")] == ["part[1].txt"]
+    assert [s.name for s in find_sources("**")] == ["a.txt", "b.txt", "c.jsonl", "part[1].txt"]
     with pytest.raises(CorpusError, match=rf"missing-\*.gz matches no file.*{tmp_path}"):
         find_sources("*.txt,missing-*.gz")
     with pytest.raises(CorpusError, match="is no regular file"):
@@ -207,6 +218,32 @@ def test_sentences():
         "吾輩は猫である。",
         "名前はまだ無い。",
     ]
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", " \u2009", "\u0085"])
+def test_text_that_makes_the_splitter_panic_is_split(space):
+    """A capital, a space of several bytes and a full stop: sentencex 1.0 panics in Rust."""
+    text = f"Doctors speak of vitamin A{space}. It is needed. Yes{space}."
+    for language in ("en", "fr", "de"):
+        pieces = split_sentences(language, text)
+        assert "".join("".join(pieces).split()) == "".join(text.split())
+        assert pieces[0].startswith("Doctors speak of vitamin A")
+        assert len(pieces) > 1
+
+
+def test_files_in_another_format_are_refused(tmp_path):
+    for module, kind in ((bz2, "bzip2"), (lzma, "xz")):
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(module.compress(b'{"text": "good"}'))
+        with pytest.raises(CorpusError, match=f"a.jsonl: is {kind}; expected plain text"):
+            find_sources(str(path))
+        with pytest.raises(CorpusError, match=f"a.jsonl: is {kind}"):
+            list(read_blocks(Source(str(path), 9)))  # of a bucket this is the first look
+
+
+def test_suffixes_of_any_case(tmp_path):
+    (tmp_path / "A.JSONL").write_text('{"text": "good"}')
+    assert read(tmp_path / "A.JSONL")[0] == [(1, ["good"])]
 
 
 def test_long_paragraphs_are_split_in_windows():

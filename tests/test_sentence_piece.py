@@ -42,6 +42,23 @@ def test_a_learned_sentencepiece_model(sentence_piece):
     assert sentence_piece.decode([2, *ids, 4, 3]) == f"[CLS] {text} [MASK] [SEP]"
 
 
+def test_where_text_has_no_spaces_each_piece_is_a_word():
+    """Else whole-word masking would find sentences too long to mask."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["今天下雨我们不去了 the cat", "วันนี้ฝนตก cats"] * 50),
+        model_writer=model,
+        vocab_size=29,
+        minloglevel=2,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    for text in ("今天下雨我们不去了", "วันนี้ฝนตก"):
+        ids = tokenizer.encode(text)
+        assert len(ids) > 3
+        assert tokenizer.word_starts[ids].all()
+    assert not tokenizer.word_starts[tokenizer.encode("cats")].all()
+
+
 def test_what_follows_a_mask_without_a_space_begins_no_word(sentence_piece):
     mask = sentence_piece.mask_id
     for text in ("The function.", "(The function) is", "a function, or two", "functions"):

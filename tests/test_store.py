@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +89,27 @@ def test_gather(tmp_path, shard_tokens):
     assert rows.dtype == np.int32
     for row, start, length in zip(rows, starts, lengths, strict=True):
         assert row.tolist() == [*tokens[start : start + length], *[0] * (64 - length)]
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open_files(tmp_path):
+    code = """
+import resource, sys
+from bertjax.data.store import StoreError, open_store
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
+try:
+    print(len(open_store(sys.argv[1]).train.token_shards))
+except StoreError as error:
+    print(error)
+"""
+    path, documents = tmp_path / "s", make_documents(40, 500, 2)
+    shards = len(
+        write_store(path, make_tokenizer(500), documents, shard_tokens=8).train.token_shards
+    )
+    assert shards > 30
+    for hard, expected in ((4_096, str(shards)), (30, "ulimit -Hn")):
+        command = [sys.executable, "-c", code, str(path), str(hard)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert expected in result.stdout, result.stderr
 
 
 def test_gather_refuses_ranges_that_do_not_exist(tmp_path):

@@ -20,6 +20,16 @@ BLOCK_BYTES = 2**20  # text in a block, unless one document is longer
 MAX_LINE_BYTES = 10 * 2**20  # a longer line is left out
 MAX_DOCUMENT_BYTES = 10 * 2**20  # a longer plain-text document is cut at a line end
 
+# First bytes of files that are neither text nor gzip.
+_FORMATS = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+}
+FORMAT_BYTES = max(map(len, _FORMATS))
+
 # What can be wrong with the input, and what is done about it.
 PROBLEMS = {
     "empty_file": "nothing to read in the file",
@@ -107,12 +117,27 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
+def check_format(name: str, first: bytes) -> None:
+    """Refuses a file that is no text and no gzip, by its first `FORMAT_BYTES`.
+
+    Raises:
+        CorpusError: it is compressed or packed otherwise.
+    """
+    for begin, kind in _FORMATS.items():
+        if first.startswith(begin):
+            raise CorpusError(
+                f"{name}: is {kind}; expected plain text or JSON lines, as they are or with gzip: "
+                "unpack it first"
+            )
+
+
 def read_file_blocks(source: Source) -> Iterator[Block]:
     """Cuts a file, of plain text or JSON lines by its name, gzip or not, into blocks."""
     name = source.name
-    json_lines = name.removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson"))
+    json_lines = name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson"))
     with _HashedFile(name) as raw, io.BufferedReader(raw, 2**18) as buffered:
-        compressed = name.endswith(".gz") or buffered.peek(2)[:2] == b"\x1f\x8b"
+        check_format(name, buffered.peek(FORMAT_BYTES)[:FORMAT_BYTES])
+        compressed = name.lower().endswith(".gz") or buffered.peek(2)[:2] == b"\x1f\x8b"
         stream: io.BufferedIOBase
         stream = gzip.GzipFile(fileobj=buffered) if compressed else buffered
         problems: list[Problem] = []
@@ -148,12 +173,16 @@ def _whole_lines(stream: io.BufferedIOBase, name: str, problems: list[Problem]) 
     dropped = 0  # bytes of a line that is already too long
     while True:
         try:
-            piece = stream.read(BLOCK_BYTES)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            problems.append(Problem("bad_gzip", name, line, str(error)))
-            return
+            piece, damage = _read_piece(stream)
         except OSError as error:
             raise CorpusError(f"{name}: cannot be read on at line {line}: {error}") from error
+        if damage:  # what came before it is sound as far as lines are whole
+            last = piece.rfind(b"\n") + 1
+            if last and not dropped:
+                yield tail + piece[:last]
+                line += piece.count(b"\n")
+            problems.append(Problem("bad_gzip", name, line, str(damage)))
+            return
         if not piece:
             break
         end = piece.find(b"\n")
@@ -175,6 +204,22 @@ def _whole_lines(stream: io.BufferedIOBase, name: str, problems: list[Problem]) 
         problems.append(Problem("long_line", name, line, f"{dropped + len(tail)} bytes"))
     elif tail:
         yield tail + b"\n"
+
+
+def _read_piece(stream: io.BufferedIOBase) -> tuple[bytes, Exception | None]:
+    """The next BLOCK_BYTES, fewer at the end; and how a gzip file is broken behind them."""
+    parts: list[bytes] = []
+    missing = BLOCK_BYTES
+    while missing:
+        try:
+            part = stream.read1(missing)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            return b"".join(parts), error
+        if not part:
+            break
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts), None
 
 
 def _last_blank_line(lines: bytes, start: int) -> int:

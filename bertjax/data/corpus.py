@@ -13,8 +13,11 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,25 @@ from typing import Any
 import sentencex
 
 from bertjax.bucket import find_objects, is_bucket_path
-from bertjax.data.blocks import BLOCK_BYTES, Block, CorpusError, Problem, Source, read_file_blocks
+from bertjax.data.blocks import (
+    BLOCK_BYTES,
+    FORMAT_BYTES,
+    Block,
+    CorpusError,
+    Problem,
+    Source,
+    check_format,
+    read_file_blocks,
+)
 from bertjax.data.tfds_records import open_tfds
 from bertjax.data.wiki40b import wiki40b_text
 
+_LOG = logging.getLogger(__name__)
 _WINDOW = 20_000  # characters given to the sentence splitter at once
+# Of sentencex 1.0: it takes such a capital for a name's initial and looks inside of the space's
+# bytes, which ends in a panic of Rust ("vitamin A\u00a0.").
+_INITIAL = re.compile(r"(?<!\S)[A-Z]\s*[^\S\x00-\x7f]\.(?!\.)")
+_SPACES = {c: " " for c in range(0x80, 0x3001) if chr(c).isspace()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +79,11 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
         if is_bucket_path(pattern):
             sources |= {name: Source(name, size) for name, size in _find_objects(pattern).items()}
             continue
-        names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        path = os.path.expanduser(pattern)
+        if os.path.exists(path):  # also one whose name has brackets
+            names = [path]
+        else:
+            names = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
         if not names:
             raise CorpusError(
                 f"--input={pattern} matches no file (working directory: {Path.cwd()}); "
@@ -75,6 +96,8 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
                 )
             if not os.access(name, os.R_OK):
                 raise CorpusError(f"{name}: may not be read (permission denied)")
+            with open(name, "rb") as file:
+                check_format(name, file.read(FORMAT_BYTES))
             sources.setdefault(os.path.realpath(name), Source(name, os.path.getsize(name)))
     if not sources:
         raise CorpusError("--input names nothing to read")
@@ -122,13 +145,13 @@ def split_sentences(language: str, text: str) -> list[str]:
         text: one paragraph.
     """
     if len(text) <= _WINDOW:
-        found = sentencex.segment(language, text)
+        found = _segment(language, text)
     else:
         found = []
         start = 0
         while start < len(text):
             window = text[start : start + _WINDOW]
-            pieces = sentencex.segment(language, window)
+            pieces = _segment(language, window)
             if start + _WINDOW < len(text):
                 if len(pieces) > 1:
                     pieces.pop()
@@ -138,6 +161,22 @@ def split_sentences(language: str, text: str) -> list[str]:
             found += pieces
             start += sum(map(len, pieces))
     return list(filter(None, map(str.strip, found)))
+
+
+def _segment(language: str, text: str) -> list[str]:
+    """Pieces of the text, which together are the text."""
+    given = _INITIAL.sub(lambda match: match[0].translate(_SPACES), text)
+    try:
+        pieces = sentencex.segment(language, given)
+    except BaseException as error:  # a panic of Rust is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        _LOG.warning("the sentence splitter failed on %r: kept as one sentence", text[:60])
+        return [text]
+    if given is text:
+        return pieces
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return [text[end - len(piece) : end] for piece, end in zip(pieces, ends, strict=True)]
 
 
 # --- text

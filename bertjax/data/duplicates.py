@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -146,5 +147,6 @@ def read_dropped(path: Path) -> frozenset[tuple[str, int]]:
     """Source and line of the documents to drop; none where there is no such file."""
     if not path.exists():
         return frozenset()
-    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return frozenset((record["source"], record["line"]) for record in records)
+    with path.open(encoding="utf-8") as lines:
+        records = map(json.loads, lines)
+        return frozenset((sys.intern(record["source"]), record["line"]) for record in records)

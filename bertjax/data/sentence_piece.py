@@ -7,6 +7,7 @@ lacks is appended after its last id, then `[unusedN]` up to the size asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,16 @@ import numpy as np
 from bertjax.data.vocabulary import SPECIAL_PIECES, Tokenizer, TokenizerError, with_filler
 
 WORD_START = "▁"
+# Scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def _begins_word(piece: str) -> bool:
+    """After a space; where text has none each piece, or a sentence would be one word to mask."""
+    return piece.startswith(WORD_START) or bool(_UNSPACED.match(piece))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -65,7 +76,7 @@ class SentencePieceTokenizer(Tokenizer):
             id >= size or processor.is_control(id) or processor.is_unknown(id)
             for id in range(len(pieces))
         ]
-        word_starts = np.array([p.startswith(WORD_START) for p in pieces]) | silent
+        word_starts = np.array([_begins_word(piece) for piece in pieces]) | silent
         super().__init__(
             pieces,
             special_ids=special_ids,

@@ -16,9 +16,11 @@ one token and every document at least one sentence. docs/design/store.md has the
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ FORMAT = "bertjax-store"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
+_OTHER_FILES = 256  # that a process may open besides those of the store
 
 
 class StoreError(ValueError):
@@ -176,6 +179,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     path = Path(path)
     manifest = read_manifest(path)
     _check_sizes(path, manifest)
+    _allow_open_files(len(manifest["files"]))
     tokenizer = manifest["tokenizer"]
     vocab_size = tokenizer["vocab_size"]
     train, heldout = (
@@ -283,11 +287,22 @@ def _open_split(folder: Path, name: str, entry: dict[str, Any], vocab_size: int)
     )
 
 
+def _allow_open_files(count: int) -> None:
+    """Raises this process's own limit, often 1,024: Python keeps a descriptor for each map."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + count + _OTHER_FILES
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
+
+
 def _load(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read as a NumPy array: {error}") from None
+        advice = ""
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            advice = "; the store needs a descriptor a shard: ask for a higher `ulimit -Hn`"
+        raise StoreError(f"{path}: cannot be read as a NumPy array: {error}{advice}") from None
     if array.dtype != dtype or array.shape != (length,):
         raise StoreError(
             f"{path}: is {array.dtype} {list(array.shape)}, expected {dtype} [{length}]"

@@ -180,7 +180,7 @@ class StoreWriter:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         write_file(self.path / MANIFEST, text.encode() + b"\n")
-        shutil.rmtree(self.work)
+        shutil.rmtree(self.work, ignore_errors=True)  # on NFS the open lock stays until it closes
 
     def _array(self, split: str, kind: str, dtype: np.dtype) -> ArrayFile:
         if (split, kind) not in self._open:
