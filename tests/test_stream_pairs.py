@@ -180,6 +180,22 @@ def test_long_sentences_lose_tokens_at_both_ends(tmp_path):
     assert 0.9 < front.std() / 223.6 < 1.1
 
 
+def test_without_next_sentence_all_of_a_long_sentence_is_read(tmp_path):
+    """As many tokens are dropped in front as may be, each number as likely."""
+    store = write_store(tmp_path / "s", make_tokenizer(), [[[5] * 1_000]])
+    spec = RowSpec(max_length=32, max_predictions=5, next_sentence=False)
+    keys = keys_at(stream_key(1), np.arange(20_000))
+    zeros = np.zeros(20_000, np.int64)
+    segments = draw_segments(store.train, zeros, zeros + 1, keys, spec)
+    assert set(segments.a_length) == {30}
+    counts = np.bincount(segments.a_start, minlength=971)
+    assert len(counts) == 971
+    assert counts.min() > 0
+    # The sum of squares over 970 degrees of freedom, within five standard deviations.
+    expected = 20_000 / 971
+    assert abs(((counts - expected) ** 2 / expected).sum() - 970) < 5 * np.sqrt(2 * 970)
+
+
 def test_rows_without_next_sentence_are_running_text():
     spec = RowSpec(max_length=64, max_predictions=10, next_sentence=False)
     reader = make_reader(max_length=64, max_predictions=10, next_sentence=False)

@@ -48,10 +48,11 @@ def draw_segments(
 
     A target length is `room`, or with probability `short_row_rate` uniform in [2, room]; sentences
     of the row are taken until it is reached. Without next-sentence prediction they are the one
-    segment. With it, A is the first 1 to n - 1 of the n sentences; B is the others, or, where n is
-    1 and with probability 1/2 elsewhere, sentences of another document from a random one on until
-    they fill the target. What is above `room` is dropped token by token from the longer segment
-    (B where equal), at either end with probability 1/2.
+    segment, and what is above `room` is dropped in front and behind, any number in front as likely
+    as another. With it, A is the first 1 to n - 1 of the n sentences; B is the others, or, where n
+    is 1 and with probability 1/2 elsewhere, sentences of another document from a random one on
+    until they fill the target. What is above `room` is dropped token by token from the longer
+    segment (B where equal), at either end with probability 1/2, as the reference does.
 
     A split of one document has no other to take B from: like the reference after ten draws, B
     then comes from the same document and still counts as random. So does a row whose neighbours
@@ -75,7 +76,7 @@ def draw_segments(
     if not spec.next_sentence:
         a_length = offsets[end] - a_start
         dropped = np.maximum(a_length - spec.room, 0)
-        a_start = a_start + coin_flips(bits64(keys, _DROP_A), dropped)
+        a_start = a_start + uniform_int(bits64(keys, _DROP_A), dropped + 1)
         none = np.zeros_like(a_start)
         return Segments(a_start, a_length - dropped, none, none, none)
 
