@@ -99,6 +99,7 @@ def _main(
         )
     if recipe:
         config.phases = tuple(Phase(**p) if isinstance(p, dict) else p for p in config.phases)
+        _check_reach(config, config_flag)
         validate(config)
         if PRINT_CONFIG.value:
             print(config.to_json())
@@ -114,6 +115,18 @@ def _main(
     )
     logging.getLogger("bertjax").setLevel(logging.INFO)
     return main(config)
+
+
+def _check_reach(config: Config, config_flag: flags.FlagHolder) -> None:
+    """Refuses what would change nothing: a field of `data` that every phase has for itself."""
+    for name in overrides(config_flag):
+        section, _, field = name.partition(".")
+        values = [getattr(phase, field, 0) for phase in config.phases]
+        if section == "data" and values and all(values):
+            raise ConfigError(
+                f"--config.{name}: the recipe's phases have their own ({values}); set "
+                f"--config.phases[0].{field}=..."
+            )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

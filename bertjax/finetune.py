@@ -135,9 +135,11 @@ def main(overridden: Config) -> int:
 
 
 def _run(overridden: Config) -> int:
+    from bertjax.training import distributed
     from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.fine_tuning import Examples
     from bertjax.training.fine_tuning_run import fine_tune
+    from bertjax.training.preemption import EXIT_PREEMPTED
 
     use_compilation_cache()
     assert isinstance(overridden, FineTuningConfig)
@@ -196,6 +198,8 @@ def _run(overridden: Config) -> int:
         if len(configs) > 1:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
         exit_code = fine_tune(config, folder, training, evaluation, tokenizer)
+        if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
+            distributed.leave(exit_code)
         if exit_code:
             return exit_code
     if len(configs) > 1:

@@ -71,10 +71,13 @@ def main(config: Config) -> int:
         use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
-        return loop.run(config, _WORKDIR.value)
+        exit_code = loop.run(config, _WORKDIR.value)
+        if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
+            distributed.leave(exit_code)
+        return exit_code
     except Exception as error:
         if isinstance(error, distributed.PeerLostError) or (
-            several and distributed.is_loss_of_peer(error)
+            several and not isinstance(error, foreseen) and distributed.is_loss_of_peer(error)
         ):
             print(f"error: another process of this run is gone: {error}", file=sys.stderr)
             print("run the same command again on all machines to go on", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Checkpoints that were damaged, cut short by kill -9 or found no room."""
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -107,6 +108,19 @@ def test_a_whole_copy_under_another_step_or_with_a_file_too_many_is_unsound(work
         assert_is_step(store.latest(), 1)
     assert "SEAL.json: step 2 found, 3 expected" in caplog.text
     assert "params/d/extra: not listed in SEAL.json" in caplog.text
+
+
+def test_a_file_server_that_does_not_answer_is_no_damage(workdir, monkeypatch):
+    """The checkpoint is not set aside, which would be for good."""
+
+    def fail(path, algorithm, sync=False):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, "_digest", fail)
+        with pytest.raises(CheckpointError, match=r"cannot be read now \(Stale file"):
+            resolve(workdir)
+    assert resolve(workdir).path.is_dir()
 
 
 def test_with_none_sound_the_run_stops_and_stops_again(workdir):

@@ -183,6 +183,11 @@ def test_a_recipe_of_ones_own(tmp_path):
         ([], "--config is missing: choose from base, large, small, tiny"),
         (["--config=tiny"], "--workdir=DIR is missing"),
         (["--config=tiny", f"--workdir={__file__}"], "is a file; name a folder"),
+        (
+            ["--config=base", "--config.data.max_length=64"],
+            "--config.data.max_length: the recipe's phases have their own ([128, 512]); set "
+            "--config.phases[0].max_length=",
+        ),
         (["--config=tiny", "--config.optimiser.name=lamb"], "did you mean 'optimizer'?"),
         (["--config=tiny", "--config.optimizer.nam=lamb"], "did you mean 'name'?"),
         (["--config=tiny", "--config.optimizer=lamb"], "--config.optimizer is a group of fields"),

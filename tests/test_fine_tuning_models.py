@@ -113,3 +113,5 @@ def test_logits_are_float32_whatever_the_compute_dtype(inputs):
         config = with_head(head, dtype="bfloat16")
         logits = make_model(config).apply({"params": init_params(config, 0)}, *inputs)
         assert {x.dtype for x in jax.tree.leaves(logits)} == {jnp.dtype("float32")}
+        for x in jax.tree.leaves(logits):  # nor rounded to it before
+            assert (x.astype(jnp.bfloat16).astype(jnp.float32) != x).any(), head

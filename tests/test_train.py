@@ -1,5 +1,9 @@
 """Runs through the public command and `loop.run`: what is written, and that resuming is exact."""
 
+import collections
+import contextlib
+import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +19,7 @@ from stream_store import make_documents, make_tokenizer
 from bertjax.config import ConfigError
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
+from bertjax.training.preemption import Preempted, PreemptionGuard
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import step_keys
 from bertjax.training.workdir_lock import WorkdirInUseError
@@ -113,6 +118,48 @@ def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path):
     assert_same_run(tmp_path, whole_run)
 
 
+def test_a_signal_is_noted_even_where_its_exception_gets_lost():
+    with PreemptionGuard() as guard:
+        with contextlib.suppress(Preempted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert guard.requested
+
+
+def test_sigterm_while_compiling_exits_75_at_once(store, tmp_path):
+    """With nothing compiled before, the compiler is still at work when the process ends."""
+    with subprocess.Popen(
+        command(store, tmp_path / "run"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "phase 0: at least" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75, lines
+    assert "before the first step: there was nothing to save" in lines[-1]
+    assert not any("compiled the step" in line for line in lines)
+
+
+def test_minutes_that_are_asked_about_a_step_late_save_once(store, tmp_path, monkeypatch):
+    """As several processes ask: a vote that was cast before a save must not make another."""
+    answers = collections.deque([(False, False)])
+
+    def soon(self, *asked):
+        answers.append(asked)
+        return answers.popleft()
+
+    monkeypatch.setattr(loop.distributed.Agreement, "soon", soon)
+    options = {"every_steps": 1_000, "every_minutes": 1e-9, "keep": 0}
+    changes = {f"checkpoint__{name}": value for name, value in options.items()}
+    assert loop.run(micro(store, num_steps=9, **changes), tmp_path) == 0
+    saved = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert len(saved) > 3
+    assert all(after - before > 1 for before, after in itertools.pairwise(saved[:-1])), saved
+
+
 def command(store, workdir, *more):
     return [
         sys.executable,
@@ -171,6 +218,14 @@ def test_other_settings_at_resume_are_refused(store, whole_run, changes, message
     with pytest.raises(ConfigError, match="belongs to a run with other settings") as error:
         loop.run(micro(store, **changes), whole_run)
     assert message in str(error.value)
+
+
+def test_steps_that_are_the_schedule_may_not_change(store, tmp_path):
+    """Without phases; with them num_steps only stops early."""
+    one = micro(store, phases=(), num_steps=2, optimizer__warmup_steps=1)
+    assert loop.run(one, tmp_path) == 0
+    with pytest.raises(ConfigError, match=r"config\.num_steps: 2 there, 4 here"):
+        loop.run(dataclasses.replace(one, num_steps=4), tmp_path)
 
 
 def test_another_store_at_resume_is_refused(whole_run, tmp_path):

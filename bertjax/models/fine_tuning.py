@@ -14,7 +14,7 @@ from flax import linen as nn
 from bertjax.config import ModelConfig
 from bertjax.models.bert import BertEncoder
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layers import dense, wide_dtype
+from bertjax.models.layers import output_layer
 
 
 class BertForClassification(nn.Module):
@@ -29,7 +29,7 @@ class BertForClassification(nn.Module):
         """Declares encoder and head; the encoder's parameters stand at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
-        self.classification_head = dense(self.config, self.config.num_labels)
+        self.classification_head = output_layer(self.config, self.config.num_labels)
 
     def __call__(
         self,
@@ -42,7 +42,7 @@ class BertForClassification(nn.Module):
         pooled: Any
         _, pooled = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
         pooled = dropout(pooled, self.config.dropout_rate, _head_keys(self.config, row_keys))
-        return self.classification_head(pooled).astype(wide_dtype(self.config))
+        return self.classification_head(pooled)
 
 
 class BertForTagging(nn.Module):
@@ -54,7 +54,7 @@ class BertForTagging(nn.Module):
         """Declares encoder and head; the encoder's parameters stand at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
-        self.tagging_head = dense(self.config, self.config.num_labels)
+        self.tagging_head = output_layer(self.config, self.config.num_labels)
 
     def __call__(
         self,
@@ -66,7 +66,7 @@ class BertForTagging(nn.Module):
         """Maps rows of tokens [b, t], as in `BertEncoder`, to logits [b, t, num_labels]."""
         x, _ = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
         x = dropout(x, self.config.dropout_rate, _head_keys(self.config, row_keys))
-        return self.tagging_head(x).astype(wide_dtype(self.config))
+        return self.tagging_head(x)
 
 
 class BertForSpans(nn.Module):
@@ -81,7 +81,7 @@ class BertForSpans(nn.Module):
         """Declares encoder and head; the encoder's parameters stand at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
-        self.span_head = dense(self.config, 2)
+        self.span_head = output_layer(self.config, 2)
 
     def __call__(
         self,
@@ -92,7 +92,7 @@ class BertForSpans(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Maps rows of tokens [b, t], as in `BertEncoder`, to start and end logits, each [b, t]."""
         x, _ = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
-        logits = self.span_head(x).astype(wide_dtype(self.config))
+        logits = self.span_head(x)
         return logits[..., 0], logits[..., 1]
 
 

@@ -47,6 +47,16 @@ def dense(
     )
 
 
+def output_layer(config: ModelConfig, features: int) -> nn.Dense:
+    """The last layer of a head: as `dense`, but float32, so that logits are not rounded before."""
+    return nn.Dense(
+        features,
+        dtype=wide_dtype(config),
+        param_dtype=jnp.float32,
+        kernel_init=truncated_normal(config),
+    )
+
+
 def wide_dtype(config: ModelConfig) -> jnp.dtype:
     """The dtype of LayerNorm, softmax and logits: float32 or wider."""
     return jnp.promote_types(config.dtype, jnp.float32)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from bertjax.config import ModelConfig
 from bertjax.models.bert import BertEncoder, Packing
 from bertjax.models.heads import MaskedLanguageModelHead
-from bertjax.models.layers import dense, wide_dtype
+from bertjax.models.layers import output_layer
 
 
 class BertForPreTraining(nn.Module):
@@ -22,7 +22,7 @@ class BertForPreTraining(nn.Module):
         nn.share_scope(self, self.bert)
         self.mlm_head = MaskedLanguageModelHead(self.config)
         if self.config.next_sentence:
-            self.nsp_head = dense(self.config, 2)
+            self.nsp_head = output_layer(self.config, 2)
 
     def __call__(
         self,
@@ -56,4 +56,4 @@ class BertForPreTraining(nn.Module):
         mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
         if not self.config.next_sentence:
             return mlm_logits, None
-        return mlm_logits, self.nsp_head(pooled).astype(wide_dtype(self.config))
+        return mlm_logits, self.nsp_head(pooled)

@@ -91,8 +91,8 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
     writes = jax.process_index() == 0
     lock = lock_workdir(place.path) if writes else contextlib.nullcontext()
     several = jax.process_count() > 1
-    with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
-        try:
+    try:
+        with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
             distributed.check_shared(place.path)
             job = open_job(with_dtype(config), place, mesh)
             distributed.check_alike(job.fingerprints)
@@ -112,9 +112,9 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
                 if finished:
                     trainer.summarize()
                 return EXIT_FINISHED if finished else EXIT_PREEMPTED
-        except Preempted as preempted:
-            _LOG.warning("%s before the first step: there was nothing to save", preempted)
-            return EXIT_PREEMPTED
+    except Preempted as preempted:
+        _LOG.warning("%s before the first step: there was nothing to save", preempted)
+        return EXIT_PREEMPTED
 
 
 def with_dtype(config: Config) -> Config:
@@ -169,12 +169,15 @@ class _Trainer:
             # Asked first: between two phases there may be minutes of compiling.
             stop = self.agreement.now(guard.requested)
             index = self.phases.index(self.step)
-            if stop or not self._train_phase(index, tracker, guard, profile):
-                self._save()
+            finished = not stop and self._train_phase(index, tracker, guard, profile)
+            if not finished or self.step < self.config.last_step:
+                self._save()  # also before the next phase is compiled, which may take minutes
+            if not finished:
                 self.checkpoints.wait()
                 _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
                 return False
-        if self.agreement.now(tracker.last_evaluation != self.step):
+        # Process 0 alone knows what evals.jsonl has.
+        if self.agreement.now(jax.process_index() == 0 and tracker.last_evaluation != self.step):
             self._evaluate(tracker)
         self._save()
         self.checkpoints.wait()
@@ -215,13 +218,18 @@ class _Trainer:
         seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
         self.throughput.restart()
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
-            # The compiler is at work while the rows are found and the first of them made.
+        # The compiler is at work while the rows are found and the first of them made. Who is asked
+        # to stop does not wait for it.
+        beside = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        try:
             memory = distributed.smallest(device_memory_bytes(self.mesh))
             compiling = beside.submit(self._compile, phase, memory)
             reader = self.job.training_rows(index)
             position = self.phases.position(self.step, index)
             batches = DeviceBatches(self.config, reader, phase, position, self.mesh)
+            step_function = compiling.result()
+        finally:
+            beside.shutdown(wait=False, cancel_futures=True)
         _LOG.info(
             "%s rows an epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
@@ -229,7 +237,6 @@ class _Trainer:
         )
         guard.defer()
         with batches:
-            step_function = compiling.result()
             if self.start_up:
                 self.start_up.ends("rows and program")
             last: tuple[np.ndarray, dict[str, Any]] | None = None
@@ -244,6 +251,8 @@ class _Trainer:
                 self.step += 1
                 last = row_ids, metrics
                 stop, save = self.agreement.soon(guard.requested, self._minutes_are_up())
+                # The vote is that of the step before, which did not know of a save since.
+                save &= self.step > self.saved_step + 1
                 save |= self._is_due(self.config.checkpoint.every_steps)
                 evaluate = self._is_due(self.config.eval.every_steps)
                 save |= evaluate and self.job.main_metric is not None  # it may be the best
@@ -341,6 +350,7 @@ class _Trainer:
         """Keeps the best checkpoint so far; in process 0, which removes old ones."""
         metric = self.job.main_metric
         if metric and tracker.evaluations:
+            self.checkpoints.wait()  # one that is being saved would remove the best so far
             best = max(tracker.evaluations, key=lambda line: line[metric])
             self.checkpoints.protected_step = best["step"]
 

@@ -45,11 +45,11 @@ class PreemptionGuard:
         self._deferred = True
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
+        again, self.requested = self.requested, True  # also where what is raised gets lost
         if not self._deferred:
             raise Preempted(signal.Signals(number).name)
-        if self.requested and number == signal.SIGINT:
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
         logging.getLogger(__name__).warning(
             "%s: stopping after this step and saving", signal.Signals(number).name
         )

@@ -10,6 +10,7 @@ docs/design/checkpoint.md. No jax and no orbax here.
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import functools
 import hashlib
 import json
@@ -23,6 +24,8 @@ from bertjax.bucket import BucketPath, Stored, in_parallel
 SEAL_NAME = "SEAL.json"
 FORMAT_VERSION = 1  # sha256 of each file
 BUCKET_FORMAT_VERSION = 2  # md5 of each file
+# Errors that say that a file is gone or broken; others may pass.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG)
 _HASHING_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the interpreter lock
 
 
@@ -131,6 +134,11 @@ def find_faults(directory: Path | BucketPath) -> list[str]:
             raise CheckpointError(
                 f"{error.filename}: the bucket does not answer ({error.strerror}), which says "
                 "nothing about the checkpoint. Run the same command again"
+            ) from error
+        if error.errno not in _DAMAGE:  # such as a file server that does not answer
+            raise CheckpointError(
+                f"{error.filename}: cannot be read now ({error.strerror}), which says nothing "
+                f"about the checkpoint {directory}. Run the same command again"
             ) from error
         return [f"{error.filename}: cannot be read ({error.strerror})"]
 

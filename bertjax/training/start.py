@@ -169,6 +169,8 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> N
             _LOG.info("config.%s changed since the checkpoint: %r, now %r", name, old, new)
         else:
             refused[f"config.{name}"] = (old, new)
+    if "num_steps" in changed and not config.phases and not config.optimizer.decay_steps:
+        refused["config.num_steps"] = changed["num_steps"]  # without phases it is the schedule
     for name, new in (
         ("tokenizer_hash", source.tokenizer.hash),
         ("store_hash", source.data_hash),
