@@ -95,7 +95,7 @@ check_jobset() {
   recipe=$(flag_value config "${flags[@]}")
   workdir=$(flag_value workdir "${flags[@]}")
   [[ $recipe != *.py ]] || fail "--config=$recipe: the Pods see only the recipes in the image; add it to configs/"
-  if [[ -n $claim && $workdir != /mnt/bertjax/* && $workdir != gs://* ]]; then
+  if [[ $workdir != /mnt/bertjax/* && $workdir != gs://* ]]; then
     fail "--workdir=$workdir is not below /mnt/bertjax, where --claim is mounted, nor in a bucket"
   fi
 }

@@ -127,6 +127,10 @@ check_start() {
   if [[ -n $mount && $workdir != /mnt/bertjax/* && $workdir != gs://* ]]; then
     fail "--workdir=$workdir is not below /mnt/bertjax, where --mount is mounted, nor in a bucket"
   fi
+  if [[ -z $mount && $workdir != gs://* ]]; then
+    say "--workdir=$workdir is on each worker's own disk, which several do not share and a Spot slice" \
+      "takes with it: gs://BUCKET/FOLDER, or --mount"
+  fi
 }
 
 setup() {
@@ -203,7 +207,8 @@ training() {
 }
 
 watch() {
-  local now doing
+  local now doing there=("${where[@]}")
+  if [[ -z $queue ]]; then there+=(--no_queue); fi
   if [[ -n $dry_run ]]; then
     create; setup; start
     say "every $poll_seconds s, until training ends; all of this again where it stopped, after a delete" \
@@ -217,8 +222,10 @@ watch() {
     if [[ $now == "$ready" ]]; then doing=$(training) || doing=unknown; fi
     say "$(date -u +%H:%M:%S) $name is $now; training ${doing:-cannot run}"
     case $now:$doing in
-      *:finished) return ;;
-      *:failed) fail "training failed: launch/tpu_vm.sh log --name=$name ${where[*]} says why" ;;
+      *:finished) say "$name is still there and costs: launch/tpu_vm.sh delete --name=$name ${there[*]}"; return ;;
+      *:failed)
+        say "$name is still there and costs: launch/tpu_vm.sh delete --name=$name ${there[*]}"
+        fail "training failed: launch/tpu_vm.sh log --name=$name ${there[*]} says why" ;;
       *:running | *:unknown | UNKNOWN:) ;;
       FAILED:) fail "$name is FAILED; why: gcloud compute tpus queued-resources describe $name ${where[*]}" ;;
       SUSPENDED: | PREEMPTED: | TERMINATED: | STOPPED:) delete; continue ;;

@@ -48,6 +48,9 @@ install() {
       return
     fi
   fi
+  if [[ -z $dry_run ]] && supervisor >/dev/null; then
+    fail "training runs here, with what is installed now: launch/tpu_vm.sh stop first"
+  fi
   run rm -rf venv source
   make_venv
   if [[ $package == *.whl ]]; then
@@ -127,7 +130,8 @@ setup() {
   if [[ -n $mount ]]; then mount_share "$mount"; fi
   if [[ -n $store ]]; then
     run mkdir -p store
-    run gcloud storage rsync "$store" store --recursive --delete-unmatched-destination-objects
+    # rows/ is what runs write there; the bucket does not have it.
+    run gcloud storage rsync "$store" store --recursive --delete-unmatched-destination-objects --exclude='^rows/.*'
   fi
   if [[ -z $dry_run ]]; then echo "$(hostname): set up"; fi
 }

@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 # Held-out rows are drawn alike in every run, whatever its seed, so that runs compare.
 _EVALUATION_SEED = 0
+_SMALL = 512  # hidden size up to which the embedded corpus is enough to learn something
 _EVALUATION_STREAM = 2**31 - 1  # no phase has this number
 
 
@@ -130,6 +131,11 @@ def open_data(config: Config, workdir: Workdir) -> Data:
     named = store_list(config.data)
     stores = tuple(open_store(local_store(entry.path)) for entry in named)
     if not stores:
+        if config.model.hidden_size > _SMALL:
+            _LOG.warning(
+                "no config.data.store is given: training on the embedded corpus, some 2 MB of "
+                "documentation; python -m bertjax.prepare makes a store of your text"
+            )
         stores = (_embedded_store(workdir, config.model.vocab_size),)
     given = [entry.weight for entry in named if entry.weight is not None]
     weights = whole_weights(given) if given else None

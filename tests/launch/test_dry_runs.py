@@ -24,7 +24,11 @@ _SLICES = (
     " --num_slices=2 --mount=nfs://10.0.0.2/share --store=gs://my-bucket/stores/wiki"
 )
 _SLICES_TRAINING = "--config=large --workdir=/mnt/bertjax/runs/large"
-_VM = "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-8 --no_queue"
+_VM = (
+    "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-8 --no_queue"
+    " --store=gs://my-bucket/stores/wiki"
+)
+_VM_TRAINING = "--config=base --workdir=runs/base"
 _NAME = "--name=bert --project=my-project --zone=us-west4-a"
 _GKE = (
     "--name=bert --image=us-docker.pkg.dev/my-project/images/bertjax:1"
@@ -47,7 +51,7 @@ DRY_RUNS = {
         f"launch/tpu_vm.sh up --dry-run {_SLICES} -- {_SLICES_TRAINING}",
     ],
     "tpu_vm": [
-        f"launch/tpu_vm.sh up --dry-run {_VM} -- --config=base --workdir=runs/base",
+        f"launch/tpu_vm.sh up --dry-run {_VM} -- {_VM_TRAINING}",
         f"launch/tpu_vm.sh log --dry-run {_NAME} --no_queue",
         f"launch/tpu_vm.sh delete --dry-run {_NAME} --no_queue",
     ],
@@ -58,10 +62,12 @@ DRY_RUNS = {
         "launch/gke.sh delete --dry-run --name=bert",
     ],
     "slurm": [
-        "bash launch/slurm.sbatch --dry-run --config=base --workdir=/shared/runs/base",
+        "bash launch/slurm.sbatch --dry-run --config=base --workdir=/shared/runs/base"
+        " --config.data.store=/shared/stores/wiki",
     ],
     "several_gpus": [
-        "launch/supervise.sh --dry-run python -m bertjax.train --config=base --workdir=runs/base",
+        "launch/supervise.sh --dry-run python -m bertjax.train --config=base --workdir=runs/base"
+        " --config.data.store=stores/wiki",
     ],
 }
 
