@@ -36,7 +36,8 @@ difference says whether one learns better. Both run in the plain way: no compila
 padding beyond the longest example of the task.
 
 Scores are in points (hundredths) on the development files, WNUT-17 on its test file. ± is the
-deviation over the seeds; of the difference, the standard error of its mean.
+deviation over the seeds; of the difference, the standard error of its mean. A Matthews correlation
+of 0 is that of one class for all.
 """
 
 
