@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bertjax.config import ConfigError
 from bertjax.training.workdir_lock import WorkdirInUseError, lock_workdir
 
 HOLDER = """
@@ -59,3 +60,13 @@ def test_an_error_in_the_run_frees_the_workdir(tmp_path):
         raise ZeroDivisionError
     with lock_workdir(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file" / "run", Path("/proc/no/run")):
+        with (
+            pytest.raises(ConfigError, match=rf"--workdir={workdir}: cannot be made or written"),
+            lock_workdir(workdir),
+        ):
+            pass

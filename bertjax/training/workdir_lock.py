@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bertjax.bucket import BucketPath, as_path
+from bertjax.config import ConfigError
 from bertjax.training import bucket_lock
 
 LOCK_NAME = ".lock"
@@ -32,7 +33,8 @@ def lock_workdir(workdir: Path | BucketPath | str) -> Iterator[None]:
 
     Raises:
         WorkdirInUseError: another run holds it.
-        OSError: the workdir cannot be created or written.
+        ConfigError: the folder cannot be made or written.
+        OSError: the bucket cannot be written.
     """
     path = as_path(workdir) / LOCK_NAME
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -44,8 +46,16 @@ def lock_workdir(workdir: Path | BucketPath | str) -> Iterator[None]:
         except bucket_lock.HeldError as error:
             raise _in_use(workdir, str(error)) from None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:  # not "w": the holder's words must survive a refused attempt
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not "w": the holder's words must survive a refused attempt.
+        lock = open(path, "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: cannot be made or written ({error.strerror}: {error.filename}); "
+            "choose another folder"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
