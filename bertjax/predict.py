@@ -193,17 +193,17 @@ def _output() -> Iterator[TextIO]:
     if not _OUTPUT.value:
         yield sys.stdout
         return
-    if Path(_OUTPUT.value).exists() and not Path(_OUTPUT.value).is_file():  # such as a pipe
-        with open(_OUTPUT.value, "w", encoding="utf-8", errors="backslashreplace") as out:
-            yield out
-        return
-    unfinished = f"{_OUTPUT.value}.unfinished"
+    path = Path(_OUTPUT.value)
+    is_special = path.exists() and not path.is_file()  # such as a pipe: written as it is
+    target = path if is_special else Path(f"{path}.unfinished")
     try:
-        with open(unfinished, "w", encoding="utf-8", errors="backslashreplace") as out:
+        with target.open("w", encoding="utf-8", errors="backslashreplace") as out:
             yield out
-        os.replace(unfinished, _OUTPUT.value)
+        if not is_special:
+            target.replace(path)
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        if not is_special:
+            target.unlink(missing_ok=True)
 
 
 def _predictor(kind: str, encoder: Any) -> Predict:

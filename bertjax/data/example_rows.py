@@ -76,7 +76,7 @@ def batches_by_length(
     batches: list[LengthBatch] = []
     waiting = np.argsort(lengths, kind="stable")
     for parts in (4, 2, 1):
-        length = min(_LENGTH_UNIT * math.ceil(max_length / parts / _LENGTH_UNIT), max_length)
+        length = rounded_length(max_length / parts, max_length)
         size = shards * max(1, min(tokens_per_shard // length, -(-len(waiting) // shards)))
         count = int(np.searchsorted(lengths[waiting], length, "right"))
         if length < max_length:
@@ -90,6 +90,20 @@ def batches_by_length(
     return batches
 
 
+def rounded_length(length: float, most: int) -> int:
+    """The next multiple of 8 tokens, but not above `most`."""
+    return min(_LENGTH_UNIT * math.ceil(length / _LENGTH_UNIT), most)
+
+
+def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
+    """The arrays [n, ...], those of one number a token, as wide as input_ids, cut to `length`."""
+    width = arrays["input_ids"].shape[1:2]
+    return {
+        name: array[:, :length] if array.shape[1:2] == width else array
+        for name, array in arrays.items()
+    }
+
+
 def take_rows(arrays: Mapping[str, np.ndarray], positions: np.ndarray, length: int) -> Batch:
     """Rows of the arrays, those of one number a token cut to `length`; no row has row_weights 0.
 
@@ -98,10 +112,7 @@ def take_rows(arrays: Mapping[str, np.ndarray], positions: np.ndarray, length: i
       positions: integer [b]; -1 = no row.
       length: tokens.
     """
-    width = arrays["input_ids"].shape[1]
-    batch = {}
-    for name, array in arrays.items():
-        rows = array[np.maximum(positions, 0)]
-        batch[name] = rows[:, :length] if rows.shape[1:2] == (width,) else rows
+    rows = np.maximum(positions, 0)
+    batch = cut_tokens({name: array[rows] for name, array in arrays.items()}, length)
     batch["row_weights"] = batch["row_weights"] * (positions >= 0).astype(np.float32)
     return batch

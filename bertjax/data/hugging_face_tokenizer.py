@@ -287,8 +287,9 @@ def _check_special(path: Path, settings: dict[str, Any], names: dict[str, str]) 
 def _check_model(folder: Path, settings: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
     """Refuses settings that change text or special pieces beside a SentencePiece model."""
     path = folder / "tokenizer_config.json"
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        _check_special(folder / name, _read_json(folder / name), _special_names(tokenizer))
+    map_path = folder / "special_tokens_map.json"
+    for file, values in ((path, settings), (map_path, _read_json(map_path))):
+        _check_special(file, values, _special_names(tokenizer))
     if settings.get("do_lower_case") not in (None, tokenizer.lower_case):
         does = "lowers" if tokenizer.lower_case else "keeps"
         raise TokenizerError(

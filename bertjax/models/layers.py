@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -49,12 +50,7 @@ def dense(
 
 def output_layer(config: ModelConfig, features: int) -> nn.Dense:
     """The last layer of a head: as `dense`, but float32, so that logits are not rounded before."""
-    return nn.Dense(
-        features,
-        dtype=wide_dtype(config),
-        param_dtype=jnp.float32,
-        kernel_init=truncated_normal(config),
-    )
+    return dense(dataclasses.replace(config, dtype=wide_dtype(config).name), features)
 
 
 def wide_dtype(config: ModelConfig) -> jnp.dtype:

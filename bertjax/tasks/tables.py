@@ -104,7 +104,7 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from _json_records(path)
         return
     rows = read_rows(path)
-    _, header = next(rows, (1, []))
+    _, header = next(rows)
     if len(set(header)) < len(header):
         raise TaskError(f"{path}:1: a column comes twice: {', '.join(header)}")
     for number, row in rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.config import Config, FineTuningConfig, ModelConfig, Phase
-from bertjax.data.example_rows import ExampleRows, batches_by_length, take_rows
+from bertjax.data.example_rows import (
+    ExampleRows,
+    batches_by_length,
+    cut_tokens,
+    rounded_length,
+    take_rows,
+)
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.models import make_model
 from bertjax.tasks.task import Task, join_outputs
@@ -32,7 +37,6 @@ from bertjax.training.sharding import local_rows, replicated
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 
-_LENGTH_UNIT = 8
 _TOKENS_A_DEVICE = 8_192  # in one batch of an evaluation
 _MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
 
@@ -60,12 +64,9 @@ class Examples:
         self.task, self.examples = task, examples
         arrays = task.features(examples, tokenizer, max_length)
         longest = int(arrays["attention_mask"].sum(axis=1).max())
-        self.max_length = min(max_length, _LENGTH_UNIT * math.ceil(longest / _LENGTH_UNIT))
+        self.max_length = rounded_length(longest, max_length)
         # Columns that are padding in every row cost time and do nothing.
-        self.arrays = {
-            name: array[:, : self.max_length] if array.shape[1:2] == (max_length,) else array
-            for name, array in arrays.items()
-        }
+        self.arrays = cut_tokens(arrays, self.max_length)
         answers = ANSWERS[task.head]
         self.has_answers = all(name in self.arrays for name in answers)
 
