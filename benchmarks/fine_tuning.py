@@ -5,10 +5,10 @@
 For each seed both fine-tune the same Hugging Face folder: the new layer begins with the numbers
 that bertjax draws from the seed, the batches hold the same rows in the same order, and learning
 rates, weight decay, clipping and evaluations are the same. What differs is the program and the
-dropout masks. Both keep the best of the evaluations, one an epoch. A seed that stands in the
-results is not run again, and several processes may share the file: one a core, with taskset, makes
-the most of two cores; benchmarks.fine_tuning_page makes the page of the results. Needs the extra
-`peer`, in an environment of its own.
+dropout masks; with --nodropout, the program alone. Both keep the best of the evaluations, one an
+epoch. A seed that stands in the results is not run again, and several processes may share the
+file: one a core, with taskset, makes the most of two cores; benchmarks.fine_tuning_page makes the
+page of the results. Needs the extra `peer`, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
 _SHARE = flags.DEFINE_float("share", 1.0, "Of the training examples, the same for all seeds.")
+_DROPOUT = flags.DEFINE_bool("dropout", True, "Without it both programs compute the same.")
 _LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
 
 _CLASSES = {
@@ -114,10 +115,14 @@ def main(_: list[str]) -> None:
         pooler=task.head in ("classification", "regression"),
         dtype="float32",
     )
+    if not _DROPOUT.value:
+        model = dataclasses.replace(model, dropout_rate=0.0, attention_dropout_rate=0.0)
     key = f"{_TASK.value}_batch_{_BATCH_SIZE.value}_lr_{_LEARNING_RATE.value:g}"
     key += f"_epochs_{_EPOCHS.value}"
     if _SHARE.value < 1:
         key += f"_share_{_SHARE.value:g}"
+    if not _DROPOUT.value:
+        key += "_no_dropout"
     for seed in map(int, _SEEDS.value):
         done = [run["seed"] for run in _results().get(key, {}).get("runs", [])]
         if seed in done:
@@ -190,7 +195,10 @@ def _run_theirs(
     task = training.task
     transformers.logging.set_verbosity_error()
     model = getattr(transformers, _CLASSES[task.head]).from_pretrained(
-        _WEIGHTS.value, num_labels=task.num_labels
+        _WEIGHTS.value,
+        num_labels=task.num_labels,
+        hidden_dropout_prob=config.model.dropout_rate,
+        attention_probs_dropout_prob=config.model.attention_dropout_rate,
     )
     ours, their_name = _LAYERS[task.head]
     head, layer = init_params(config.model, config.seed)[ours], getattr(model, their_name)
@@ -301,6 +309,7 @@ def _summarize(
         "epochs": _EPOCHS.value,
         "learning_rate": _LEARNING_RATE.value,
         "share_of_training_examples": _SHARE.value,
+        "dropout": _DROPOUT.value,
         "summary": {
             "seeds": len(pairs),
             "bertjax_mean": statistics.fmean(ours for ours, _ in pairs),

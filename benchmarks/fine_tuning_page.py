@@ -32,7 +32,8 @@ and date of every run. `python -m benchmarks.fine_tuning --weights=minilm --task
 order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to 0), weight
 decay, clipping and the moments of evaluation, once an epoch, the best counts, are the same; the
 dropout masks are not. So two runs of a pair differ as two seeds of one program do, and their mean
-difference says whether one learns better. Both run in the plain way: no compilation by torch, no
+difference says whether one learns better. Without dropout (`--nodropout`) only rounding is left
+between them. Both run in the plain way: no compilation by torch, no
 padding beyond the longest example of the task.
 
 Scores are in points (hundredths) on the development files, WNUT-17 on its test file. ± is the
@@ -97,7 +98,8 @@ def _seeds(entry: dict[str, Any]) -> str:
 
 def _name(entry: dict[str, Any]) -> str:
     share = entry["share_of_training_examples"]
-    return NAMES[entry["task"]] + (f", {share:.0%} of the questions" if share < 1 else "")
+    name = NAMES[entry["task"]] + (f", {share:.0%} of the questions" if share < 1 else "")
+    return name if entry["dropout"] else name + ", no dropout"
 
 
 def _points(entry: dict[str, Any], who: str) -> list[float]:
