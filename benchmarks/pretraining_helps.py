@@ -1,6 +1,6 @@
 """Fine-tunes a pre-trained checkpoint beside the same network with weights that were only drawn.
 
-    python -m benchmarks.pretraining_helps --workdir=runs/novels_wiki --data=../shared/data
+    python -m benchmarks.pretraining_helps --workdir=runs/short --data=../shared/data
 
 Both start through the command, `python -m bertjax.finetune`, with the same seeds, rows, order and
 hyper-parameters. The drawn weights are those that the pre-training began with. A task that stands
@@ -31,6 +31,7 @@ from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights
 from bertjax.models import init_params
 from bertjax.training.fine_tuning_table import TABLE as SCORES_TABLE
+from bertjax.training.tracker import SUMMARY
 
 RESULT = Path(__file__).parent / "results" / "pretraining_helps.json"
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "pretraining_helps.md"
@@ -41,6 +42,28 @@ TASKS = {  # name: (task, training file, evaluation file)
     "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv"),
 }
 STARTS = ("pretrained", "drawn")
+PAGE = """\
+# A checkpoint of our own, fine-tuned beside drawn weights
+
+Written by `python -m benchmarks.pretraining_helps` from
+[pretraining_helps.json](../../benchmarks/results/pretraining_helps.json), which has commands, date,
+versions and hardware.
+
+The checkpoint: {num_layers} layers, {hidden_size} wide, {parameters:,} parameters,
+{steps:,} steps in {seconds:,.0f} s. Held-out MLM loss {heldout_mlm_loss:.3f} nats (the training
+unigrams on the same targets: {heldout_unigram_entropy:.3f}), accuracy {heldout_mlm_accuracy:.3f}.
+It is a shorter run of the recipe of [novels_wiki.md](novels_wiki.md), whose stores it takes, on
+one core:
+
+    python -m bertjax.train --config=docs/results/novels_wiki.py --workdir=runs/short \\
+      '--config.phases[0].num_steps=5000' '--config.phases[1].num_steps=1200' \\
+      --config.data.store=stores/novels_wiki --config.data.eval_store=stores/wiki_heldout
+
+Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, from it and
+from the weights that its training began with. Mean and deviation over the seeds; WNUT-17 on its
+test file, the others on the development file.
+
+"""
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a pre-training run.", required=True)
 _DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "What to fine-tune for.")
@@ -52,18 +75,24 @@ _LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for th
 
 def main(_: list[str]) -> None:
     """Runs what is missing and writes the table."""
-    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     weights = read_weights(_WORKDIR.value)
+    pretraining = json.loads((Path(_WORKDIR.value) / SUMMARY).read_text())
+    pretraining |= {name: getattr(weights.config, name) for name in ("num_layers", "hidden_size")}
+    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    before = results.setdefault("pretraining", pretraining)["params_sha256"]
+    if before != pretraining["params_sha256"]:
+        raise SystemExit(f"{RESULT} is of the weights {before}, {_WORKDIR.value} has others")
+    tasks = results.setdefault("tasks", {})
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn"
         params = jax.tree.map(np.asarray, init_params(weights.config, 0))
         write_checkpoint(Weights("drawn", weights.config, params, weights.tokenizer), drawn)
         for name in _TASKS.value:
-            if name in results:
+            if name in tasks:
                 continue
             started = time.monotonic()
             starts = dict(zip(STARTS, (_WORKDIR.value, str(drawn)), strict=True))
-            results[name] = {
+            tasks[name] = {
                 start: _fine_tune(name, path, Path(folder) / name / start)
                 for start, path in starts.items()
             } | {
@@ -100,19 +129,13 @@ def _fine_tune(name: str, start: str, workdir: Path) -> dict[str, Any]:
 
 def _table(results: dict[str, Any]) -> str:
     """The page docs/results/pretraining_helps.md."""
+    run = results["pretraining"]
     lines = [
-        "# A checkpoint of our own, fine-tuned beside drawn weights",
-        "",
-        "Written by `python -m benchmarks.pretraining_helps` from "
-        "`benchmarks/results/pretraining_helps.json`, which has commands, date, versions and "
-        "hardware. The checkpoint is that of [novels_wiki.md](novels_wiki.md) (2 layers, 256 "
-        "wide); the other start is the same network with the weights that its training began "
-        "with. Mean and deviation over the seeds.",
-        "",
+        PAGE.format_map(run | {"epochs": _EPOCHS.value, "rate": _LEARNING_RATE.value}),
         "| task | metric | pre-trained | drawn | pre-trained, each seed | drawn, each seed |",
         "|---|---|---|---|---|---|",
     ]
-    for name, entry in results.items():
+    for name, entry in results["tasks"].items():
         ((metric, ours),) = entry["pretrained"].items()
         drawn = entry["drawn"][metric]
         cells = [f"{x['mean']:.4f} ± {x['deviation']:.4f}" for x in (ours, drawn)]

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -96,6 +97,36 @@ def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp
     for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
         assert line["rows_sha256"] == whole["rows_sha256"]
         assert line["loss"] == pytest.approx(whole["loss"], abs=2e-4)  # 18 steps at a rate of 1e-2
+
+
+def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_path, monkeypatch):
+    """Other parts are added up with other rounding."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    with monkeypatch.context() as little:
+        little.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+        assert loop.run(micro(store, num_steps=3), stopped) == 0
+    assert loop.run(micro(store, num_steps=8), stopped) == 0
+    parts = [
+        json.loads((stopped / "checkpoints" / name / "progress.json").read_text())
+        for name in ("step_00000003", "step_00000008")
+    ]
+    chosen = parts[0]["num_microbatches"]
+    assert parts[1]["num_microbatches"] == chosen > 1
+    assert loop.run(micro(store, num_steps=8, num_microbatches=chosen), whole) == 0
+    assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
+    # A setting that needs less memory: what fits now is found anew.
+    assert loop.run(micro(store, num_steps=9, model__remat="layer"), stopped) == 0
+    progress = json.loads((stopped / "checkpoints" / "step_00000009" / "progress.json").read_text())
+    assert progress["num_microbatches"] == 1
+
+
+def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
+    store, tmp_path, monkeypatch, caplog
+):
+    assert loop.run(micro(store, num_steps=3), tmp_path) == 0
+    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+    assert loop.run(micro(store, num_steps=5), tmp_path) == 0
+    assert "1 before the restart: the rounding will differ" in caplog.text
 
 
 def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path):

@@ -49,6 +49,7 @@ def compile_train_step(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
     memory: int | None = None,
+    first: int | None = None,
 ) -> tuple[jax.stages.Compiled, int]:
     """Compiles the step of one phase for the mesh.
 
@@ -60,6 +61,8 @@ def compile_train_step(
       batch: shapes, dtypes and shardings of one global batch.
       memory: bytes of a device; None = as it says itself, which one that is only compiled for
         cannot.
+      first: microbatches to try first where the memory decides: those of the run that is resumed,
+        though fewer may do now; None = guessed.
 
     Returns:
       The compiled (state, batch, key) -> (state, metrics), which donates the state, and the
@@ -72,10 +75,10 @@ def compile_train_step(
     if memory is None:
         memory = device_memory_bytes(mesh)
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])  # a device
-    candidates = [n for n in range(1, rows + 1) if rows % n == 0]
+    candidates = [n for n in range(first or 1, rows + 1) if rows % n == 0]
     if config.num_microbatches:
         candidates = [config.num_microbatches]
-    elif memory:
+    elif memory and first is None:
         state_bytes = bytes_a_device(abstract_state)
         room = USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
         fitting = [n for n in candidates if rows / n * activation_bytes(config, phase) <= room]

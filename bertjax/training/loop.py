@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax.config import Config, Phase
+from bertjax.config import Config
 from bertjax.models import check_attention, compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
@@ -142,7 +142,7 @@ class _Trainer:
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)
-        self.state, self.seconds_before = start(
+        self.state, self.seconds_before, self.num_microbatches = start(
             config, self.model, job.source, self.optimizer, checkpoints, mesh
         )
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
@@ -223,7 +223,7 @@ class _Trainer:
         beside = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         try:
             memory = distributed.smallest(device_memory_bytes(self.mesh))
-            compiling = beside.submit(self._compile, phase, memory)
+            compiling = beside.submit(self._compile, index, memory)
             reader = self.job.training_rows(index)
             position = self.phases.position(self.step, index)
             batches = DeviceBatches(self.config, reader, phase, position, self.mesh)
@@ -268,9 +268,10 @@ class _Trainer:
             self._report(tracker, index, self.step, last)
         return self.step >= end
 
-    def _compile(self, phase: Phase, memory: int) -> jax.stages.Compiled:
+    def _compile(self, index: int, memory: int) -> jax.stages.Compiled:
+        phase, before = self.phases[index], self.num_microbatches.get(index)
         with jax.set_mesh(self.mesh):  # of this thread
-            step_function, _ = compile_train_step(
+            step_function, parts = compile_train_step(
                 self.resolved,
                 phase,
                 self.job.objective,
@@ -279,7 +280,13 @@ class _Trainer:
                 self.job.abstract_batch(phase, self.mesh),
                 self.mesh,
                 memory,
+                before,
             )
+        if before not in (None, parts):
+            _LOG.warning(
+                "%d microbatches, %d before the restart: the rounding will differ", parts, before
+            )
+        self.num_microbatches[index] = parts
         return step_function
 
     def _report(
@@ -365,7 +372,14 @@ class _Trainer:
             self.step,
             self.state.params,
             self.state.opt_state,
-            progress_record(self.step, index, position, self._seconds(), self.job.source),
+            progress_record(
+                self.step,
+                index,
+                position,
+                self.num_microbatches[index],
+                self._seconds(),
+                self.job.source,
+            ),
             dataclasses.asdict(self.config),
         )
         self.saved_step = self.step

@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,25 @@ MAY_CHANGE = (
 )
 
 
+# What decides how many microbatches the memory needs, beside the devices.
+_MEMORY = ("num_microbatches", "mesh.", "model.")
+
+
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+      state: laid out on the mesh.
+      seconds: that the run took before this start.
+      num_microbatches: {phase: parts} of the program that the checkpoint was made with, where
+        the settings and devices are those of then; other parts would add up with other rounding.
+    """
+
+    state: TrainState
+    seconds: float
+    num_microbatches: dict[int, int]
+
+
 def start(
     config: Config,
     model: ModelConfig,
@@ -60,14 +79,11 @@ def start(
     optimizer: Optimizer,
     checkpoints: CheckpointStore,
     mesh: Mesh,
-) -> tuple[TrainState, float]:
+) -> Start:
     """Makes the first state, laid out on the mesh.
 
     Args:
       model: `config.model` with its dtype resolved.
-
-    Returns:
-      The state, and the seconds that the run took before this start.
 
     Raises:
       CheckpointError: the workdir has checkpoints but no sound one; `init_from` is not sound.
@@ -77,12 +93,16 @@ def start(
     abstract = abstract_state(model, optimizer, mesh)
     newest = checkpoints.latest()
     if newest is not None:
-        _check_same_run(newest, config, source)
+        changed = _check_same_run(newest, config, source)
         _LOG.info("resuming from step %d: %s", newest.step, newest.path)
         params = newest.restore_params(abstract.params)
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
-        return TrainState(step, params, opt_state), newest.progress["seconds"]
+        progress, parts = newest.progress, {}
+        same = progress["devices"] == _devices() and not any(n.startswith(_MEMORY) for n in changed)
+        if same and "num_microbatches" in progress:  # earlier checkpoints do not say it
+            parts = {progress["phase"]: progress["num_microbatches"]}
+        return Start(TrainState(step, params, opt_state), progress["seconds"], parts)
     if config.init_from:
         params = initial_params(
             config.init_from,
@@ -102,7 +122,8 @@ def start(
         optimizer.init,
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
     )(params)
-    return TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state), 0.0
+    state = TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state)
+    return Start(state, 0.0, {})
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -126,7 +147,7 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def progress_record(
-    step: int, phase: int, position: int, seconds: float, source: Source
+    step: int, phase: int, position: int, num_microbatches: int, seconds: float, source: Source
 ) -> dict[str, Any]:
     """What a checkpoint says of the run beside its arrays.
 
@@ -134,6 +155,7 @@ def progress_record(
       step: updates made.
       phase: index of the phase that the step belongs to.
       position: rows of the phase that were read; with the seed, the whole state of the input.
+      num_microbatches: parts that a batch of the phase is run in.
       seconds: time spent in the run, over all restarts.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -141,11 +163,12 @@ def progress_record(
         "step": step,
         "phase": phase,
         "position": position,
+        "num_microbatches": num_microbatches,
         "seconds": seconds,
         "tokenizer_hash": source.tokenizer.hash,
         "store_hash": source.data_hash,
         "evaluation_hash": source.evaluation_hash,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "devices": _devices(),
         "versions": {
             "bertjax": bertjax.__version__,
             "python": platform.python_version(),
@@ -154,7 +177,14 @@ def progress_record(
     }
 
 
-def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> None:
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _check_same_run(
+    checkpoint: Checkpoint, config: Config, source: Source
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that changed; raises ConfigError for one that must not."""
     if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
         kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"
         raise ConfigError(
@@ -194,3 +224,4 @@ def _check_same_run(checkpoint: Checkpoint, config: Config, source: Source) -> N
             checkpoint.step,
             config.num_steps,
         )
+    return changed
