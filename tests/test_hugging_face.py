@@ -360,6 +360,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         ("tokenizer_config.json", {"tokenize_chinese_chars": False}, "tokenize_chinese_chars"),
         ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "RobertaTokenizer"),
         ("tokenizer_config.json", {"mask_token": "<mask>"}, "mask_token is '<mask>'"),
+        ("special_tokens_map.json", {"mask_token": "<mask>"}, r"map\.json: mask_token is '<mask>'"),
         ("added_tokens.json", {"<new>": 71}, "added tokens"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "'Whitespace'"),
         ("tokenizer.json", {"model": {"type": "BPE"}}, r"model\.type is 'BPE'"),

@@ -244,7 +244,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Refuses a tokenizer_config.json whose ids would not be ours."""
     path = folder / "tokenizer_config.json"
     _check_class(folder, settings, ("BertTokenizer", "BertTokenizerFast", *_FAST))
-    _check_special(path, settings, _SPECIAL_NAMES)
+    _check_special(folder, settings, _SPECIAL_NAMES)
     for key in ("do_basic_tokenize", "tokenize_chinese_chars"):
         if settings.get(key, True) is not True:
             raise TokenizerError(
@@ -276,20 +276,21 @@ def _check_added(folder: Path, description: dict[str, Any], special: Collection[
         )
 
 
-def _check_special(path: Path, settings: dict[str, Any], names: dict[str, str]) -> None:
-    for key, expected in names.items():
-        found = settings.get(key, expected)
-        found = found.get("content") if isinstance(found, dict) else found
-        if found != expected:
-            raise TokenizerError(f"{path}: {key} is {found!r}; expected {expected!r}")
+def _check_special(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> None:
+    """Refuses special pieces that are not those of the vocabulary."""
+    path, map_path = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    for file, values in ((path, settings), (map_path, _read_json(map_path))):
+        for key, expected in names.items():
+            found = values.get(key, expected)
+            found = found.get("content") if isinstance(found, dict) else found
+            if found != expected:
+                raise TokenizerError(f"{file}: {key} is {found!r}; expected {expected!r}")
 
 
 def _check_model(folder: Path, settings: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
     """Refuses settings that change text or special pieces beside a SentencePiece model."""
     path = folder / "tokenizer_config.json"
-    map_path = folder / "special_tokens_map.json"
-    for file, values in ((path, settings), (map_path, _read_json(map_path))):
-        _check_special(file, values, _special_names(tokenizer))
+    _check_special(folder, settings, _special_names(tokenizer))
     if settings.get("do_lower_case") not in (None, tokenizer.lower_case):
         does = "lowers" if tokenizer.lower_case else "keeps"
         raise TokenizerError(
