@@ -88,13 +88,17 @@ or let launch/tpu_vm.sh watch do it"
   done
 }
 
-# Gives the slice back.
-delete() {
-  local request=(queued-resources delete "$name" "${where[@]}" --force --quiet)
-  if [[ -z $queue ]]; then request=(tpu-vm delete "$name" "${where[@]}" --quiet); fi
+# Gives the slice back, with a queue or without: one of the other kind would go on costing unseen.
+delete() (
   if [[ -z $dry_run && $(state) == ABSENT ]]; then
-    say "$name is not there"
-    return
+    if [[ -n $queue ]]; then queue=''; else queue=1; fi
+    set_describe
+    if [[ $(state) == ABSENT ]]; then
+      say "$name is not there"
+      return
+    fi
   fi
+  request=(queued-resources delete "$name" "${where[@]}" --force --quiet)
+  if [[ -z $queue ]]; then request=(tpu-vm delete "$name" "${where[@]}" --quiet); fi
   run gcloud compute tpus "${request[@]}"
-}
+)

@@ -21,23 +21,25 @@ NUM_WORKERS = int(os.environ["NUM_WORKERS"])
 COMING = ["WAITING_FOR_RESOURCES", "PROVISIONING"]
 
 
-def state():
+def state(kind):
     """What a look at the slice says; one that is coming gets on with each look."""
     path = CLOUD / "slice.json"
-    if not path.exists():
+    resource = json.loads(path.read_text()) if path.exists() else {}
+    if resource.get("kind") != kind:
         sys.exit("ERROR: (gcloud) NOT_FOUND: Resource was not found")
-    resource = json.loads(path.read_text())
     now = resource["state"].pop(0) if len(resource["state"]) > 1 else resource["state"][0]
     path.write_text(json.dumps(resource))
     return now
 
 
-def create(ready):
+def create(kind):
     if (CLOUD / "slice.json").exists():
         sys.exit("ERROR: (gcloud) ALREADY_EXISTS")
     for number in range(NUM_WORKERS):
         (CLOUD / "workers" / str(number)).mkdir(parents=True)
-    (CLOUD / "slice.json").write_text(json.dumps({"state": [*COMING, ready]}))
+    ready = "ACTIVE" if kind == "queued-resources" else "READY"
+    resource = {"kind": kind, "state": [*COMING, ready]}
+    (CLOUD / "slice.json").write_text(json.dumps(resource))
 
 
 def take_workers_away():
@@ -48,8 +50,8 @@ def take_workers_away():
     shutil.rmtree(CLOUD / "workers")
 
 
-def delete():
-    state()
+def delete(kind):
+    state(kind)
     if (CLOUD / "workers").exists():
         take_workers_away()
     (CLOUD / "slice.json").unlink()
@@ -91,15 +93,15 @@ def main():
     arguments, _ = parser.parse_known_args()
     _, _, kind, verb, *names = arguments.words
     if verb == "create":
-        create("ACTIVE" if kind == "queued-resources" else "READY")
+        create(kind)
     elif verb == "describe":
-        print(state())
+        print(state(kind))
     elif verb == "ssh":
         ssh(arguments.command, arguments.worker)
     elif verb == "scp":
         scp(names[:-1], names[-1], arguments.worker)
     elif verb == "delete":
-        delete()
+        delete(kind)
     else:
         sys.exit(f"unknown verb {verb}")
 

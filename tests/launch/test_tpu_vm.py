@@ -98,7 +98,9 @@ runpy.run_path({str(HERE / "child.py")!r}, run_name="__main__")
     def take_away(self):
         code = "import cloud; cloud.take_workers_away()"
         subprocess.run([sys.executable, "-c", code], cwd=HERE, env=self.environment, check=True)
-        (self.folder / "slice.json").write_text(json.dumps({"state": ["SUSPENDED"]}))
+        (self.folder / "slice.json").write_text(
+            json.dumps({"kind": "queued-resources", "state": ["SUSPENDED"]})
+        )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,8 @@ def test_up_stop_and_delete_can_all_be_repeated(make_cloud, num_workers, queue):
 
     assert cloud.run("stop", *queue).count(": ended with exit code 75") == num_workers
     assert (cloud.workdir / "checkpoints" / "step_00000001").is_dir()
-    cloud.run("delete", *queue)
+    other = [] if queue else ["--no_queue"]  # it must not go on costing unseen
+    cloud.run("delete", *other)
     assert not (cloud.folder / "workers").exists()
     assert "bert is not there" in cloud.run("delete", *queue)
 
@@ -189,7 +192,9 @@ def test_watch_ends_when_training_fails(cloud):
 
 
 def test_a_slice_that_will_not_come_back_is_not_waited_for(cloud):
-    (cloud.folder / "slice.json").write_text(json.dumps({"state": ["SUSPENDED"]}))
+    (cloud.folder / "slice.json").write_text(
+        json.dumps({"kind": "queued-resources", "state": ["SUSPENDED"]})
+    )
     assert "bert is SUSPENDED and will not come back" in cloud.run("create", exit_code=2)
 
 
