@@ -1,6 +1,7 @@
 """Who may import whom: the walls of the house."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,12 @@ def test_importing_pulls_in_nothing_heavy(module, absent):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert result.stdout.strip() == ""
+
+
+def test_every_package_is_installed():
+    """An editable install, as the tests have, finds what a wheel would leave out."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT.parent / "setup.cfg")
+    folders = [path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")]
+    packages = {".".join(folder.parts) for folder in folders} | {"bertjax.configs"}
+    assert set(settings["options"]["packages"].split()) == packages
