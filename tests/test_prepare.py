@@ -284,6 +284,24 @@ def test_strict(vocabulary, tmp_path):
     prepare(options(folder, tmp_path / "s", vocabulary, strict=True, heldout_share=0.0))
 
 
+def test_what_a_strict_run_finished_is_kept_by_one_that_is_not(vocabulary, tmp_path, capsys):
+    folder = small_corpus(tmp_path / "in", [f"One is {i}. It is fine." for i in range(30)])
+    (folder / "b.txt").write_text("Fine. Then\0 NUL.")
+
+    def run(strict):
+        chosen = options(folder, tmp_path / "s", vocabulary, strict=strict, shard_tokens=100)
+        return prepare(chosen)
+
+    with pytest.raises(PrepareError, match=r"--strict: .*b\.txt:1: 1 of them \(nul\)"):
+        run(strict=True)
+    assert list((tmp_path / "s").rglob("part-*.json"))
+    capsys.readouterr()
+    run(strict=False)
+    assert "finished shards are kept" in capsys.readouterr().out
+    with pytest.raises(PrepareError, match=r"--strict: .*b\.txt:1: 1 of them \(nul\)"):
+        run(strict=True)
+
+
 def test_every_finding_is_counted(vocabulary, tmp_path):
     texts = ["One sentence", "\u200b\u200b", "Two. Sentences."]
     texts += [f"Here it is\0 {'be' * (i + 2)}. And more." for i in range(10)]

@@ -41,7 +41,7 @@ from bertjax.data.prepare_resume import (
     source_states,
 )
 from bertjax.data.staged_blocks import StagedBlocks
-from bertjax.data.store import MANIFEST, SPLITS, Store, open_store
+from bertjax.data.store import MANIFEST, SPLITS, Store, open_store, read_manifest
 from bertjax.data.store_writer import UNFINISHED, StoreWriter
 from bertjax.data.tokenizer import Tokenizer, from_argument, load_tokenizer
 
@@ -74,6 +74,8 @@ def prepare(options: PrepareOptions) -> Store:
     with locked(output):
         if (output / MANIFEST).exists():
             check_finished(output, settings, sources)
+            if options.strict:
+                _Tally(problems=read_manifest(output)["problems"]).refuse()
             print(f"{output}: already prepared")
             return open_store(output)
         with explained(output):
@@ -179,6 +181,11 @@ class _Tally:
         if len(entry["examples"]) < _EXAMPLES:
             entry["examples"].append(problem.where)
 
+    def refuse(self) -> None:
+        """Raises PrepareError for a problem, if there is one."""
+        for kind, entry in self.problems.items():
+            raise PrepareError(f"--strict: {entry['examples'][0]} ({kind})")
+
 
 class _Input:
     """The blocks of all sources after the first `skip`; positions count over all sources."""
@@ -220,6 +227,8 @@ def _write_documents(
 ) -> dict[str, Any]:
     """Encodes and appends the blocks that no part covers yet; returns the manifest's details."""
     tally = _Tally(**writer.state)
+    if options.strict:
+        tally.refuse()  # the finished shards may be of a run that was not strict
     blocks = _Input(sources, tally.num_blocks)
     if writer.parts:
         print(f"{writer.path}: {len(writer.parts)} finished shards are kept, going on after them")
@@ -249,9 +258,9 @@ def _write_documents(
     ):
         for block, encoded in encoded_blocks:
             for problem in (*block.problems, *encoded.problems):
-                if options.strict:
-                    raise PrepareError(f"--strict: {problem.where} ({problem.kind})")
                 tally.add(problem)
+                if options.strict:
+                    tally.refuse()
             tally.num_blocks += 1
             tally.text_bytes += encoded.text_bytes
             with explained(writer.path):

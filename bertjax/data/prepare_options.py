@@ -64,10 +64,14 @@ def check_options(options: PrepareOptions) -> None:
         )
 
 
+# What does not decide the content. `strict` decides whether there is any.
+OF_THE_RUN = ("output", "num_workers", "data_dir", "runner", "beam_options", "staging", "strict")
+
+
 def content_settings(options: PrepareOptions) -> dict[str, Any]:
     """What decides the content of the store, beside the input."""
     chosen = dataclasses.asdict(options)
-    for name in ("output", "num_workers", "data_dir", "runner", "beam_options", "staging"):
+    for name in OF_THE_RUN:
         del chosen[name]
     if not options.drop_duplicates:  # stores from before it was an option are the same
         del chosen["drop_duplicates"]

@@ -17,7 +17,7 @@ from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Source
 from bertjax.data.corpus import read_blocks
 from bertjax.data.duplicates import DUPLICATES
-from bertjax.data.prepare_options import PrepareError, PrepareStoppedError
+from bertjax.data.prepare_options import OF_THE_RUN, PrepareError, PrepareStoppedError
 from bertjax.data.staged_blocks import BLOCKS, SUFFIX
 from bertjax.data.store import MANIFEST, read_manifest
 from bertjax.data.store_writer import UNFINISHED
@@ -74,7 +74,7 @@ def check_finished(output: Path, settings: dict[str, Any], sources: list[Source]
     """
     manifest = read_manifest(output)
     made_with = {name: manifest.get(name) for name in settings}
-    difference = _difference(made_with, settings)
+    difference = _difference(_of_content(made_with), settings)
     made_from = {source["name"]: source["sha256"] for source in manifest.get("sources", [])}
     for source in sources:
         if not difference and _content_sha256(source) != made_from.get(source.name):
@@ -99,7 +99,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
     note = work / COMMAND
     command = settings | {"sources": source_states(sources)}
     if note.exists():
-        difference = _difference(json.loads(note.read_bytes()), command)
+        difference = _difference(_of_content(json.loads(note.read_bytes())), command)
         if not difference:
             return
         if any(work.glob("part-*.json")) or any(work.glob(f"{BLOCKS}/*{SUFFIX}")):
@@ -148,6 +148,12 @@ def source_states(sources: list[Source]) -> dict[str, list[int]]:
 
 def _content_sha256(source: Source) -> str:
     return collections.deque(read_blocks(source), maxlen=1)[0].sha256
+
+
+def _of_content(settings: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions noted options that do not decide the content."""
+    options = settings.get("options") or {}
+    return settings | {"options": {k: v for k, v in options.items() if k not in OF_THE_RUN}}
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
