@@ -134,8 +134,7 @@ check_start() {
 }
 
 setup() {
-  local package recipe options files
-  recipe=$(flag_value config "${flags[@]}")
+  local package options files
   if [[ -n $wheel ]]; then
     package=$wheel
   else
@@ -147,7 +146,6 @@ setup() {
     run git --git-dir="$repository/.git" archive --format=tar.gz --prefix=source/ --output="$package" "$revision"
   fi
   files=("$package" "$launch/common.sh" "$launch/supervise.sh" "$launch/tpu_vm_worker.sh")
-  if [[ $recipe == *.py ]]; then files+=("$recipe"); fi
   options=(--package="$(basename "$package")")
   if [[ -n $mount ]]; then options+=(--mount="$mount"); fi
   if [[ -n $store ]]; then options+=(--store="$store"); fi
@@ -158,7 +156,9 @@ setup() {
 }
 
 start() {
-  local flag there=()
+  local flag recipe there=()
+  recipe=$(flag_value config "${flags[@]}")
+  if [[ $recipe == *.py ]]; then copy_to_workers "$recipe"; fi
   for flag in "${flags[@]}"; do
     case $flag in --config=*.py) flag=--config=$(basename "$flag") ;; esac
     there+=("$flag")
@@ -201,13 +201,15 @@ training() {
     echo stopped
   elif grep --quiet ': running, process' <<<"$report"; then
     echo running
-  else
+  elif grep --quiet ': ended with exit code 0$' <<<"$report"; then
     echo finished
+  else
+    return 1 # what was said was lost on its way
   fi
 }
 
 watch() {
-  local now doing there=("${where[@]}")
+  local now doing option options=() there=("${where[@]}")
   if [[ -z $queue ]]; then there+=(--no_queue); fi
   if [[ -n $dry_run ]]; then
     create; setup; start
@@ -216,6 +218,11 @@ watch() {
     status
     return
   fi
+  # Every worker gets the same commit, however long this runs.
+  if [[ -z $wheel ]]; then options=(--revision="$(git -C "$repository" rev-parse "$revision^{commit}")"); fi
+  for option in "${arguments[@]}"; do
+    if [[ $option != --revision=* ]]; then options+=("$option"); fi
+  done
   while true; do
     now=$(state) || now=UNKNOWN
     doing=
@@ -228,8 +235,10 @@ watch() {
         fail "training failed: launch/tpu_vm.sh log --name=$name ${there[*]} says why" ;;
       *:running | *:unknown | UNKNOWN:) ;;
       FAILED:) fail "$name is FAILED; why: gcloud compute tpus queued-resources describe $name ${where[*]}" ;;
-      SUSPENDED: | PREEMPTED: | TERMINATED: | STOPPED:) delete; continue ;;
-      *) "${BASH_SOURCE[0]}" up "${arguments[@]}" || say "that did not work; looking again" ;;
+      SUSPENDED: | PREEMPTED: | TERMINATED: | STOPPED:)
+        if delete; then continue; fi
+        say "that did not work; looking again" ;;
+      *) "${BASH_SOURCE[0]}" up "${options[@]}" || say "that did not work; looking again" ;;
     esac
     sleep "$poll_seconds"
   done

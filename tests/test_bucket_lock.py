@@ -79,3 +79,33 @@ def test_a_run_that_lost_the_workdir_ends(bucket, monkeypatch):
         move_to_another_machine(bucket / ".lock")
         assert holder.wait(timeout=30) == 1
     assert json.loads((bucket / ".lock").read_bytes())["process"]["boot"] == "another"
+
+
+def test_a_run_ends_whose_lock_was_taken_over_and_given_back(bucket, monkeypatch):
+    monkeypatch.setattr("test_workdir_lock.HOLDER", HOLDER)
+    with start_holder(bucket) as holder:
+        (bucket / ".lock").unlink()
+        assert holder.wait(timeout=30) == 1
+    assert not (bucket / ".lock").is_file()
+
+
+@pytest.mark.parametrize("error", [FileExistsError, OSError])
+def test_a_beat_that_was_not_confirmed_ends_nothing(bucket, quick, monkeypatch, error):
+    """The network fails after the bucket has made the write, or before."""
+    with lock_workdir(bucket):
+        write, failures = type(bucket).write_bytes, []
+
+        def write_and_fail(path, content, generation=None):
+            if not failures:
+                failures.append(error)
+                if error is FileExistsError:  # the answer to the repeated request
+                    write(path, content, generation)
+                raise error("network")
+            return write(path, content, generation)
+
+        monkeypatch.setattr(type(bucket), "write_bytes", write_and_fail)
+        time.sleep(0.5)
+        assert failures
+        with pytest.raises(WorkdirInUseError):
+            lock_workdir(bucket).__enter__()
+    assert not (bucket / ".lock").is_file()

@@ -122,12 +122,18 @@ class _Beat(threading.Thread):
             self._path.unlink(missing_ok=True, generation=self._generation)
 
     def _is_ours(self) -> bool:
-        """Whether it was us: a write that the bucket has made and the network has not confirmed."""
+        """Whether it was us: a write that the bucket has made and the network has not confirmed.
+
+        A lock that is gone was given back by a run that had taken it over.
+        """
         try:
-            self._generation = self._path.generation() or 0
-            return not self._generation or self._path.read_bytes() == self._content
+            generation = self._path.generation()
+            if generation is None or self._path.read_bytes() != self._content:
+                return False
+            self._generation = generation
         except OSError:
-            return True  # cannot be told now; the next beat asks again
+            pass  # cannot be told now; the next beat asks again
+        return True
 
     def _leave(self) -> None:
         print(

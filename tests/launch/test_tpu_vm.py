@@ -173,14 +173,19 @@ def test_watch_brings_a_preempted_slice_back_until_training_ends(cloud):
     cloud.steps("wait", "0")
     watch = cloud.start("watch")
     cloud.wait_for_start(1)
+    (cloud.folder / "says_nothing").touch()  # that is not the end of training
+    (cloud.folder / "fails").write_text("delete")
+    while (cloud.folder / "says_nothing").exists():
+        time.sleep(0.1)
     cloud.take_away()
     output, _ = watch.communicate(timeout=300)
     assert watch.returncode == 0, output
     cloud.wait_for_start(2)
+    assert "training unknown" in output
     assert "bert is SUSPENDED" in output
     assert "training finished" in output
     assert len(cloud.calls("create")) == 2
-    assert len(cloud.calls("delete")) == 1
+    assert len(cloud.calls("delete")) == 2  # the first one failed
 
 
 def test_watch_ends_when_training_fails(cloud):
