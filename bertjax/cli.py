@@ -30,11 +30,11 @@ PRINT_CONFIG = flags.DEFINE_bool(
 )
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
+def define_config() -> flags.FlagHolder:
     """Defines `--config`; call it once, in the module of the command."""
     return config_flags.DEFINE_config_file(
         "config",
-        recipe_path(default) if default else None,
+        None,
         f"Recipe: one of {', '.join(recipe_names())}, or the path of a .py file with get_config(). "
         "Override any field by its dotted name, e.g. --config.data.global_batch_size=64.",
         lock_config=False,

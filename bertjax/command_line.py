@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
+from bertjax.bucket import is_bucket_path
 from bertjax.config import Config, ConfigError, closest
 
 _HELP = {"--help", "-help", "-h", "-?"}
@@ -22,8 +23,8 @@ _NO_DEFAULT = (None, False, "", 0, -1)  # stand for "not given"
 def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
     """Parses the command line and exits with what `main(argv)` returns.
 
-    A wrong flag and a `ConfigError` become one line on stderr and exit code 2; `--help` is printed
-    and exits with 0.
+    A wrong flag and a `ConfigError` become one line on stderr and exit code 2; a bucket that fails
+    one line and 1; `--help` is printed and exits with 0.
     """
     show_help_if_asked()
     try:
@@ -31,6 +32,11 @@ def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if not is_bucket_path(error.filename):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     raise AssertionError("app.run returned")
 
 

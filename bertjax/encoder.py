@@ -338,15 +338,17 @@ def _at_least(size: int, sizes: Sequence[int], most: int) -> int:
 
 
 def load(
-    path: str | Path, tokenizer: str | Path | Tokenizer | None = None, dtype: str = "float32"
+    path: str | Path, tokenizer: str | Path | Tokenizer | None = None, dtype: Any = "float32"
 ) -> Encoder:
     """Loads a model: `encode`, `fill_mask` and `next_sentence` of `Encoder` run it.
 
     Args:
-      path: a bertjax workdir or checkpoint, whatever devices trained it; a Hugging Face folder of a
-        BERT (safetensors); a TF1 checkpoint of google-research/bert, which alone needs TensorFlow.
+      path: a bertjax workdir or checkpoint, also gs://, whatever devices trained it; a Hugging Face
+        folder of a BERT (safetensors); a TF1 checkpoint of google-research/bert, which alone needs
+        TensorFlow.
       tokenizer: a folder with one, where it does not lie with the weights.
-      dtype: of the computation: "float32", "bfloat16", or "auto" = bfloat16 on GPU and TPU.
+      dtype: of the computation: float32 or bfloat16, by name or as of JAX, or "auto" = bfloat16 on
+        GPU and TPU.
 
     Returns:
       The `Encoder`, on JAX's default device.
@@ -356,12 +358,16 @@ def load(
         tensor.
       TokenizerError: there is no tokenizer, or not the one of the weights.
       CheckpointError: a bertjax checkpoint is not sound.
+      ValueError: `dtype` is another.
     """
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in ("float32", "bfloat16", "auto"):
+        raise ValueError(f'dtype={dtype!r}: expected "float32", "bfloat16" or "auto"')
     given = load_folder(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     weights = read_weights(path, given)
     assert weights.tokenizer is not None
     backend = jax.default_backend()
-    config = dataclasses.replace(weights.config, dtype=dtype)
+    config = dataclasses.replace(weights.config, dtype=name)
     config = dataclasses.replace(config, dtype=compute_dtype(config, backend))
     if backend not in ("gpu", "tpu"):  # without its kernels the same is computed plainly
         config = dataclasses.replace(config, attention="xla")

@@ -38,6 +38,7 @@ from bertjax.config import (
     ConfigError,
     FineTuningConfig,
     LogConfig,
+    ModelConfig,
     OptimizerConfig,
     Phase,
     TaskConfig,
@@ -47,13 +48,17 @@ from bertjax.tasks.task import Task, TaskError
 from bertjax.validation import validate
 
 if TYPE_CHECKING:
+    from bertjax.data.vocabulary import Tokenizer
     from bertjax.interop.weights import Weights
     from bertjax.training.fine_tuning import Examples
 
 _LOG = logging.getLogger(__name__)
 
 # Of the configuration: what flags decide here, and what of these sections they do not.
-_DECIDED = ("task", "data", "phases", "seed", "init_from", "model.head")
+_DECIDED = (
+    *("task", "data", "phases", "seed", "init_from", "model.head"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps"),
+)
 _FREE = ("data.num_threads", "data.prefetch_batches")
 
 _CONFIG = cli.define_overrides(
@@ -111,7 +116,6 @@ def main(overridden: Config) -> int:
         raise ConfigError(
             f"--workdir={_WORKDIR.value}: fine-tuning keeps its results on a disk; name a folder"
         )
-    from bertjax.data.store import StoreError
     from bertjax.training import loop
     from bertjax.training.checkpoint import CheckpointError
     from bertjax.training.workdir_lock import WorkdirInUseError
@@ -120,17 +124,15 @@ def main(overridden: Config) -> int:
         return _run(overridden)
     except (TaskError, ConfigError) as error:
         raise ConfigError(str(error)) from error  # cli.run prints it; exit code 2
-    except (
-        CheckpointError,
-        StoreError,
-        WorkdirInUseError,
-        loop.TrainingDivergedError,
-    ) as error:
+    except (CheckpointError, WorkdirInUseError, loop.TrainingDivergedError) as error:
         _LOG.debug("details", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, OSError) and is_bucket_path(error.filename):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
 
 
@@ -146,15 +148,13 @@ def _run(overridden: Config) -> int:
     # All that can be wrong is found before the first step of the first run.
     task = make_task(_text(_TASK), dict(map(_option, _OPTION.value)))
     init_from = _text(_INIT_FROM)
-    initial = _read_initial(init_from)
-    tokenizer = initial.tokenizer
-    assert tokenizer is not None
+    initial, tokenizer = _read_initial(init_from)
     is_squad = task.head == "span"
     max_length = _MAX_LENGTH.value or (384 if is_squad else 128)
-    if max_length > initial.config.max_positions:
+    if max_length > initial.max_positions:
         raise ConfigError(
-            f"--max_length={max_length} is beyond the {initial.config.max_positions} positions of "
-            f"{init_from}: set --max_length={initial.config.max_positions} or less"
+            f"--max_length={max_length} is beyond the {initial.max_positions} positions of "
+            f"{init_from}: set --max_length={initial.max_positions} or less"
         )
     examples = task.read(_text(_TRAIN), needs_labels=True)
     task = task.with_labels(examples)
@@ -170,7 +170,7 @@ def _run(overridden: Config) -> int:
         f"{len(evaluation.examples):,}",
     )
     model = dataclasses.replace(
-        initial.config,
+        initial,
         head=task.head,
         num_labels=task.num_labels,
         pooler=task.head in ("classification", "regression"),
@@ -209,8 +209,8 @@ def _run(overridden: Config) -> int:
     return 0
 
 
-def _read_initial(init_from: str) -> Weights:
-    """The weights to start from.
+def _read_initial(init_from: str) -> tuple[ModelConfig, Tokenizer]:
+    """The model to start from, as far as the settings need it: its weights are read by each run.
 
     Raises:
       ConfigError: there are none that can be read.
@@ -223,7 +223,7 @@ def _read_initial(init_from: str) -> Weights:
 
     try:
         if init_from.startswith("hf:"):
-            return read_folder(init_from.removeprefix("hf:"))
+            return _model_and_tokenizer(read_folder(init_from.removeprefix("hf:")))
         found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
         if found == HUGGING_FACE:
             raise ConfigError(f"a Hugging Face folder is given as --init_from=hf:{init_from}")
@@ -232,14 +232,19 @@ def _read_initial(init_from: str) -> Weights:
                 f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
                 f"bertjax.convert --input={init_from} --output=WORKDIR"
             )
-        return read_weights(init_from)
+        return _model_and_tokenizer(read_weights(init_from))
     except (CheckpointError, ConfigError, TokenizerError, WeightsError) as error:
         raise ConfigError(f"--init_from: {error}") from error
 
 
+def _model_and_tokenizer(weights: Weights) -> tuple[ModelConfig, Tokenizer]:
+    assert weights.tokenizer is not None
+    return weights.config, weights.tokenizer
+
+
 def _make_config(
     overridden: FineTuningConfig,
-    model: Any,
+    model: ModelConfig,
     task: Task[Any],
     max_length: int,
     training: Examples,

@@ -18,7 +18,7 @@ from absl import flags
 from bertjax import command_line
 from bertjax.config import ConfigError
 from bertjax.data.blocks import CorpusError
-from bertjax.data.store import MANIFEST, StoreError, open_store
+from bertjax.data.store import MANIFEST, StoreError, open_store, verify_store
 from bertjax.data.tokenizer import TokenizerError, from_argument
 from bertjax.linting.page import page
 from bertjax.linting.report import inspect_store, inspect_texts
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--html={_HTML.value}: expected a file in a folder that exists")
     try:
         if (Path(argv[1]) / MANIFEST).exists():
+            verify_store(argv[1])
             report = inspect_store(open_store(argv[1]))
         else:
             tokenizer = None

@@ -30,7 +30,8 @@ from bertjax import command_line
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "A workdir or checkpoint of bertjax, or a Hugging Face folder of a BERT.",
+    "A workdir or checkpoint of bertjax (also gs://), a Hugging Face folder of a BERT, or a TF1 "
+    "checkpoint.",
     required=True,
 )
 _DO = flags.DEFINE_enum(
@@ -258,7 +259,7 @@ def _inputs(text: Text) -> dict[str, str]:
 
 
 def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
-    from bertjax.tasks.ner_data import Sentence
+    from bertjax.tasks.ner_data import Sentence, split_words
     from bertjax.tasks.squad_data import Question
     from bertjax.tasks.text_task import TextExample
 
@@ -271,7 +272,7 @@ def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, 
         if kind == "classify":
             examples.append(TextExample(text, pair, None, "input", number))
         elif kind == "tag":
-            examples.append(Sentence(tuple(text.split()), (), "", "input", number))
+            examples.append(Sentence(tuple(split_words(text)), (), "", "input", number))
         else:
             examples.append(Question(str(number), text, pair or "", ()))
     arrays = task.features(examples, encoder.tokenizer, max_length)

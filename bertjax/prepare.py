@@ -22,6 +22,7 @@ file and line, counted in STORE/manifest.json, and an error under --strict. Exit
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def main(argv: list[str]) -> int:
         for finding in store_findings(store):
             print("\n".join(finding.lines()))
         print(
-            f"texts, duplicates and lengths: python -m bertjax.inspect {_INPUT.value} or {folder}"
+            "texts, duplicates and lengths: python -m bertjax.inspect "
+            f"{shlex.quote(_INPUT.value)} or {folder}"
         )
         if isinstance(output, BucketPath):
             try:

@@ -24,7 +24,7 @@ from checkpoint_states import (
 )
 
 from bertjax.training import checkpoint_directory
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore, load_params, resolve
+from bertjax.training.checkpoint import CheckpointError, CheckpointStore, resolve
 from bertjax.training.params_hash import params_sha256
 
 
@@ -62,10 +62,11 @@ def test_restores_as_jax_arrays_where_the_target_has_a_sharding(workdir):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         make_params(2),
     )
-    params = load_params(workdir, abstract)
+    params = resolve(workdir).restore_params(abstract)
     assert_same(params, make_params(2))
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(params))
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(load_params(workdir)))
+    leaves = jax.tree.leaves(resolve(workdir).restore_params())
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
 def test_donated_buffers_do_not_reach_a_save_in_flight(tmp_path):
@@ -98,7 +99,7 @@ def test_a_target_that_does_not_fit_is_refused_with_the_paths(workdir):
     target["encoder"]["layer_0"]["bias"] = np.zeros(16, np.float32)
     del target["ids"]
     with pytest.raises(CheckpointError) as caught:
-        load_params(workdir, target)
+        resolve(workdir).restore_params(target)
     message = str(caught.value)
     assert "missing: encoder/layer_1/kernel float32 (2, 2)" in message
     assert "unexpected: ids int32 (3, 2)" in message
@@ -123,7 +124,7 @@ def test_orbax_is_quiet_even_when_absl_logs_everything(tmp_path, caplog):
             absl.logging.info("somebody else's line")
             save(store, 1)
             store.wait()
-            load_params(tmp_path)
+            resolve(tmp_path)
     finally:
         absl.logging.set_verbosity(verbosity)
     assert [record.getMessage() for record in caplog.records] == ["somebody else's line"]

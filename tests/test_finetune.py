@@ -441,6 +441,7 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
         ({"learning_rate": "fast"}, "--learning_rate=fast: expected different positive numbers"),
         ({"workdir": ""}, "--workdir is missing"),
         ({"config.mesh.fdsp": 2}, "did you mean 'fsdp'?"),
+        ({"config.optimizer.learning_rate": 1e-3}, "learning_rate is decided by other flags"),
         ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
     ],
 )

@@ -105,6 +105,16 @@ def test_a_head_of_another_number_of_labels_is_drawn():
 
 
 @pytest.mark.parametrize("source", ["hf", "workdir"])
+def test_a_head_that_gives_a_number_is_taken(source, tmp_path):
+    path = f"hf:{FOLDER / 'regression'}"
+    if source == "workdir":
+        convert(FOLDER / "regression", tmp_path / "run")
+        path = str(tmp_path / "run")
+    model = dataclasses.replace(BASE, head="regression", num_labels=1)
+    assert_taken(start(path, model), "regression", ENCODER | {"classification_head"})
+
+
+@pytest.mark.parametrize("source", ["hf", "workdir"])
 def test_a_head_is_taken_by_the_names_of_its_labels(source, tmp_path, caplog):
     path = f"hf:{FOLDER / 'classification'}"
     if source == "workdir":

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hugging_face_goldens import FOLDER, outputs, texts
@@ -72,6 +73,22 @@ def test_what_was_trained_with_kernels_is_loaded_without_them(tmp_path, caplog):
     assert not caplog.records
     ours, theirs = (x.embed("the cat") for x in (loaded, bertjax.load(FOLDER / "encoder")))
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16])
+def test_the_computation_may_be_in_bfloat16(dtype):
+    found = bertjax.load(FOLDER / "encoder", dtype=dtype)
+    assert found.config.dtype == "bfloat16"
+    expected = bertjax.load(FOLDER / "encoder").encode("a good value").mean_pooled
+    again = found.encode("a good value").mean_pooled
+    assert again.dtype == np.float32
+    np.testing.assert_allclose(again, expected, atol=0.05)
+    assert not np.array_equal(again, expected)
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(ValueError, match="dtype='bf16': expected"):
+        bertjax.load(FOLDER / "encoder", dtype="bf16")
 
 
 def test_longer_texts_are_cut_with_one_warning(bert, caplog):

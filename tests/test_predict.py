@@ -133,6 +133,9 @@ def test_words_are_tagged(models):
     words = result.stdout.strip().split(" ")
     assert [word.split("/")[0] for word in words] == ["the", "name", "of", "a", "module"]
     assert {word.partition("/")[2] for word in words} <= {"", *NAMES[1:]}
+    # As in files of tags, a no-break space belongs to the word.
+    [record] = records(predict(models / "tagging", "--format=json", "1\u00a0000 names"))
+    assert record["words"] == ["1\u00a0000", "names"]
 
 
 @pytest.mark.parametrize(

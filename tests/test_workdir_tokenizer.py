@@ -42,6 +42,19 @@ def test_a_copy_without_checkpoints_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="no tokenizer that bertjax has written"):
+        keep_tokenizer(tmp_path, make_tokenizer(), resumed=False)
+    assert [path.name for path in (tmp_path / "tokenizer").iterdir()] == ["mine.txt"]
+    write_store(tmp_path / "store", make_tokenizer(), make_documents(9, seed=1), [])
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"--workdir=.*/store is a token store"):
+        keep_tokenizer(tmp_path / "store", make_tokenizer(), resumed=False)
+    assert before == {path: path.read_bytes() for path in before}
+
+
 def test_an_older_workdir_gets_its_copy_when_it_resumes(tmp_path):
     keep_tokenizer(tmp_path, make_tokenizer(), resumed=True)
     assert load_tokenizer(tmp_path / "tokenizer").hash == make_tokenizer().hash

@@ -136,8 +136,12 @@ def read_file_blocks(source: Source) -> Iterator[Block]:
     name = source.name
     json_lines = name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson"))
     with _HashedFile(name) as raw, io.BufferedReader(raw, 2**18) as buffered:
-        check_format(name, buffered.peek(FORMAT_BYTES)[:FORMAT_BYTES])
-        compressed = name.lower().endswith(".gz") or buffered.peek(2)[:2] == b"\x1f\x8b"
+        try:
+            first = buffered.peek(FORMAT_BYTES)[:FORMAT_BYTES]
+        except OSError as error:
+            raise CorpusError(f"{name}: cannot be read: {error}") from error
+        check_format(name, first)
+        compressed = name.lower().endswith(".gz") or first.startswith(b"\x1f\x8b")
         stream: io.BufferedIOBase
         stream = gzip.GzipFile(fileobj=buffered) if compressed else buffered
         problems: list[Problem] = []

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from bertjax.cores import num_cores
 from bertjax.data.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
 from bertjax.data.duplicates import DUPLICATES, read_dropped, write_duplicates
@@ -309,10 +310,3 @@ def _check_result(writer: StoreWriter, options: PrepareOptions, tally: _Tally) -
             f"no document of {train} was held out (--heldout_share={options.heldout_share}): "
             "evaluate on another store, or give a larger share"
         )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

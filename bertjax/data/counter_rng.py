@@ -24,7 +24,7 @@ def stream_key(*words: int) -> int:
     """Folds integers of any size and sign, in order, into a 64-bit key."""
     key = 0
     for word in words:
-        key = int(_mix64(np.array([(key ^ (word & _MASK64)) + _GAMMA & _MASK64], np.uint64))[0])
+        key = int(mix64(np.array([(key ^ (word & _MASK64)) + _GAMMA & _MASK64], np.uint64))[0])
     return key
 
 
@@ -44,7 +44,7 @@ def keys_at(key: int, positions: np.ndarray) -> np.ndarray:
 def bits64(keys: np.ndarray, counters: np.ndarray | int) -> np.ndarray:
     """64 random bits for each key and counter; the shapes broadcast."""
     counters = np.atleast_1d(np.asarray(counters, np.uint64))
-    return _mix64(keys + (counters + np.uint64(1)) * np.uint64(_GAMMA))
+    return mix64(keys + (counters + np.uint64(1)) * np.uint64(_GAMMA))
 
 
 def bits32(keys: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -143,13 +143,14 @@ def _feistel(x: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
     for i in range(_FEISTEL_ROUNDS):
         side, other = i % 2, 1 - i % 2
         # The top 32 bits are enough: a half is below 2**31.
-        hashed = bits64(_mix64(halves[other] + keys), i) >> np.uint64(32)
+        hashed = bits64(mix64(halves[other] + keys), i) >> np.uint64(32)
         moved = halves[side] + ((hashed * sizes[side]) >> np.uint64(32))
         halves[side] = np.where(moved >= sizes[side], moved - sizes[side], moved)
     return halves[0] * sizes[1] + halves[1]
 
 
-def _mix64(x: np.ndarray) -> np.ndarray:
+def mix64(x: np.ndarray) -> np.ndarray:
+    """uint64 [n] mixed by splitmix64's finaliser: every bit moves every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -14,6 +14,8 @@ import re
 
 import numpy as np
 
+from bertjax.data.counter_rng import mix64
+
 RUN = 5  # words
 MAX_HASHES = 2**22  # kept over all documents: every one up to some four million words
 MIN_SHARED = 4  # hashes; fewer are chance where few of a document are kept
@@ -56,7 +58,7 @@ class Fingerprints:
         hashes = np.zeros(count, np.uint64)
         for k, power in enumerate(_POWERS):
             hashes += values[k : k + count] * power
-        hashes = np.unique(splitmix(hashes))
+        hashes = np.unique(mix64(hashes))
         hashes = hashes[hashes <= np.uint64(self.limit)]
         self._hashes.append(hashes)
         self._num_hashes += len(hashes)
@@ -103,10 +105,3 @@ class Fingerprints:
         kept = shared >= MIN_SHARED
         first, second = np.divmod(all_keys[kept], num_documents)
         return first, second, shared[kept].astype(np.int64)
-
-
-def splitmix(values: np.ndarray) -> np.ndarray:
-    """uint64 [n] mixed by splitmix64's finaliser: every bit moves every bit of the result."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

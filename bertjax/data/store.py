@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertjax.bucket import BucketPath
+from bertjax.data.vocabulary import token_dtype
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizer import Tokenizer
@@ -308,8 +309,3 @@ def _load(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
             f"{path}: is {array.dtype} {list(array.shape)}, expected {dtype} [{length}]"
         )
     return np.asarray(array)  # the plain view indexes faster than the memmap subclass
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest of uint16 and uint32 that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= 65_536 else np.uint32)

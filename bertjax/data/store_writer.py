@@ -27,8 +27,8 @@ from bertjax.data.store import (
     StoreError,
     file_sha256,
     open_store,
-    token_dtype,
 )
+from bertjax.data.vocabulary import token_dtype
 
 if TYPE_CHECKING:
     from bertjax.data.tokenizer import Tokenizer

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.cores import num_cores
 from bertjax.data.reader import Batch, Rows
 
 # Tokens made by one call, 2,048 rows of 128: below that the cost of NumPy's calls shows (a call for
@@ -75,7 +76,7 @@ class BatchStream:
         begins = np.arange(self._batches_per_block)[:, None] * global_batch_size
         in_block = (position + begins + offsets).ravel()
         stride = self._batches_per_block * global_batch_size
-        num_threads = num_threads or min(16, os.cpu_count() or 1)
+        num_threads = num_threads or min(16, num_cores())
         pipeline = _TensorFlowPipeline if _has_tensorflow() else _ThreadPipeline
         self._pipeline = pipeline(
             reader,

@@ -62,12 +62,12 @@ def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:
     raise TypeError(f"expected a text or a tuple of two texts, found {text!r}")
 
 
-def encode_masked(tokenizer: Tokenizer, text: str, mask: str = "[MASK]") -> list[int]:
-    """The ids of a text in which `mask` stands for a masked token; no other piece is special.
+def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text in which [MASK] stands for a masked token; no other piece is special.
 
     What follows a mask without a space does not begin a word, as behind any other piece.
     """
-    ids = tokenizer.encode((parts := text.split(mask))[0])
+    ids = tokenizer.encode((parts := text.split("[MASK]"))[0])
     for part in parts[1:]:
         follows = part and not part[0].isspace()
         ids.append(tokenizer.mask_id)

@@ -20,6 +20,11 @@ FORMAT_VERSION = 1
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest of uint16 and uint32 that holds every id: that of stored ids."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 class TokenizerError(ValueError):
     """A vocabulary, model or tokenizer folder that cannot be used; says which and why."""
 
@@ -62,7 +67,7 @@ class Tokenizer(abc.ABC):
         self.lower_case = lower_case
         self.word_starts = word_starts
         self.word_starts.flags.writeable = False
-        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype = token_dtype(self.vocab_size)
         self.content = content
         behaviour = {"kind": self.kind, "lower_case": lower_case, "vocab_size": self.vocab_size}
         self.hash = hashlib.sha256(

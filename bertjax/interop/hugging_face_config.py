@@ -97,7 +97,7 @@ def to_model_config(
     known = {name.removeprefix("bert.") for name in tensor_names}
     head = _head(values, known, source)
     labels: tuple[str, ...] = ()
-    if head in ("classification", "tagging", "regression"):
+    if head in ("classification", "tagging"):  # a number has no name
         labels = _labels(values, source)
     config = ModelConfig(
         **fields,
@@ -109,7 +109,7 @@ def to_model_config(
             or values.get("architectures") == ["BertForPreTraining"]
         ),
         pooler=head in ("classification", "regression") or "pooler.dense.weight" in known,
-        num_labels=len(labels),
+        num_labels=1 if head == "regression" else len(labels),
     )
     if config.next_sentence and not config.pooler:
         raise WeightsError(

@@ -9,8 +9,8 @@ import numpy as np
 
 from bertjax.data.blocks import Problem
 from bertjax.data.corpus import find_sources, read_blocks, read_documents
+from bertjax.data.counter_rng import mix64
 from bertjax.data.duplicates import DuplicateFinder
-from bertjax.data.fingerprints import splitmix
 from bertjax.data.store import Split, Store
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.linting.findings import Finding
@@ -124,13 +124,8 @@ def inspect_texts(
     return report
 
 
-def inspect_store(store: Store, *, duplicates: bool = True) -> Report:
-    """Checks a store.
-
-    Args:
-        store: opened.
-        duplicates: also compare its documents, which takes longer than the rest.
-    """
+def inspect_store(store: Store) -> Report:
+    """Checks a store."""
     report = Report(str(store.path))
     report.findings += store_findings(store)
     unk_id = store.tokenizer().unk_id
@@ -140,12 +135,11 @@ def inspect_store(store: Store, *, duplicates: bool = True) -> Report:
             f"{split.name}: {split.num_documents:,} documents, {split.num_tokens:,} tokens, "
             f"{unknown_share(split, unk_id):.3%} [UNK]"
         )
-    if duplicates:
-        finder = DuplicateFinder()
-        for split in (store.train, store.heldout):
-            _add_documents(finder, split, store.vocab_size)
-        total = store.train.num_documents + store.heldout.num_documents
-        report.findings += duplicate_findings(finder.found(), total)
+    finder = DuplicateFinder()
+    for split in (store.train, store.heldout):
+        _add_documents(finder, split, store.vocab_size)
+    total = store.train.num_documents + store.heldout.num_documents
+    report.findings += duplicate_findings(finder.found(), total)
     if store.train.num_tokens and not any(f.kind == "id_out_of_range" for f in report.findings):
         report.lengths = [row_lengths(store.train, length) for length in LENGTHS]
         report.rows = training_rows(store)
@@ -153,7 +147,7 @@ def inspect_store(store: Store, *, duplicates: bool = True) -> Report:
 
 
 def _add_documents(finder: DuplicateFinder, split: Split, vocab_size: int) -> None:
-    values = splitmix(np.arange(1, vocab_size + 1, dtype=np.uint64))
+    values = mix64(np.arange(1, vocab_size + 1, dtype=np.uint64))
     starts = split.sentence_offsets[split.document_offsets].view(np.int64)
     shards = np.searchsorted(split.shard_starts, starts[:-1], side="right") - 1
     for number, shard in enumerate(shards):

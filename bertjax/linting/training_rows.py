@@ -19,10 +19,10 @@ class Piece:
     original: str
 
 
-def training_rows(store: Store, count: int = 3, length: int = 128) -> list[list[Piece]]:
-    """The first rows of epoch 0 with seed 0, without padding."""
+def training_rows(store: Store, count: int = 3) -> list[list[Piece]]:
+    """The first rows of epoch 0 with seed 0, of 128 tokens, without padding."""
     tokenizer = store.tokenizer()
-    reader = RowReader(store.train, tokenizer, RowSpec(max_length=length), seed=0, stream_id=0)
+    reader = RowReader(store.train, tokenizer, RowSpec(max_length=128), seed=0, stream_id=0)
     batch = reader.rows(np.arange(min(count, reader.num_rows)))
     rows = []
     for i, ids in enumerate(batch["input_ids"]):

@@ -157,7 +157,9 @@ def estimate_phase(config: Config, index: int, target: Target) -> PhasePlan:
         num_microbatches=found.num_microbatches,
         memory=found.memory,
         hbm_bytes=target.chip.hbm_bytes,
-        fits=sum(found.memory.values()) <= target.chip.hbm_bytes,
+        # Where the memory decides, training leaves as much free.
+        fits=sum(found.memory.values())
+        <= (1.0 if config.num_microbatches else USABLE) * target.chip.hbm_bytes,
         flops=found.flops,
         useful_flops=_useful_flops(config, phase, target),
         traffic_bytes=found.hbm_bytes,

@@ -15,6 +15,7 @@ from bertjax.planning.topology import Target
 
 _LOG = logging.getLogger(__name__)
 _REMAT = ("none", "attention", "layer")
+_SHOWN = 12  # layouts in the table
 _MAX_TENSOR = 8  # more splits of an encoder's layers leave too little to each chip
 
 
@@ -59,7 +60,7 @@ class SearchResult:
 
     target: Target
     layouts: tuple[Layout, ...]
-    refused: int  # layouts that heads, widths, vocabulary or batch do not divide over
+    refused: int  # layouts that heads, widths or batch do not divide over
 
     @property
     def best(self) -> Layout | None:
@@ -96,7 +97,7 @@ class SearchResult:
             "versions": versions(),
         }
 
-    def to_text(self, recipe: str, shown: int = 12) -> str:
+    def to_text(self, recipe: str) -> str:
         """A table of the best layouts and the recommendation."""
         slices = f", {self.target.num_slices} slices" if self.target.num_slices > 1 else ""
         lines = [
@@ -106,7 +107,7 @@ class SearchResult:
             f"{'data x fsdp x tensor':<22}{'remat':<11}{'microbatches':<14}{'GB a chip':<11}"
             f"{'bound, h':<10}{'limit':<10}source",
         ]
-        for layout in self.layouts[:shown]:
+        for layout in self.layouts[:_SHOWN]:
             sizes = " x ".join(str(size) for size in layout.plans[0].mesh.values())
             parts = ", ".join(str(plan.num_microbatches) for plan in layout.plans)
             peak = max(plan.peak_bytes for plan in layout.plans) / 1e9

@@ -27,6 +27,12 @@ class Sentence:
     line: int  # of the first word
 
 
+def split_words(line: str) -> list[str]:
+    """What has blanks or tabs between it."""
+    line = line.strip(_SPACES)
+    return _RUN.split(line) if line else []
+
+
 def read_conll(
     path: str, needs_labels: bool, *, word_column: int, tag_column: int, separator: str
 ) -> list[Sentence]:
@@ -49,7 +55,7 @@ def read_conll(
         if not line.strip(_SPACES) or line.startswith(DOCUMENT_START):
             inside = False
             continue
-        columns = line.split("\t") if separator == "tab" else _RUN.split(line.strip(_SPACES))
+        columns = line.split("\t") if separator == "tab" else split_words(line)
         expected = expected or len(columns)
         if len(columns) != expected:
             raise ragged(path, number, len(columns), str(expected))

@@ -34,7 +34,7 @@ from bertjax.training.checkpoint_directory import listed
 from bertjax.training.orbax_noise import quiet_orbax
 from bertjax.training.sealing import CheckpointError
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "load_params", "resolve"]
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "resolve"]
 
 Tree = Any  # nested dicts of arrays (or of jax.ShapeDtypeStruct)
 
@@ -81,11 +81,6 @@ def resolve(path: Path | BucketPath | str) -> Checkpoint:
         CheckpointError: there is none, or none that is sound.
     """
     return _open(checkpoint_bucket.find(_absolute(path)))
-
-
-def load_params(path: Path | BucketPath | str, abstract: Tree | None = None) -> Tree:
-    """The parameters of the checkpoint that `path` means; see `resolve` and `restore_params`."""
-    return resolve(path).restore_params(abstract)
 
 
 class CheckpointStore:

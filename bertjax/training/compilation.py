@@ -163,7 +163,8 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     )
 
 
-def _measured_matmul_flops(dtype: str, size: int = 1_024) -> float:
+def _measured_matmul_flops(dtype: str) -> float:
+    size = 1_024
     x = jnp.ones((size, size), jnp.dtype(dtype))
     multiply = jax.jit(lambda x: x @ x)
     multiply(x).block_until_ready()

@@ -66,10 +66,12 @@ class Evaluation:
           heldout_nsp_majority, the share of the more frequent next-sentence label.
         """
         # Kept on the devices while the next batches are made, fetched once.
-        sums = [
-            self._step(params, device_batch(b, self._mesh, self._batch_size))
-            for b in self._batches()
-        ]
+        sums = jax.device_get(
+            [
+                self._step(params, device_batch(b, self._mesh, self._batch_size))
+                for b in self._batches()
+            ]
+        )
         totals = jax.tree.map(lambda *parts: jnp.float32(sum(map(float, parts))), *sums)
         metrics = {"loss": self._objective.loss(totals, totals), **self._objective.metrics(totals)}
         return {

@@ -32,7 +32,7 @@ class Profile:
         self._steps = config.profiled_steps() if jax.process_index() == 0 else range(0)
         self._folder = workdir / FOLDER
         self._since: int | None = None  # updates made when the trace began; None: there is none
-        self._until = 0
+        self._step = 0  # of the last update
 
     def __enter__(self) -> Profile:
         return self
@@ -40,7 +40,7 @@ class Profile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stop(self._step + 1)
 
     def update(self, step: int, computed: Any) -> None:
         """Starts or stops the trace, before the next step is computed.
@@ -49,24 +49,24 @@ class Profile:
           step: updates made.
           computed: what the step before came to; waited for, so that it is in no other trace.
         """
-        self._until = step
+        self._step = step
         if (step in self._steps) == (self._since is not None):
             return
         jax.block_until_ready(computed)
         if self._since is not None:
-            self._stop()
+            self._stop(step)
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._folder)
             self._since = step
 
-    def _stop(self) -> None:
+    def _stop(self, step: int) -> None:
         if self._since is None:
             return
         jax.profiler.stop_trace()
         _LOG.info(
             "traced %d steps from step %d: pip install xprof; xprof --logdir=%s",
-            self._until - self._since,
+            step - self._since,
             self._since,
             self._folder,
         )

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.bucket import BucketPath, Stored, in_parallel
+from bertjax.cores import num_cores
 
 SEAL_NAME = "SEAL.json"
 FORMAT_VERSION = 1  # sha256 of each file
 BUCKET_FORMAT_VERSION = 2  # md5 of each file
 # Errors that say that a file is gone or broken; others may pass.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG)
-_HASHING_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the interpreter lock
+_HASHING_THREADS = min(8, num_cores())  # hashlib releases the interpreter lock
 
 
 class CheckpointError(RuntimeError):

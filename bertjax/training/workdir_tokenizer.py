@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bertjax.config import ConfigError
 from bertjax.data.atomic_files import whole_folder
+from bertjax.data.store import MANIFEST
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.data.vocabulary import Tokenizer, TokenizerError
+from bertjax.data.vocabulary import METADATA_FILE, Tokenizer, TokenizerError
 
 TOKENIZER_FOLDER = "tokenizer"  # of a workdir
 
@@ -23,9 +24,16 @@ def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> Non
         start left without any is replaced.
 
     Raises:
-      ConfigError: the copy is damaged or another tokenizer.
+      ConfigError: the copy is damaged or another tokenizer; or the folder is somebody else's.
     """
     folder = workdir / TOKENIZER_FOLDER
+    if (workdir / MANIFEST).exists():
+        raise ConfigError(f"--workdir={workdir} is a token store: choose another folder")
+    if folder.exists() and not (folder / METADATA_FILE).exists():
+        raise ConfigError(
+            f"{folder} is there and is no tokenizer that bertjax has written: choose another "
+            "--workdir"
+        )
     if resumed and folder.exists():
         try:
             found = load_tokenizer(folder).hash
