@@ -1,5 +1,6 @@
 """prepare on Apache Beam's direct runner: the local engine's bytes, through kills and errors."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -36,14 +37,18 @@ def on_beam(corpus, output, vocabulary, **changes):
 
 def descendants(pid):
     found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found += [child, *descendants(child)]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
 def is_beam_worker(pid):
-    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return False
     return arguments[1:3] == [b"-m", b"apache_beam.runners.worker.sdk_worker_main"]
 
 

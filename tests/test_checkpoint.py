@@ -212,6 +212,40 @@ def test_two_processes_share_a_workdir(tmp_path):
     assert names_in(tmp_path) == ["unsound_step_00000002", "unsound_step_00000003"]
 
 
+FAILS_IN_PROCESS_0 = """
+import sys, time, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+from checkpoint_states import *
+from bertjax.training.checkpoint import CheckpointError, CheckpointStore
+def fail():
+    raise OSError("no uploads today")
+mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+spread = lambda tree: jax.tree.map(
+    lambda leaf: jax.make_array_from_callback(leaf.shape, whole, lambda i: leaf[i]), tree)
+with CheckpointStore(sys.argv[1], keep=2, before_seal=fail) as store:
+    store.save(1, spread(make_params(1)), spread(make_opt_state(1)), {"step": 1}, {"seed": 1})
+    began = time.monotonic()
+    try:
+        store.wait()
+    except CheckpointError as error:
+        print(time.monotonic() - began < 60, store.last_saved, error)
+"""
+
+
+def test_what_fails_in_one_process_is_told_to_both(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    processes = [run_python(FAILS_IN_PROCESS_0, tmp_path, address, i) for i in range(2)]
+    first, second = (finish(process).splitlines()[-1] for process in processes)
+    message = "True None the checkpoint of step 1 was not saved: "
+    assert first.startswith(f"{message}no uploads today")
+    assert second.startswith(f"{message}process 0 could not finish it")
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
 def test_the_seal_is_json_that_lists_every_other_file(workdir):
     newest = workdir / "checkpoints" / "step_00000002"
     seal = json.loads((newest / "SEAL.json").read_text())

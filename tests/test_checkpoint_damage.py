@@ -297,7 +297,6 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
         assert store.wait() == step
 
 
-@pytest.mark.parametrize("limit", [200, 20_000, 300_000])  # bytes a file: at once, early and late
 @contextlib.contextmanager
 def longest_file(size: int):
     """No file may grow beyond `size` bytes: a failing disk for whom a mount is not permitted."""
@@ -307,6 +306,22 @@ def longest_file(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [200, 20_000, 300_000])  # bytes a file: at once, early and late
+def test_a_save_that_cannot_grow_loses_nothing(limit, tmp_path):
+    rows = 8_000
+    with CheckpointStore(tmp_path, keep=0) as store:
+        save(store, 1, rows)
+        store.wait()
+        sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+        assert max(sizes) > 300_000
+        with longest_file(limit):
+            save(store, 2, rows)
+            with pytest.raises(CheckpointError, match="step 2 was not saved"):
+                store.wait()
+    assert names_in(tmp_path) == ["step_00000001"]
+    assert_is_step(resolve(tmp_path), 1, rows)
 
 
 @pytest.mark.parametrize("call", ["wait", "latest", "save"])

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -132,19 +134,22 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def finetune(*arguments, **flags):
+def command(*arguments, **flags):
     flags = [f"--{name}={value}" for name, value in flags.items()]
-    return subprocess.run(
-        [sys.executable, "-m", "bertjax.finetune", *arguments, *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return [sys.executable, "-m", "bertjax.finetune", *arguments, *flags]
+
+
+def finetune(*arguments, **flags):
+    return subprocess.run(command(*arguments, **flags), capture_output=True, text=True, timeout=300)
 
 
 def of_sentences(start, files, folder, **flags):
     """The command on the classification files."""
-    flags = {
+    return finetune(**sentence_flags(start, files, folder) | flags)
+
+
+def sentence_flags(start, files, folder):
+    return {
         "task": "classification",
         "option": "text_column=sentence",
         "init_from": start,
@@ -152,8 +157,7 @@ def of_sentences(start, files, folder, **flags):
         "eval": files / "eval.tsv",
         "workdir": folder,
         "max_length": 16,
-    } | flags
-    return finetune(**flags)
+    }
 
 
 def test_columns_that_are_padding_in_every_row_are_left_out(files, wordpiece):
@@ -422,6 +426,27 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
 
 
 # What is refused, before any training
+
+
+def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp_path):
+    flags = sentence_flags(start, files, tmp_path) | {"config.log.every_steps": 1}
+    again = command(**flags, seed="0,1", epochs=20, batch_size=24)
+    with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 200
+        while not any(p.read_text() for p in tmp_path.glob("*_seed_1/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    assert not (tmp_path / "table.json").exists()
+    [first] = tmp_path.glob("*_seed_0/scores.json")
+    before = read_json(first)
+    assert not list(tmp_path.glob("*_seed_1/scores.json"))
+    result = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert read_json(first) | {"seconds": 0} == before | {"seconds": 0}
+    assert read_json(tmp_path / "table.json")["settings"][0]["scores"]["accuracy"]["values"]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,10 @@ def wait_for_part(process, store, number):
 
 
 def is_worker(pid):
-    return b"multiprocessing.spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    try:
+        return b"multiprocessing.spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return False
 
 
 def test_kill_and_restart_give_the_same_bytes(corpus, vocabulary, whole, tmp_path):

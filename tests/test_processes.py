@@ -137,7 +137,7 @@ def test_preempted_killed_and_continued_by_another_number(store, tmp_path):
     codes, errors = started.finish()
     assert time.monotonic() - killed < 2 * HEARTBEAT_SECONDS
     assert codes[1] == -signal.SIGKILL
-    assert codes[0] not in (0, 1, 2), errors[0]
+    assert codes[0] == 75 or codes[0] < 0, errors[0]  # what a supervisor starts again
 
     # One process goes on where two were.
     end = max(saved_steps(workdir)) + 5

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -22,7 +21,7 @@ from bertjax.data.store_writer import write_store
 from bertjax.training import loop
 from bertjax.training.preemption import Preempted, PreemptionGuard
 from bertjax.training.pretraining import Pretraining
-from bertjax.training.tracker import step_keys
+from bertjax.training.tracker import Tracker, step_keys
 from bertjax.training.workdir_lock import WorkdirInUseError
 
 
@@ -92,6 +91,24 @@ def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path
     assert computed(stopped) == computed(whole)
 
 
+def test_compiled_as_users_have_it_stopped_and_continued_is_the_same_run(store, tmp_path):
+    """Other tests compile with fewer optimisations."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+    def run(workdir, num_steps):
+        command = [sys.executable, "-m", "bertjax.train", f"--config={RECIPE}"]
+        command += [f"--workdir={workdir}", f"--config.data.store={store}"]
+        command += [f"--config.num_steps={num_steps}"]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+
+    run(tmp_path / "whole", 6)
+    run(tmp_path / "stopped", 3)
+    run(tmp_path / "stopped", 6)
+    whole, stopped = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
+    assert stopped["params_sha256"] == whole["params_sha256"]
+    assert computed(tmp_path / "stopped") == computed(tmp_path / "whole")
+
+
 def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
     assert loop.run(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path) == 0
     for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
@@ -129,19 +146,18 @@ def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     assert "1 before the restart: the rounding will differ" in caplog.text
 
 
-def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path):
+def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     config = micro(store)
+    log_step = Tracker.log_step
 
-    def preempt():
-        path = tmp_path / "metrics.jsonl"
-        while not path.exists() or path.read_text().count("\n") < 5:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def log_and_preempt(tracker, record, *arguments):
+        log_step(tracker, record, *arguments)
+        if record["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=preempt)
-    thread.start()
-    assert loop.run(config, tmp_path) == 75
-    thread.join()
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "log_step", log_and_preempt)
+        assert loop.run(config, tmp_path) == 75
     saved = max((tmp_path / "checkpoints").glob("step_*"))
     assert read(tmp_path)[-1]["step"] == int(saved.name.split("_")[1]) < STEPS
     assert not (tmp_path / "summary.json").exists()
@@ -274,12 +290,15 @@ def test_another_vocabulary_is_refused_before_any_work(store, tmp_path):
 
 def test_divergence_halts_and_names_the_last_good_checkpoint(store, tmp_path):
     config = micro(store, optimizer__learning_rate=1e38, optimizer__max_grad_norm=0.0)
-    with pytest.raises(loop.TrainingDivergedError, match=r"step \d+: loss .*checkpoint is"):
+    config.checkpoint.every_steps = 1
+    with pytest.raises(loop.TrainingDivergedError) as caught:
         loop.run(config, tmp_path)
     last = read(tmp_path)[-1]
     assert last["not_finite"]
-    saved = [int(p.name.split("_")[1]) for p in (tmp_path / "checkpoints").glob("step_*")]
-    assert all(step < last["step"] for step in saved)
+    saved = max(int(p.name.split("_")[1]) for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert saved == last["step"] - 1
+    assert f"step {last['step']}: loss nan" in str(caught.value)
+    assert f"the last good checkpoint is step {saved} in" in str(caught.value)
 
 
 def test_without_next_sentence(store, tmp_path):
