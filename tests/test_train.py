@@ -19,6 +19,7 @@ from stream_store import make_documents, make_tokenizer
 from bertjax.config import ConfigError
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
+from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.preemption import Preempted, PreemptionGuard
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import Tracker, step_keys
@@ -135,6 +136,15 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     assert loop.run(micro(store, num_steps=9, model__remat="layer"), stopped) == 0
     progress = json.loads((stopped / "checkpoints" / "step_00000009" / "progress.json").read_text())
     assert progress["num_microbatches"] == 1
+
+
+def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path, monkeypatch):
+    """Not after the days that the phases before it take."""
+    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 800_000)
+    with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 a device and microbatch"):
+        loop.run(micro(store), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    assert loop.run(micro(store, num_steps=2), tmp_path) == 0
 
 
 def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(

@@ -127,6 +127,18 @@ def compile_train_step(
     )
 
 
+def may_not_fit(
+    config: Config, phase: Phase, abstract_state: TrainState, mesh: Mesh, memory: int
+) -> bool:
+    """Whether a phase needs so much memory that only the compiler can tell if it fits.
+
+    By the guess that `compile_train_step` begins with, and half of the memory for what it misses.
+    """
+    rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    part = rows / (config.num_microbatches or rows) * activation_bytes(config, phase)
+    return bool(memory) and 1.5 * bytes_a_device(abstract_state) + part > memory / 2
+
+
 def device_memory_bytes(mesh: Mesh) -> int:
     """Memory that one device may use; host memory shared out on CPU, 0 where it is not known."""
     device = mesh.local_devices[0]

@@ -25,6 +25,7 @@ from bertjax.training.compilation import (
     compile_train_step,
     device_memory_bytes,
     estimate_step_seconds,
+    may_not_fit,
 )
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
@@ -269,25 +270,38 @@ class _Trainer:
         return self.step >= end
 
     def _compile(self, index: int, memory: int) -> jax.stages.Compiled:
-        phase, before = self.phases[index], self.num_microbatches.get(index)
+        """The step of a phase; at the start also those of later ones that may not fit."""
+        before = self.num_microbatches.get(index)
         with jax.set_mesh(self.mesh):  # of this thread
-            step_function, parts = compile_train_step(
-                self.resolved,
-                phase,
-                self.job.objective,
-                self.optimizer,
-                abstract_state(self.model, self.optimizer, self.mesh),
-                self.job.abstract_batch(phase, self.mesh),
-                self.mesh,
-                memory,
-                before,
-            )
+            step_function, parts = self._compile_phase(index, memory, before)
+            if self.step == 0:  # found out now, and not after days
+                for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
+                    state = abstract_state(self.model, self.optimizer, self.mesh)
+                    if may_not_fit(self.resolved, self.phases[later], state, self.mesh, memory):
+                        _LOG.info("phase %d may not fit the memory: compiled to find out", later)
+                        self._compile_phase(later, memory)
         if before not in (None, parts):
             _LOG.warning(
                 "%d microbatches, %d before the restart: the rounding will differ", parts, before
             )
         self.num_microbatches[index] = parts
         return step_function
+
+    def _compile_phase(
+        self, index: int, memory: int, first: int | None = None
+    ) -> tuple[jax.stages.Compiled, int]:
+        phase = self.phases[index]
+        return compile_train_step(
+            self.resolved,
+            phase,
+            self.job.objective,
+            self.optimizer,
+            abstract_state(self.model, self.optimizer, self.mesh),
+            self.job.abstract_batch(phase, self.mesh),
+            self.mesh,
+            memory,
+            first,
+        )
 
     def _report(
         self,
