@@ -15,10 +15,10 @@ REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "launch"
 
 _POD = (
-    "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-256 --spot"
+    "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-16 --spot"
     " --store=gs://my-bucket/stores/wiki"
 )
-_POD_TRAINING = "--config=large --workdir=gs://my-bucket/runs/large"
+_POD_TRAINING = "--config=large --workdir=gs://my-bucket/runs/large --config.mesh.fsdp=4"
 _SLICES = (
     "--name=bert --project=my-project --zone=us-west4-a --accelerator_type=v5litepod-16"
     " --num_slices=2 --mount=nfs://10.0.0.2/share --store=gs://my-bucket/stores/wiki"
