@@ -14,7 +14,6 @@ from bertjax.data.fingerprints import Fingerprints
 from bertjax.data.prepare_options import PrepareOptions
 from bertjax.data.store import open_store
 from bertjax.data.train_tokenizer import train_wordpiece
-from bertjax.linting.lengths import packed_rows
 from bertjax.linting.page import page
 from bertjax.linting.report import inspect_store, inspect_texts
 
@@ -195,12 +194,6 @@ def test_a_store_with_ids_out_of_range_and_unknown_words_is_named(tmp_path, docu
     named = [finding for finding in found if finding.kind == "id_out_of_range"]
     assert len(named) == 1
     assert "60000" in named[0].found
-
-
-def test_packing_fills_rows():
-    counts = np.bincount([8, 5, 3, 4, 4, 2, 6], minlength=9)
-    assert packed_rows(counts) == 4  # 32 tokens in rows of 8: none is left empty
-    assert packed_rows(np.bincount([5, 5, 5], minlength=9)) == 3
 
 
 def test_the_command_writes_a_page_and_its_status_says_what_it_found(tmp_path, documents):

@@ -30,7 +30,7 @@ def pack_lengths(lengths: np.ndarray, capacity: int, depth: int) -> np.ndarray:
         int32 [rows, depth]: indices into `lengths`, the longest first, then -1. Equal lengths are
         taken in their order.
     """
-    groups = _pack_histogram(np.bincount(lengths, minlength=capacity + 1), capacity, depth)
+    groups = pack_histogram(np.bincount(lengths, minlength=capacity + 1), capacity, depth)
     held = np.zeros((len(groups), depth), np.int64)
     for i, (_, group) in enumerate(groups):
         held[i, : len(group)] = group
@@ -42,7 +42,7 @@ def pack_lengths(lengths: np.ndarray, capacity: int, depth: int) -> np.ndarray:
     return table
 
 
-def _pack_histogram(counts: np.ndarray, capacity: int, depth: int) -> list[_Group]:
+def pack_histogram(counts: np.ndarray, capacity: int, depth: int) -> list[_Group]:
     """The groups that hold counts[length] things of each length."""
     done: list[_Group] = []
     by_room: dict[int, list[_Group]] = collections.defaultdict(list)

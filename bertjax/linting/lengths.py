@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from bertjax.data.packing import pack_histogram
 from bertjax.data.rows import build_row_index
 from bertjax.data.store import Split
 
@@ -35,7 +36,7 @@ def row_lengths(split: Split, length: int) -> Lengths:
     used = np.minimum(tokens + 3, length)
     counts = np.bincount(used, minlength=length + 1)
     bins = np.histogram(used, 16, (0, length))[0]
-    packed = packed_rows(counts)
+    packed = sum(count for count, _ in pack_histogram(counts, length, depth=length))
     total = int(used.sum())
     return Lengths(
         length,
@@ -44,30 +45,3 @@ def row_lengths(split: Split, length: int) -> Lengths:
         1 - total / max(1, len(used) * length),
         1 - total / max(1, packed * length),
     )
-
-
-def packed_rows(counts: np.ndarray) -> int:
-    """Rows that first-fit decreasing needs for `counts[n]` pieces of n tokens.
-
-    It works on the histogram: rows with the same room are alike, so the time depends on the length
-    and not on the number of rows. The fullest row that a piece fits is taken (best fit).
-
-    Args:
-        counts: integer [length + 1].
-    """
-    length = len(counts) - 1
-    rooms = np.zeros(length + 1, np.int64)  # rows by what is left of them
-    for size in range(length, 0, -1):
-        left = int(counts[size])
-        while left:
-            fitting = np.flatnonzero(rooms[size:])
-            if len(fitting):
-                room = size + int(fitting[0])
-                each, rows = 1, min(left, int(rooms[room]))
-                rooms[room] -= rows
-            else:
-                room, each = length, min(left, length // size)
-                rows = left // each
-            rooms[room - each * size] += rows
-            left -= rows * each
-    return int(rooms.sum())

@@ -5,10 +5,11 @@ Pre-training (`config.init_from`) and fine-tuning start here.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,56 +80,76 @@ def initial_params(
         tokenizer, or is no folder or no sound checkpoint of a model.
       CheckpointError: the checkpoint is damaged in a way that shows only when it is restored.
     """
-    wanted, name = flatten(abstract), init_from
-    if init_from.startswith(HUGGING_FACE_PREFIX):
-        folder = init_from.removeprefix(HUGGING_FACE_PREFIX)
-        try:
-            weights = read_folder(folder)
-        except (WeightsError, TokenizerError) as error:
-            raise ConfigError(f"config.init_from={init_from}: {error}") from error
-        assert weights.tokenizer is not None
-        _check_same_model(init_from, weights.config, model)
-        if weights.tokenizer.hash != tokenizer_hash:
-            raise ConfigError(
-                f"config.init_from={init_from} has the tokenizer {weights.tokenizer.hash[:12]}, "
-                f"the text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
-                f"--tokenizer={init_from}"
-            )
-        theirs, their_labels = flatten(weights.params), weights.labels
-        taken = {
+    wanted = flatten(abstract)
+    is_folder = init_from.startswith(HUGGING_FACE_PREFIX)
+    source = _open_hugging_face(init_from) if is_folder else _open_checkpoint(init_from)
+    _check_same_model(init_from, source.config, model)
+    if source.tokenizer_hash != tokenizer_hash:
+        raise ConfigError(
+            f"config.init_from={init_from} has the tokenizer {source.tokenizer_hash[:12]}, the "
+            f"text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
+            + (f"--tokenizer={init_from}" if is_folder else "the tokenizer of that run")
+        )
+    taken = _in_order_of(labels, source.labels, source.take(wanted))
+    left = sorted({_part(path) for path in source.paths - taken.keys()})
+    _LOG.info(
+        "starting at step 0 with the parameters of %s%s",
+        source.name,
+        f", without its {', '.join(left)}" if left else "",
+    )
+    return _with_drawn(taken, model, wanted, seed)
+
+
+class _Source(NamedTuple):
+    """Another model: what it is, its parameters' paths, and `take(wanted)` for those that fit."""
+
+    name: str
+    config: ModelConfig
+    tokenizer_hash: str
+    labels: tuple[str, ...]
+    paths: set[str]
+    take: Callable[[dict[str, Any]], dict[str, jax.Array]]
+
+
+def _open_hugging_face(init_from: str) -> _Source:
+    try:
+        weights = read_folder(init_from.removeprefix(HUGGING_FACE_PREFIX))
+    except (WeightsError, TokenizerError) as error:
+        raise ConfigError(f"config.init_from={init_from}: {error}") from error
+    assert weights.tokenizer is not None
+    theirs = flatten(weights.params)
+
+    def take(wanted: dict[str, Any]) -> dict[str, jax.Array]:
+        return {
             path: _on_devices(theirs[path], leaf)
             for path, leaf in wanted.items()
             if path in theirs and theirs[path].shape == leaf.shape
         }
-    else:
-        try:
-            source = resolve(best_path(init_from))
-            config = model_config(source)
-            workdir = workdir_of(source)
-            their_labels = read_labels(workdir / LABELS, config) if workdir else ()
-        except (CheckpointError, WeightsError) as error:
-            advice = ""
-            if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
-                advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"
-            raise ConfigError(f"config.init_from={init_from}: {error}{advice}") from error
-        name = str(source.path)
-        _check_same_model(init_from, config, model)
-        if source.progress["tokenizer_hash"] != tokenizer_hash:
-            raise ConfigError(
-                f"config.init_from={init_from} was trained with the tokenizer "
-                f"{source.progress['tokenizer_hash'][:12]}, the text was encoded with "
-                f"{tokenizer_hash[:12]}: prepare the corpus with the tokenizer of that run"
-            )
-        theirs = flatten(abstract_params(config))
-        taken = _restore(source, theirs, wanted)
-    taken = _in_order_of(labels, their_labels, taken)
-    left = sorted({_part(path) for path in theirs.keys() - taken.keys()})
-    _LOG.info(
-        "starting at step 0 with the parameters of %s%s",
-        name,
-        f", without its {', '.join(left)}" if left else "",
+
+    tokenizer_hash = weights.tokenizer.hash
+    return _Source(init_from, weights.config, tokenizer_hash, weights.labels, set(theirs), take)
+
+
+def _open_checkpoint(init_from: str) -> _Source:
+    try:
+        checkpoint = resolve(best_path(init_from))
+        config = model_config(checkpoint)
+        workdir = workdir_of(checkpoint)
+        labels = read_labels(workdir / LABELS, config) if workdir else ()
+    except (CheckpointError, WeightsError) as error:
+        advice = ""
+        if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
+            advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"
+        raise ConfigError(f"config.init_from={init_from}: {error}{advice}") from error
+    theirs = flatten(abstract_params(config))
+    return _Source(
+        str(checkpoint.path),
+        config,
+        checkpoint.progress["tokenizer_hash"],
+        labels,
+        set(theirs),
+        functools.partial(_restore, checkpoint, theirs),
     )
-    return _with_drawn(taken, model, wanted, seed)
 
 
 def _restore(
