@@ -31,6 +31,7 @@ from bertjax.models import (
     apply_model,
     compute_dtype,
     make_model,
+    name_outputs,
 )
 from bertjax.models.inspection import inspect_layers
 from bertjax.tasks.task import join_outputs
@@ -264,18 +265,11 @@ class Encoder:
             inputs = [np.zeros((size, length), np.int32) for _ in _INPUTS]
             for x, name in zip(inputs, _INPUTS, strict=True):
                 x[: len(chosen)] = arrays[name][chosen, :length]
-            for name, output in self._name_outputs(self._predict(self.params, *inputs)).items():
+            outputs = name_outputs(head, self._predict(self.params, *inputs))
+            for name, output in outputs.items():
                 values = np.asarray(output, np.float32)[: len(chosen)]
                 parts.setdefault(name, []).append((chosen, values))
-        return {name: join_outputs(head, outputs, mask) for name, outputs in parts.items()}
-
-    def _name_outputs(self, outputs: Any) -> dict[str, jax.Array]:
-        match self.config.head:
-            case "span":
-                return {"start_logits": outputs[0], "end_logits": outputs[1]}
-            case "regression":
-                return {"values": outputs[:, 0]}
-        return {"logits": outputs}
+        return {name: join_outputs(head, found, mask) for name, found in parts.items()}
 
     def _rows(self, texts: Text | Sequence[Text]) -> list[Row]:
         """A row each; warns of those that were cut."""

@@ -10,7 +10,6 @@ from bertjax.data.example_rows import ExampleRows, batches_by_length, take_rows
 from bertjax.models import init_params, make_model
 from bertjax.training.fine_tuning_objectives import (
     ANSWERS,
-    OUTPUTS,
     fine_tuning_batch,
     fine_tuning_objective,
     fine_tuning_sums,
@@ -65,7 +64,11 @@ def make_outputs(head, rng):
         "span": (ROWS, LENGTH),
         "tagging": (ROWS, LENGTH, LABELS),
     }
-    return {name: rng.normal(size=shapes[head]).astype(np.float32) for name in OUTPUTS[head]}
+    names = {"regression": ["values"], "span": ["start_logits", "end_logits"]}
+    return {
+        name: rng.normal(size=shapes[head]).astype(np.float32)
+        for name in names.get(head, ["logits"])
+    }
 
 
 def nats(logits, label):

@@ -11,7 +11,12 @@ from bertjax.models.build import (
     make_model,
 )
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
+from bertjax.models.fine_tuning import (
+    BertForClassification,
+    BertForSpans,
+    BertForTagging,
+    name_outputs,
+)
 from bertjax.models.pretraining import BertForPreTraining
 
 __all__ = [
@@ -29,5 +34,6 @@ __all__ = [
     "dropout",
     "init_params",
     "make_model",
+    "name_outputs",
     "split_row_keys",
 ]

@@ -96,6 +96,21 @@ class BertForSpans(nn.Module):
         return logits[..., 0], logits[..., 1]
 
 
+def name_outputs(head: str, outputs: Any) -> dict[str, jax.Array]:
+    """What the model of a head returns, by name.
+
+    Returns:
+      Float32 arrays: classification `logits` [b, c]; regression `values` [b]; span `start_logits`
+      and `end_logits` [b, t]; tagging `logits` [b, t, c].
+    """
+    match head:
+        case "span":
+            return {"start_logits": outputs[0], "end_logits": outputs[1]}
+        case "regression":
+            return {"values": outputs[:, 0]}
+    return {"logits": outputs}
+
+
 def _head_keys(config: ModelConfig, row_keys: jax.Array | None) -> jax.Array | None:
     """The key set after those of the encoder, which are the first 1 + num_layers."""
     return split_row_keys(row_keys, 2 + config.num_layers)[-1]

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.config import ModelConfig, Phase
-from bertjax.models import apply_model
+from bertjax.models import apply_model, name_outputs
 from bertjax.training.objectives import Batch, Objective, Sums, weighted_sums
 from bertjax.training.sharding import row_sharding
 
@@ -34,12 +34,6 @@ ANSWERS: dict[str, dict[str, tuple[Any, bool]]] = {
     "regression": {"targets": (np.float32, False)},
     "span": {"start_positions": (np.int32, False), "end_positions": (np.int32, False)},
     "tagging": {"tag_ids": (np.int32, True), "tag_weights": (np.float32, True)},
-}
-OUTPUTS = {
-    "classification": ("logits",),
-    "regression": ("values",),
-    "span": ("start_logits", "end_logits"),
-    "tagging": ("logits",),
 }
 
 
@@ -62,20 +56,14 @@ def run_model(
     batch: Batch,
     row_keys: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Runs the model.
+    """Runs the model; returns its `name_outputs`.
 
     Args:
       batch: input_ids, token_type_ids, attention_mask int32 [b, t].
       row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
-
-    Returns:
-      Float32 arrays: classification `logits` [b, c]; regression `values` [b]; span `start_logits`
-      and `end_logits` [b, t]; tagging `logits` [b, t, c].
     """
     outputs = apply_model(model, params, *(batch[name] for name in _INPUTS), row_keys)
-    if config.head == "span":
-        return dict(zip(OUTPUTS["span"], outputs, strict=True))
-    return {OUTPUTS[config.head][0]: outputs[:, 0] if config.head == "regression" else outputs}
+    return name_outputs(config.head, outputs)
 
 
 def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
@@ -96,7 +84,7 @@ def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batc
             squares = jnp.square(outputs["values"] - batch["targets"])
             return {"loss_sum": jnp.sum(squares * weights), "weight": jnp.sum(weights)}
         case "span":
-            starts, ends = (outputs[name] for name in OUTPUTS["span"])
+            starts, ends = outputs["start_logits"], outputs["end_logits"]
             start = weighted_sums(starts, batch["start_positions"], weights)
             end = weighted_sums(ends, batch["end_positions"], weights)
             both = (jnp.argmax(starts, axis=-1) == batch["start_positions"]) & (
