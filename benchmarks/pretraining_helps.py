@@ -59,7 +59,7 @@ one core:
       '--config.phases[0].num_steps=5000' '--config.phases[1].num_steps=1200' \\
       --config.data.store=stores/novels_wiki --config.data.eval_store=stores/wiki_heldout
 
-Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, from it and
+Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, rows of 64, from it and
 from the weights that its training began with. Mean and deviation over the seeds; WNUT-17 on its
 test file, the others on the development file.
 
@@ -115,7 +115,11 @@ def _command(name: str, start: str, workdir: str) -> list[str]:
         f"--train={Path(_DATA.value) / train}",
         f"--eval={Path(_DATA.value) / evaluate}",
         *(f"--workdir={workdir}", f"--seed={_SEEDS.value}", f"--epochs={_EPOCHS.value}"),
-        *(f"--learning_rate={_LEARNING_RATE.value}", "--config.log.tensorboard=False"),
+        *(
+            f"--learning_rate={_LEARNING_RATE.value}",
+            "--max_length=64",
+            "--config.log.tensorboard=False",
+        ),
     ]
 
 
