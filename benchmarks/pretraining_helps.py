@@ -59,9 +59,9 @@ one core:
       '--config.phases[0].num_steps=5000' '--config.phases[1].num_steps=1200' \\
       --config.data.store=stores/novels_wiki --config.data.eval_store=stores/wiki_heldout
 
-Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, rows of 64, from it and
-from the weights that its training began with. Mean and deviation over the seeds; WNUT-17 on its
-test file, the others on the development file.
+Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, rows of 64, from
+it and from the weights that its training began with. Mean and deviation over the seeds; WNUT-17 on
+its test file, the others on the development file.
 
 """
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a pre-training run.", required=True)
