@@ -6,18 +6,20 @@ For each seed both fine-tune the same Hugging Face folder: the new layer begins 
 that bertjax draws from the seed, the batches hold the same rows in the same order, and learning
 rates, weight decay, clipping and evaluations are the same. What differs is the program and the
 dropout masks; with --nodropout, the program alone. Both keep the best of the evaluations, one an
-epoch. A seed that stands in the results is not run again, and several processes may share the
-file: one a core, with taskset, makes the most of two cores; benchmarks.fine_tuning_page makes the
-page of the results. Needs the extra `peer`, in an environment of its own.
+epoch. What stands in the results is not run again, and several processes may share the file: one a
+core, with taskset, makes the most of two cores, and --programs= lets each run one of the two, or
+at another time. benchmarks.fine_tuning_page makes the page of the results. Needs the extra `peer`,
+in an environment of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,6 +66,7 @@ TASKS = {  # name: (task, training files, evaluation file, tokens a row)
 _WEIGHTS = flags.DEFINE_string("weights", None, "Hugging Face folder of a BERT.", required=True)
 _DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
 _TASK = flags.DEFINE_enum("task", None, list(TASKS), "What to fine-tune for.", required=True)
+_PROGRAMS = flags.DEFINE_list("programs", ["bertjax", "transformers"], "Which of the two to run.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
@@ -85,7 +88,7 @@ _LAYERS = {
     "tagging": ("tagging_head", "classifier"),
     "span": ("span_head", "qa_outputs"),
 }
-_UNITS = ("seconds", "cpu_seconds")
+_PACKAGES = {"bertjax": ("jax", "bertjax"), "transformers": ("torch", "transformers")}
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
@@ -123,31 +126,26 @@ def main(_: list[str]) -> None:
         key += f"_share_{_SHARE.value:g}"
     if not _DROPOUT.value:
         key += "_no_dropout"
-    for seed in map(int, _SEEDS.value):
-        done = [run["seed"] for run in _results().get(key, {}).get("runs", [])]
-        if seed in done:
+    run = {
+        "bertjax": functools.partial(_run_ours, training, evaluation, tokenizer),
+        "transformers": functools.partial(_run_theirs, training, evaluation),
+    }
+    for seed, program in itertools.product(map(int, _SEEDS.value), _PROGRAMS.value):
+        if program in _results().get(key, {}).get("runs", {}).get(str(seed), {}):
             continue
-        config = _config(model, task, training, seed)
-        ours, our_times = _timed(_run_ours, config, training, evaluation, tokenizer)
-        theirs, their_times = _timed(_run_theirs, config, training, evaluation)
-        _add(
-            key,
-            task.main_metric,
-            training.max_length,
-            {
-                "seed": seed,
-                "bertjax": ours,
-                "transformers": theirs,
-                "seconds": {"bertjax": our_times[0], "transformers": their_times[0]},
-                "cpu_seconds": {"bertjax": our_times[1], "transformers": their_times[1]},
-                "cores": len(os.sched_getaffinity(0)),
-                "hardware": cpu_name(),
-                "load": _LOAD.value,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
-        print(json.dumps(_results()[key]["runs"][-1]), flush=True)
-    print(json.dumps(_results()[key]["summary"], indent=1))
+        scores, seconds, cpu_seconds = _timed(run[program], _config(model, task, training, seed))
+        result = {
+            "scores": scores,
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "cores": len(os.sched_getaffinity(0)),
+            "hardware": cpu_name(),
+            "load": _LOAD.value,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {n: version(n) for n in _PACKAGES[program]},
+        }
+        _add(key, task.main_metric, training.max_length, str(seed), program, result)
+        print(seed, program, json.dumps(result), flush=True)
 
 
 def _config(model: ModelConfig, task: Any, training: Examples, seed: int) -> FineTuningConfig:
@@ -168,15 +166,15 @@ def _config(model: ModelConfig, task: Any, training: Examples, seed: int) -> Fin
     )
 
 
-def _timed(run: Callable[..., dict[str, float]], *arguments: Any) -> tuple[Any, list[float]]:
+def _timed(run: Callable[[Any], dict[str, float]], config: Any) -> tuple[Any, float, float]:
     """What `run` returns; seconds on the clock and of all its threads."""
     clock, cpu = time.monotonic(), time.process_time()
-    result = run(*arguments)
-    return result, [round(time.monotonic() - clock, 1), round(time.process_time() - cpu, 1)]
+    result = run(config)
+    return result, round(time.monotonic() - clock, 1), round(time.process_time() - cpu, 1)
 
 
 def _run_ours(
-    config: FineTuningConfig, training: Examples, evaluation: Examples, tokenizer: Any
+    training: Examples, evaluation: Examples, tokenizer: Any, config: FineTuningConfig
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(config, Path(folder), training, evaluation, tokenizer)
@@ -185,7 +183,7 @@ def _run_ours(
 
 
 def _run_theirs(
-    config: FineTuningConfig, training: Examples, evaluation: Examples
+    training: Examples, evaluation: Examples, config: FineTuningConfig
 ) -> dict[str, float]:
     """The same with torch, in the plain way of transformers' examples."""
     import torch
@@ -285,46 +283,28 @@ def _results() -> dict[str, Any]:
     return json.loads(RESULT.read_text()) if RESULT.exists() else {}
 
 
-def _add(key: str, metric: str, max_length: int, run: dict[str, Any]) -> None:
-    """Puts a run into the results and summarises the task anew."""
+def _add(
+    key: str, metric: str, max_length: int, seed: str, program: str, result: dict[str, Any]
+) -> None:
     with FileLock(RESULT.with_suffix(".lock")):
         results = _results()
-        _summarize(results, key, metric, max_length, run)
+        entry = results.setdefault(
+            key,
+            {
+                "task": _TASK.value,
+                "weights": Path(_WEIGHTS.value).name,
+                "main_metric": metric,
+                "max_length": max_length,
+                "batch_size": _BATCH_SIZE.value,
+                "epochs": _EPOCHS.value,
+                "learning_rate": _LEARNING_RATE.value,
+                "share_of_training_examples": _SHARE.value,
+                "dropout": _DROPOUT.value,
+                "runs": {},
+            },
+        )
+        entry["runs"].setdefault(seed, {})[program] = result
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _summarize(
-    results: dict[str, Any], key: str, metric: str, max_length: int, run: dict[str, Any]
-) -> None:
-    entry = results.setdefault(key, {"runs": []})
-    entry["runs"].append(run)
-    pairs = [(r["bertjax"][metric], r["transformers"][metric]) for r in entry["runs"]]
-    differences = [ours - theirs for ours, theirs in pairs]
-    entry |= {
-        "task": _TASK.value,
-        "weights": Path(_WEIGHTS.value).name,
-        "main_metric": metric,
-        "max_length": max_length,
-        "batch_size": _BATCH_SIZE.value,
-        "epochs": _EPOCHS.value,
-        "learning_rate": _LEARNING_RATE.value,
-        "share_of_training_examples": _SHARE.value,
-        "dropout": _DROPOUT.value,
-        "summary": {
-            "seeds": len(pairs),
-            "bertjax_mean": statistics.fmean(ours for ours, _ in pairs),
-            "transformers_mean": statistics.fmean(theirs for _, theirs in pairs),
-            "mean_difference": statistics.fmean(differences),
-            "deviation_of_difference": statistics.stdev(differences) if len(pairs) > 1 else None,
-            **{f"times_as_fast_by_{unit}": _ratio(entry["runs"], unit) for unit in _UNITS},
-        },
-        "versions": {n: version(n) for n in ("jax", "torch", "transformers")},
-    }
-
-
-def _ratio(runs: list[dict[str, Any]], unit: str) -> float:
-    ours, theirs = (sum(run[unit][who] for run in runs) for who in ("bertjax", "transformers"))
-    return theirs / ours
 
 
 if __name__ == "__main__":

@@ -53,24 +53,29 @@ def main() -> None:
 
 
 def _summary(entries: list[dict[str, Any]]) -> str:
+    """A line a task, over the seeds that both have run."""
     lines = [
         "| task | epochs | batch | length | seeds | bertjax | transformers | difference | "
         "CPU time of transformers / bertjax |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
-        ours, theirs = (_points(entry, who) for who in WHO)
+        pairs = [run for run in entry["runs"].values() if len(run) == len(WHO)]
+        if not pairs:
+            continue
+        ours, theirs = ([_points(entry, run[who]) for run in pairs] for who in WHO)
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        seconds, their_seconds = (sum(run[who]["cpu_seconds"] for run in pairs) for who in WHO)
         cells = [
             _name(entry),
             str(entry["epochs"]),
             str(entry["batch_size"]),
             str(entry["max_length"]),
-            str(len(ours)),
+            str(len(pairs)),
             _mean(ours, 1),
             _mean(theirs, 1),
-            _mean(differences, math.sqrt(len(ours)), "+"),
-            f"{_ratio(entry):.2f}",
+            _mean(differences, math.sqrt(len(pairs)), "+"),
+            f"{their_seconds / seconds:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -86,13 +91,18 @@ def _seeds(entry: dict[str, Any]) -> str:
         "seconds (of the CPU), transformers | hardware |",
         "|---|---|---|---|---|---|---|",
     ]
-    pairs = zip(entry["runs"], *(_points(entry, who) for who in WHO), strict=True)
-    for run, ours, theirs in sorted(pairs, key=lambda pair: pair[0]["seed"]):
-        times = [f"{run['seconds'][who]:.0f} ({run['cpu_seconds'][who]:.0f})" for who in WHO]
-        lines.append(
-            f"| {run['seed']} | {ours:.2f} | {theirs:.2f} | {ours - theirs:+.2f} | "
-            f"{times[0]} | {times[1]} | {run['cores']} core, {run['hardware']} |"
-        )
+    for seed, run in sorted(entry["runs"].items(), key=lambda item: int(item[0])):
+        points = {who: _points(entry, run[who]) for who in WHO if who in run}
+        scores = [f"{points[who]:.2f}{_exact(run[who])}" if who in run else "" for who in WHO]
+        both = len(points) == len(WHO)
+        difference = f"{points['bertjax'] - points['transformers']:+.2f}" if both else ""
+        times = [
+            f"{run[who]['seconds']:.0f} ({run[who]['cpu_seconds']:.0f})" if who in run else ""
+            for who in WHO
+        ]
+        places = {f"{result['cores']} core, {result['hardware']}" for result in run.values()}
+        cells = [seed, *scores, difference, *times, " / ".join(sorted(places))]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,18 +112,19 @@ def _name(entry: dict[str, Any]) -> str:
     return name if entry["dropout"] else name + ", no dropout"
 
 
-def _points(entry: dict[str, Any], who: str) -> list[float]:
+def _points(entry: dict[str, Any], result: dict[str, Any]) -> float:
     factor = 1 if entry["task"] == "squad" else 100  # SQuAD's own scores are per cent
-    return [factor * run[who][entry["main_metric"]] for run in entry["runs"]]
+    return factor * result["scores"][entry["main_metric"]]
+
+
+def _exact(result: dict[str, Any]) -> str:
+    exact = result["scores"].get("exact_match")
+    return "" if exact is None else f" (exact match {exact:.2f})"
 
 
 def _mean(values: list[float], divisor: float, sign: str = "") -> str:
     mean = f"{statistics.fmean(values):{sign}.2f}"
     return f"{mean} ± {statistics.stdev(values) / divisor:.2f}" if len(values) > 1 else mean
-
-
-def _ratio(entry: dict[str, Any]) -> float:
-    return entry["summary"]["times_as_fast_by_cpu_seconds"]
 
 
 if __name__ == "__main__":
