@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,14 +76,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and forces it to disk."""
-    temporary = f"{path}{_TEMPORARY}"
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, and forces it and its name to disk.
+
+    Until then it is a hidden file of its own: others may write the same one at the same time.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk has no room for it
     sync(path.parent)
 
 

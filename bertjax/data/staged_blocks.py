@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bertjax.bucket import BucketPath
+from bertjax.data.atomic_files import write_file
 from bertjax.data.blocks import Block, Problem
 from bertjax.data.encode import EncodedBlock, EncodedSplit
 from bertjax.data.prepare_options import PrepareStoppedError
@@ -83,7 +83,7 @@ class StagedBlocks:
         if isinstance(path, BucketPath):
             path.write_bytes(buffer.getvalue())
         else:
-            _write_whole(path, buffer.getbuffer())
+            write_file(path, buffer.getbuffer())
 
     def read(self, num_sources: int) -> Iterator[tuple[Block, EncodedBlock]]:
         """All blocks in the order of the input.
@@ -116,19 +116,6 @@ class StagedBlocks:
 def staged_bytes(name: str) -> int:
     """Bytes of the source that a staged block of this file name stands for."""
     return int(name.removesuffix(SUFFIX).split("-")[2])
-
-
-def _write_whole(path: Path, content: memoryview) -> None:
-    # Two workers may have been given the same block: each has a file of its own until it is whole.
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # a full disk has no room for it
 
 
 def _read(path: Path | BucketPath) -> tuple[Block, EncodedBlock]:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from bertjax.bucket import BucketPath
+from bertjax.data.atomic_files import sync
 from bertjax.training import sealing
 from bertjax.training.sealing import CheckpointError
 
@@ -69,7 +70,7 @@ class CheckpointDirectory:
         assert isinstance(unfinished, Path)
         sealing.write_seal(unfinished, step)
         unfinished.rename(self.step_path(step))
-        sealing.sync_directory(unfinished.parent)
+        sync(unfinished.parent)
 
     def remove_unfinished(self) -> bool:
         """Removes what a save or a removal that did not come to its end has left; True if any."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.training.sealing import write_durably
+from bertjax.data.atomic_files import write_file
 from bertjax.training.tracker import EVALS, METRICS, SUMMARY, read_lines
 
 CURVES = "curves.png"
@@ -97,7 +97,7 @@ def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
                 axes.text(begin, 1, f" phase {phase}", transform=top, va="top", fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    write_durably(workdir / CURVES, picture.getvalue())
+    write_file(workdir / CURVES, picture.getvalue())
     return workdir / CURVES
 
 

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, FineTuningConfig
+from bertjax.data.atomic_files import write_file
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop.bertjax_checkpoint import LABELS, SCORES
 from bertjax.models import abstract_params
@@ -19,7 +20,6 @@ from bertjax.training.checkpoint import resolve
 from bertjax.training.checkpoint_directory import CheckpointDirectory
 from bertjax.training.fine_tuning import Examples, FineTuning, Scored, Scorer
 from bertjax.training.preemption import EXIT_FINISHED
-from bertjax.training.sealing import write_durably
 from bertjax.training.sharding import make_mesh
 from bertjax.training.start import with_shardings
 from bertjax.training.tracker import EVALS, SUMMARY, read_lines
@@ -130,4 +130,4 @@ def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Writes JSON; half of a surrogate pair, which UTF-8 does not have, becomes JSON's escape."""
-    write_durably(path, text.encode("utf-8", "backslashreplace"))
+    write_file(path, text.encode("utf-8", "backslashreplace"))

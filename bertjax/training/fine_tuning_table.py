@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertjax.data.atomic_files import write_file
 from bertjax.interop.bertjax_checkpoint import SCORES
-from bertjax.training.sealing import write_durably
 
 TABLE = "table.json"
 _SETTING = ("learning_rate", "batch_size", "num_epochs")
@@ -45,7 +45,7 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> str:
     ]
     settings.sort(key=lambda setting: -setting["scores"][metric]["mean"])
     content = {"task": runs[0]["task"], "main_metric": metric, "settings": settings, "runs": runs}
-    write_durably(workdir / TABLE, (json.dumps(content, indent=1) + "\n").encode())
+    write_file(workdir / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     return _table(settings, metric)
 
 

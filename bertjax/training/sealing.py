@@ -21,6 +21,7 @@ from typing import Any
 
 from bertjax.bucket import BucketPath, Stored, in_parallel
 from bertjax.cores import num_cores
+from bertjax.data.atomic_files import sync, write_file
 
 SEAL_NAME = "SEAL.json"
 FORMAT_VERSION = 1  # sha256 of each file
@@ -61,9 +62,9 @@ def write_seal(directory: Path | BucketPath, step: int) -> None:
         for name, digest in zip(names, digests, strict=True)
     }
     for folder, _, _ in os.walk(directory):
-        sync_directory(Path(folder))
+        sync(Path(folder))
     body = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-    write_durably(directory / SEAL_NAME, _render(body))
+    write_file(directory / SEAL_NAME, _render(body))
 
 
 def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
@@ -142,26 +143,6 @@ def find_faults(directory: Path | BucketPath) -> list[str]:
                 f"about the checkpoint {directory}. Run the same command again"
             ) from error
         return [f"{error.filename}: cannot be read ({error.strerror})"]
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and on disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes the names in a directory durable (the files have their own fsync)."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _render(body: dict[str, Any]) -> bytes:

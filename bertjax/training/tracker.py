@@ -19,8 +19,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bertjax.config import Config, closest
+from bertjax.data.atomic_files import write_file
 from bertjax.training.event_files import EventWriter
-from bertjax.training.sealing import write_durably
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def cut_back(path: Path, step: int) -> None:
     kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
     content = "".join(kept).encode()
     if content != path.read_bytes():
-        write_durably(path, content)
+        write_file(path, content)
     if len(kept) < len(records):
         _LOG.info("%s: dropped %d lines after step %d", path, len(records) - len(kept), step)
 
@@ -217,7 +217,7 @@ def cut_back(path: Path, step: int) -> None:
 def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, whole or not at all; numbers that are not finite become null."""
     text = json.dumps(_plain(summary), indent=2, allow_nan=False) + "\n"
-    write_durably(workdir / SUMMARY, text.encode())
+    write_file(workdir / SUMMARY, text.encode())
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
