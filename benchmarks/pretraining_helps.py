@@ -139,12 +139,16 @@ def _table(results: dict[str, Any]) -> str:
         "| task | metric | pre-trained | drawn | pre-trained, each seed | drawn, each seed |",
         "|---|---|---|---|---|---|",
     ]
+    helped: dict[bool, list[str]] = {True: [], False: []}
     for name, entry in results["tasks"].items():
         ((metric, ours),) = entry["pretrained"].items()
         drawn = entry["drawn"][metric]
         cells = [f"{x['mean']:.4f} ± {x['deviation']:.4f}" for x in (ours, drawn)]
         cells += [", ".join(f"{v:.4f}" for v in x["values"]) for x in (ours, drawn)]
         lines.append(f"| {name} | {metric} | " + " | ".join(cells) + " |")
+        helped[ours["mean"] > drawn["mean"]].append(name)
+    lines += ["", f"Higher from the pre-trained weights: {', '.join(helped[True]) or 'none'}; "]
+    lines[-1] += f"from the drawn ones: {', '.join(helped[False]) or 'none'}."
     return "\n".join(lines) + "\n"
 
 
