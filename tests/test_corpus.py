@@ -156,7 +156,7 @@ def test_a_line_of_100_mb(tmp_path, name, last):
     good = b'{"text": "good"}'
     with gzip.open(tmp_path / f"{name}.gz", "wb", compresslevel=1) as file:
         file.write(good + b"\n")
-        for _ in range(20):
+        for _ in range(100):
             file.write(b"word " * 2**20)
         if not last:
             file.write(b"\n" + good + b"\n")

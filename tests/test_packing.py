@@ -49,6 +49,12 @@ def test_each_is_packed_once_within_room_and_depth(name, depth):
     assert len(table) >= max(np.ceil(lengths.sum() / 512), np.ceil(1_500 / depth))
 
 
+def test_packing_fills_rows():
+    # 32 tokens in rows of 8: none is left empty
+    assert len(pack_lengths(np.array([8, 5, 3, 4, 4, 2, 6]), 8, 8)) == 4
+    assert len(pack_lengths(np.array([5, 5, 5]), 8, 8)) == 3
+
+
 def test_the_smallest_problems():
     assert pack_lengths(np.array([7]), 8, 2).tolist() == [[0, -1]]
     assert pack_lengths(np.array([3, 5, 4, 4]), 8, 2).tolist() == [[2, 3], [1, 0]]

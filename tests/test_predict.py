@@ -16,6 +16,12 @@ from bertjax.interop.weights import Weights
 from bertjax.models import init_params, make_model
 from bertjax.training.fine_tuning_objectives import run_model
 
+OUTPUTS = {
+    "classification": {"logits"},
+    "regression": {"values"},
+    "span": {"start_logits", "end_logits"},
+    "tagging": {"logits"},
+}
 MODEL = ModelConfig(
     vocab_size=1_000,
     hidden_size=16,
@@ -77,7 +83,7 @@ def test_outputs_are_those_of_the_model_however_rows_are_batched(wordpiece, head
     config, params = with_head(head), parameters(head)
     found = Encoder(config, params, wordpiece).outputs(arrays)
     expected = run_model(make_model(config), config, params, arrays)
-    assert set(found) == set(expected)
+    assert set(found) == OUTPUTS[head]
     for name, values in found.items():
         each_token = head in ("tagging", "span")
         where = mask.astype(bool) if each_token else slice(None)

@@ -59,7 +59,7 @@ def test_first_batch_far_into_the_stream_is_quick(reader):
     begin = time.perf_counter()
     with BatchStream(reader, global_batch_size=256, position=10**7) as stream:
         batch = next(stream)
-        assert time.perf_counter() - begin < 20  # a walk there would take minutes
+        assert time.perf_counter() - begin < 1
     assert_rows(batch, reader, 10**7 + np.arange(256))
 
 

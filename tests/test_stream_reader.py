@@ -155,7 +155,7 @@ def test_far_positions_are_as_quick_as_near_ones():
     make_reader(**SPECS[0])  # the index exists
     begin = time.perf_counter()
     batch = make_reader(**SPECS[0]).rows(10**7 + np.arange(256))
-    assert time.perf_counter() - begin < 20  # a walk there would take minutes
+    assert time.perf_counter() - begin < 1
     assert len(batch["input_ids"]) == 256
 
 

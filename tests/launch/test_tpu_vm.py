@@ -163,10 +163,18 @@ def test_up_stop_and_delete_can_all_be_repeated(make_cloud, num_workers, queue):
 
     assert cloud.run("stop", *queue).count(": ended with exit code 75") == num_workers
     assert (cloud.workdir / "checkpoints" / "step_00000001").is_dir()
-    other = [] if queue else ["--no_queue"]  # it must not go on costing unseen
-    cloud.run("delete", *other)
+    cloud.run("delete", *queue)
     assert not (cloud.folder / "workers").exists()
     assert "bert is not there" in cloud.run("delete", *queue)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("tpu-vm", []), ("queued-resources", ["--no_queue"])])
+def test_delete_finds_a_slice_of_the_other_kind(cloud, kind, other):
+    """It must not go on costing unseen."""
+    path = cloud.folder / "slice.json"
+    path.write_text(json.dumps({"kind": kind, "state": ["READY"]}))
+    assert "bert is not there" not in cloud.run("delete", *other)
+    assert not path.exists()
 
 
 def test_watch_brings_a_preempted_slice_back_until_training_ends(cloud):
