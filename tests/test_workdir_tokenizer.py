@@ -35,6 +35,13 @@ def test_the_copy_is_checked_when_a_run_resumes(tmp_path):
         keep_tokenizer(tmp_path, make_tokenizer(), resumed=True)
 
 
+def test_a_resumed_run_says_what_to_do_with_a_copy_that_lost_a_file(tmp_path):
+    keep_tokenizer(tmp_path, make_tokenizer(), resumed=False)
+    (tmp_path / "tokenizer" / "bertjax_tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"Or remove .*tokenizer: it is a copy of the store's"):
+        keep_tokenizer(tmp_path, make_tokenizer(), resumed=True)
+
+
 def test_a_copy_without_checkpoints_is_replaced(tmp_path):
     keep_tokenizer(tmp_path, make_tokenizer(), resumed=False)
     keep_tokenizer(tmp_path, other_tokenizer(), resumed=False)

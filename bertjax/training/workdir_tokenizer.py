@@ -29,7 +29,7 @@ def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> Non
     folder = workdir / TOKENIZER_FOLDER
     if (workdir / MANIFEST).exists():
         raise ConfigError(f"--workdir={workdir} is a token store: choose another folder")
-    if folder.exists() and not (folder / METADATA_FILE).exists():
+    if not resumed and folder.exists() and not (folder / METADATA_FILE).exists():
         raise ConfigError(
             f"{folder} is there and is no tokenizer that bertjax has written: choose another "
             "--workdir"
