@@ -126,8 +126,7 @@ def write(path: Path, text: str) -> None:
 
 HEADER = [
     "| recipe | length | topology | chips | data x fsdp x tensor | microbatches | GB a chip | fits "
-    "| "
-    "TFLOP a chip | MB sent a chip, by kind | bound, sequences/s | bound, hours of the phase | "
+    "| TFLOP a chip | MB sent a chip, by kind | bound, sequences/s | bound, hours of the phase | "
     "checks | compiled in, s | on |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]

@@ -147,8 +147,8 @@ def _table(results: dict[str, Any]) -> str:
         cells += [", ".join(f"{v:.4f}" for v in x["values"]) for x in (ours, drawn)]
         lines.append(f"| {name} | {metric} | " + " | ".join(cells) + " |")
         helped[ours["mean"] > drawn["mean"]].append(name)
-    lines += ["", f"Higher from the pre-trained weights: {', '.join(helped[True]) or 'none'}; "]
-    lines[-1] += f"from the drawn ones: {', '.join(helped[False]) or 'none'}."
+    better, worse = (", ".join(helped[which]) or "none" for which in (True, False))
+    lines += ["", f"Higher from the pre-trained weights: {better}; from the drawn ones: {worse}."]
     return "\n".join(lines) + "\n"
 
 

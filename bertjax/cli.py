@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from bertjax.command_line import parse_flags, show_help_if_asked
+from bertjax.command_line import errors_in_one_line, parse_flags, show_help_if_asked
 from bertjax.config import Config, ConfigError, Phase, closest
 from bertjax.validation import validate
 
@@ -71,19 +71,17 @@ def run(
 ) -> typing.NoReturn:
     """Parses the command line, checks the recipe and exits with what `main(config)` returns.
 
-    A `ConfigError` becomes one line on stderr and exit code 2, before any work.
+    A `ConfigError` becomes one line on stderr and exit code 2, before any work; a bucket that
+    fails one line and 1.
 
     Args:
       recipe: False where `config_flag` comes from `define_overrides`; main checks the result.
     """
     show_help_if_asked()
-    try:
+    with errors_in_one_line():
         root: Any = Config if recipe else type(flags.FLAGS["config"].default)
         sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:], root)]
         app.run(lambda argv: _main(argv, main, config_flag, recipe), flags_parser=_parse_flags)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     raise AssertionError("app.run returned")
 
 

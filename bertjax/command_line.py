@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
@@ -27,8 +28,16 @@ def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
     one line and 1; `--help` is printed and exits with 0.
     """
     show_help_if_asked()
-    try:
+    with errors_in_one_line():
         app.run(main, flags_parser=parse_flags)
+    raise AssertionError("app.run returned")
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program: with 2 after a `ConfigError`, with 1 after a bucket that fails."""
+    try:
+        yield
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -37,7 +46,6 @@ def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    raise AssertionError("app.run returned")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

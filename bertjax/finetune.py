@@ -23,7 +23,6 @@ import json
 import logging
 import math
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,12 +126,6 @@ def main(overridden: Config) -> int:
     except (CheckpointError, WorkdirInUseError, loop.TrainingDivergedError) as error:
         _LOG.debug("details", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if isinstance(error, OSError) and is_bucket_path(error.filename):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
         return 1
 
 

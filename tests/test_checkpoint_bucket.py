@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from checkpoint_states import assert_is_step, save
@@ -168,3 +172,29 @@ def test_the_newest_checkpoint_is_told_by_its_seal(workdir, newest, tmp_path, ca
     (tmp_path / "checkpoints" / "step_00000007").mkdir(parents=True)
     assert newest_checkpoint.main(str(tmp_path)) == 0
     assert capsys.readouterr().out.split() == ["step_00000002", "step_00000001", "step_00000007"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("convert", "--input={}", "--output=out"),
+        ("finetune", "--task=cola", "--train=x", "--eval=x", "--workdir=out", "--init_from={}"),
+        ("predict", "--model={}", "text"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_bucket_that_is_not_there_is_one_line(bucket_server, tmp_path, command):
+    name, *arguments = (part.format("gs://no-such-bucket/run") for part in command)
+    result = subprocess.run(
+        [sys.executable, "-m", f"bertjax.{name}", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode in (1, 2), result.stderr
+    assert result.stderr.startswith("error: "), result.stderr
+    assert "gs://no-such-bucket/run" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not (tmp_path / "out").exists()

@@ -79,9 +79,11 @@ def compile_train_step(
     if config.num_microbatches:
         candidates = [config.num_microbatches]
     elif memory and first is None:
-        state_bytes = bytes_a_device(abstract_state)
-        room = USABLE * memory - 1.5 * state_bytes  # gradients are a third of the state
-        fitting = [n for n in candidates if rows / n * activation_bytes(config, phase) <= room]
+        fitting = [
+            n
+            for n in candidates
+            if _guessed_bytes(config, phase, abstract_state, rows / n) <= USABLE * memory
+        ]
         candidates = candidates[candidates.index(fitting[0]) if fitting else -1 :]
     key = jax.ShapeDtypeStruct(
         (), jax.eval_shape(jax.random.key, 0).dtype, sharding=replicated(mesh)
@@ -132,11 +134,17 @@ def may_not_fit(
 ) -> bool:
     """Whether a phase needs so much memory that only the compiler can tell if it fits.
 
-    By the guess that `compile_train_step` begins with, and half of the memory for what it misses.
+    By the guess that `compile_train_step` begins with; half of the memory is for what it misses.
     """
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-    part = rows / (config.num_microbatches or rows) * activation_bytes(config, phase)
-    return bool(memory) and 1.5 * bytes_a_device(abstract_state) + part > memory / 2
+    part = rows / (config.num_microbatches or rows)
+    return bool(memory) and _guessed_bytes(config, phase, abstract_state, part) > memory / 2
+
+
+def _guessed_bytes(config: Config, phase: Phase, abstract_state: TrainState, rows: float) -> float:
+    """What a step of so many rows a device and microbatch needs, by a first guess."""
+    # The gradients are a third of the state.
+    return 1.5 * bytes_a_device(abstract_state) + rows * activation_bytes(config, phase)
 
 
 def device_memory_bytes(mesh: Mesh) -> int:

@@ -42,7 +42,7 @@ from bertjax.training.preemption import (
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.profiling import Profile
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
-from bertjax.training.start import abstract_state, progress_record, start
+from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
 from bertjax.training.start_up import StartUp
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir import Workdir, open_workdir
@@ -197,7 +197,7 @@ class _Trainer:
             "seconds": round(self._seconds(), 1),
             **heldout,
             "params_sha256": digest,
-            "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "hardware": devices_in_words(),
         }
         write_summary(self.workdir.local, summary)
         self.job.plot(self.workdir.local)
@@ -275,8 +275,8 @@ class _Trainer:
         with jax.set_mesh(self.mesh):  # of this thread
             step_function, parts = self._compile_phase(index, memory, before)
             if self.step == 0:  # found out now, and not after days
+                state = abstract_state(self.model, self.optimizer, self.mesh)
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
-                    state = abstract_state(self.model, self.optimizer, self.mesh)
                     if may_not_fit(self.resolved, self.phases[later], state, self.mesh, memory):
                         _LOG.info("phase %d may not fit the memory: compiled to find out", later)
                         self._compile_phase(later, memory)

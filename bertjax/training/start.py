@@ -99,7 +99,8 @@ def start(
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
         progress, parts = newest.progress, {}
-        same = progress["devices"] == _devices() and not any(n.startswith(_MEMORY) for n in changed)
+        same = not any(name.startswith(_MEMORY) for name in changed)
+        same &= progress["devices"] == devices_in_words()
         if same and "num_microbatches" in progress:  # earlier checkpoints do not say it
             parts = {progress["phase"]: progress["num_microbatches"]}
         return Start(TrainState(step, params, opt_state), progress["seconds"], parts)
@@ -168,7 +169,7 @@ def progress_record(
         "tokenizer_hash": source.tokenizer.hash,
         "store_hash": source.data_hash,
         "evaluation_hash": source.evaluation_hash,
-        "devices": _devices(),
+        "devices": devices_in_words(),
         "versions": {
             "bertjax": bertjax.__version__,
             "python": platform.python_version(),
@@ -177,7 +178,8 @@ def progress_record(
     }
 
 
-def _devices() -> str:
+def devices_in_words() -> str:
+    """Devices of all processes: number and kind, such as "8 x TPU v5 lite"."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
