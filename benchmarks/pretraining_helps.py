@@ -3,19 +3,25 @@
     python -m benchmarks.pretraining_helps --workdir=runs/short --data=../shared/data
 
 Both start through the command, `python -m bertjax.finetune`, with the same seeds, rows, order and
-hyper-parameters. The drawn weights are those that the pre-training began with. A task that stands
-in benchmarks/results/pretraining_helps.json is not run again; the table is
+hyper-parameters, once for each learning rate. The drawn weights are those that the pre-training
+began with. A task and rate that stand in benchmarks/results/pretraining_helps.json are not run
+again, and several processes may share the file: one a core, with taskset and --tasks=. The page is
 docs/results/pretraining_helps.md.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,17 +30,18 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from filelock import FileLock
 
 from benchmarks.hardware import cpu_name
 from bertjax.interop.bertjax_checkpoint import write_checkpoint
 from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights
 from bertjax.models import init_params
-from bertjax.training.fine_tuning_table import TABLE as SCORES_TABLE
+from bertjax.training.fine_tuning_table import TABLE
 from bertjax.training.tracker import SUMMARY
 
 RESULT = Path(__file__).parent / "results" / "pretraining_helps.json"
-TABLE = Path(__file__).parent.parent / "docs" / "results" / "pretraining_helps.md"
+PAGE = Path(__file__).parent.parent / "docs" / "results" / "pretraining_helps.md"
 TASKS = {  # name: (task, training file, evaluation file)
     "wnut17": ("ner", "ner/wnut17train.conll", "ner/emerging.test.annotated"),
     "stsb": ("stsb", "stsb/sts-train.tsv", "stsb/sts-dev.tsv"),
@@ -42,7 +49,7 @@ TASKS = {  # name: (task, training file, evaluation file)
     "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv"),
 }
 STARTS = ("pretrained", "drawn")
-PAGE = """\
+PAGE_BEGIN = """\
 # A checkpoint of our own, fine-tuned beside drawn weights
 
 Written by `python -m benchmarks.pretraining_helps` from
@@ -59,17 +66,23 @@ one core:
       '--config.phases[0].num_steps=5000' '--config.phases[1].num_steps=1200' \\
       --config.data.store=stores/novels_wiki --config.data.eval_store=stores/wiki_heldout
 
-Each task is fine-tuned by `python -m bertjax.finetune`, {epochs} epochs at {rate}, rows of 64, from
-it and from the weights that its training began with. Mean and deviation over the seeds; WNUT-17 on
-its test file, the others on the development file.
-
+Each task is fine-tuned by `python -m bertjax.finetune`, in rows of 64, from it and from the weights
+that its training began with: the same seeds, rows, order and hyper-parameters, the exact command of
+each line is in the file. WNUT-17 is scored on its test file, the others on the development file,
+the best of the evaluations, one an epoch. ± is the deviation over the seeds; of the difference, the
+standard error of its mean over the pairs of a seed.
 """
+BEST = """
+Each start at the better of its rates, chosen for both by the same scores:
+
+| task | pre-trained | drawn | difference |
+|---|---|---|---|"""
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a pre-training run.", required=True)
 _DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), "What to fine-tune for.")
 _SEEDS = flags.DEFINE_string("seeds", "0,1,2,3,4", "Two or more seeds, separated by commas.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
-_LEARNING_RATE = flags.DEFINE_string("learning_rate", "2e-4", "Peak learning rate.")
+_LEARNING_RATES = flags.DEFINE_list("learning_rates", ["2e-4", "1e-3"], "Peak learning rates.")
 _LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
 
 
@@ -78,78 +91,104 @@ def main(_: list[str]) -> None:
     weights = read_weights(_WORKDIR.value)
     pretraining = json.loads((Path(_WORKDIR.value) / SUMMARY).read_text())
     pretraining |= {name: getattr(weights.config, name) for name in ("num_layers", "hidden_size")}
-    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    before = results.setdefault("pretraining", pretraining)["params_sha256"]
-    if before != pretraining["params_sha256"]:
-        raise SystemExit(f"{RESULT} is of the weights {before}, {_WORKDIR.value} has others")
-    tasks = results.setdefault("tasks", {})
+    _update(lambda results: _check_weights(results, pretraining))
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn"
         params = jax.tree.map(np.asarray, init_params(weights.config, 0))
         write_checkpoint(Weights("drawn", weights.config, params, weights.tokenizer), drawn)
-        for name in _TASKS.value:
-            if name in tasks:
+        starts = dict(zip(STARTS, (_WORKDIR.value, str(drawn)), strict=True))
+        for rate, name in itertools.product(_LEARNING_RATES.value, _TASKS.value):
+            if rate in _update()["tasks"].get(name, {}):
                 continue
             started = time.monotonic()
-            starts = dict(zip(STARTS, (_WORKDIR.value, str(drawn)), strict=True))
-            tasks[name] = {
-                start: _fine_tune(name, path, Path(folder) / name / start)
+            entry = {
+                start: _fine_tune(name, rate, path, Path(folder) / name / rate / start)
                 for start, path in starts.items()
             } | {
-                "command": " ".join(_command(name, "START", "WORKDIR")[1:]),
+                "command": " ".join(_command(name, rate, "START", "WORKDIR")[1:]),
+                "epochs": _EPOCHS.value,
                 "seconds": round(time.monotonic() - started),
-                "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
+                "hardware": f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}",
                 "load": _LOAD.value,
                 "date": datetime.now(UTC).date().isoformat(),
                 "versions": {"jax": version("jax"), "bertjax": version("bertjax")},
             }
-            RESULT.write_text(json.dumps(results, indent=1) + "\n")
-            TABLE.write_text(_table(results))
-            print(_table(results), flush=True)
+            _update(functools.partial(_add, name, rate, entry))
+    page = _page(_update())
+    PAGE.write_text(page)
+    print(page)
 
 
-def _command(name: str, start: str, workdir: str) -> list[str]:
+def _update(change: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    """The results after `change`, which no other process reads or writes meanwhile."""
+    with FileLock(RESULT.with_suffix(".lock")):
+        results = json.loads(RESULT.read_text()) if RESULT.exists() else {"tasks": {}}
+        change(results)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _check_weights(results: dict[str, Any], pretraining: dict[str, Any]) -> None:
+    before = results.setdefault("pretraining", pretraining)["params_sha256"]
+    if before != pretraining["params_sha256"]:
+        raise SystemExit(f"{RESULT} is of the weights {before}, {_WORKDIR.value} has others")
+
+
+def _add(name: str, rate: str, entry: dict[str, Any], results: dict[str, Any]) -> None:
+    results["tasks"].setdefault(name, {})[rate] = entry
+
+
+def _command(name: str, rate: str, start: str, workdir: str) -> list[str]:
     task, train, evaluate = TASKS[name]
     return [
         *(sys.executable, "-m", "bertjax.finetune", f"--task={task}", f"--init_from={start}"),
         f"--train={Path(_DATA.value) / train}",
         f"--eval={Path(_DATA.value) / evaluate}",
         *(f"--workdir={workdir}", f"--seed={_SEEDS.value}", f"--epochs={_EPOCHS.value}"),
-        *(
-            f"--learning_rate={_LEARNING_RATE.value}",
-            "--max_length=64",
-            "--config.log.tensorboard=False",
-        ),
+        *(f"--learning_rate={rate}", "--max_length=64", "--config.log.tensorboard=False"),
     ]
 
 
-def _fine_tune(name: str, start: str, workdir: Path) -> dict[str, Any]:
+def _fine_tune(name: str, rate: str, start: str, workdir: Path) -> dict[str, Any]:
     """The scores of all seeds, the mean and the deviation."""
-    subprocess.run(_command(name, start, str(workdir)), check=True)
-    scores = json.loads((workdir / SCORES_TABLE).read_text())
+    subprocess.run(_command(name, rate, start, str(workdir)), check=True)
+    scores = json.loads((workdir / TABLE).read_text())
     (setting,) = scores["settings"]
     return {scores["main_metric"]: setting["scores"][scores["main_metric"]]}
 
 
-def _table(results: dict[str, Any]) -> str:
-    """The page docs/results/pretraining_helps.md."""
-    run = results["pretraining"]
+def _page(results: dict[str, Any]) -> str:
+    """Of each task a line a learning rate, and where each start is at its best."""
     lines = [
-        PAGE.format_map(run | {"epochs": _EPOCHS.value, "rate": _LEARNING_RATE.value}),
-        "| task | metric | pre-trained | drawn | pre-trained, each seed | drawn, each seed |",
-        "|---|---|---|---|---|---|",
+        PAGE_BEGIN.format_map(results["pretraining"]),
+        "| task, metric | epochs | learning rate | pre-trained | drawn | difference | "
+        "pre-trained, each seed | drawn, each seed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    helped: dict[bool, list[str]] = {True: [], False: []}
-    for name, entry in results["tasks"].items():
-        ((metric, ours),) = entry["pretrained"].items()
-        drawn = entry["drawn"][metric]
-        cells = [f"{x['mean']:.4f} ± {x['deviation']:.4f}" for x in (ours, drawn)]
-        cells += [", ".join(f"{v:.4f}" for v in x["values"]) for x in (ours, drawn)]
-        lines.append(f"| {name} | {metric} | " + " | ".join(cells) + " |")
-        helped[ours["mean"] > drawn["mean"]].append(name)
-    better, worse = (", ".join(helped[which]) or "none" for which in (True, False))
-    lines += ["", f"Higher from the pre-trained weights: {better}; from the drawn ones: {worse}."]
-    return "\n".join(lines) + "\n"
+    best = []
+    for name in sorted(results["tasks"], key=list(TASKS).index):
+        rates = results["tasks"][name]
+        means = {}
+        for rate, entry in sorted(rates.items(), key=lambda item: float(item[0])):
+            ((metric, pretrained),) = entry["pretrained"].items()
+            drawn = entry["drawn"][metric]
+            pairs = zip(pretrained["values"], drawn["values"], strict=True)
+            differences = [a - b for a, b in pairs]
+            error = statistics.stdev(differences) / math.sqrt(len(differences))
+            cells = [f"{name}, {metric}", str(entry["epochs"]), rate]
+            cells += [f"{x['mean']:.3f} ± {x['deviation']:.3f}" for x in (pretrained, drawn)]
+            cells += [f"{statistics.mean(differences):+.3f} ± {error:.3f}"]
+            cells += [", ".join(f"{v:.3f}" for v in x["values"]) for x in (pretrained, drawn)]
+            lines.append("| " + " | ".join(cells) + " |")
+            means[rate] = {"pretrained": pretrained["mean"], "drawn": drawn["mean"]}
+        at = {start: max(means, key=lambda rate: means[rate][start]) for start in STARTS}
+        scores = {start: means[at[start]][start] for start in STARTS}
+        best.append(
+            f"| {name} | {scores['pretrained']:.3f} at {at['pretrained']} | "
+            f"{scores['drawn']:.3f} at {at['drawn']} | "
+            f"{scores['pretrained'] - scores['drawn']:+.3f} |"
+        )
+    return "\n".join([*lines, BEST, *best]) + "\n"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import sys
@@ -42,7 +41,7 @@ from bertjax.config import (
     Phase,
     TaskConfig,
 )
-from bertjax.tasks.registry import TASK_NAMES, make_task
+from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
 from bertjax.tasks.task import Task, TaskError
 from bertjax.validation import validate
 
@@ -283,14 +282,15 @@ def _text(flag: flags.FlagHolder) -> str:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; a value that is JSON (a number, true, a list) is read as such."""
+    """Name and value of an --option.
+
+    Raises:
+      ConfigError: it has no =.
+    """
     name, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"--option={text}: expected NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    return name, parse_option(_text(_TASK), name, value)
 
 
 def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:

@@ -11,7 +11,7 @@ from english import SPECIAL
 from bertjax.data.tokenizer import WordPieceTokenizer
 from bertjax.tasks.glue import GLUE
 from bertjax.tasks.metrics import METRICS
-from bertjax.tasks.registry import TASK_NAMES, make_task
+from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
 from bertjax.tasks.task import TaskError
 
 WORDS = ["a", "good", "film", "bad", "plot", '"', "the", "is"]
@@ -396,3 +396,18 @@ def test_real_files(shared_data):
         assert scored(task, examples, labels)[task.main_metric] == pytest.approx(1.0)
     assert min(labels) == 0.0
     assert max(labels) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "text", "value"),
+    [
+        ("classification", "text_column", "1", "1"),  # a table's columns may be called so
+        ("classification", "label_names", '["no", "yes"]', ["no", "yes"]),
+        ("ner", "word_column", "1", 1),
+        ("ner", "separator", "tab", "tab"),
+        ("squad", "doc_stride", "many", "many"),
+        ("squad", "no_such", "3", 3),
+    ],
+)
+def test_option_of_a_command_line(task: str, option: str, text: str, value: object) -> None:
+    assert parse_option(task, option, text) == value

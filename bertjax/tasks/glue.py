@@ -106,6 +106,10 @@ def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
     return GLUE[name]
 
 
+_COLUMNS: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
+TEXT_OPTIONS = {"classification": _COLUMNS | {"label_names": list}, "regression": _COLUMNS}
+
+
 def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     """Makes `classification` or `regression` of files with columns of any names.
 
@@ -120,10 +124,7 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     Raises:
         TaskError: an option does not exist or has another type.
     """
-    known: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
-    if name == "classification":
-        known["label_names"] = list
-    check_options(name, options, known)
+    check_options(name, options, TEXT_OPTIONS[name])
     labels = tuple(options.get("label_names", ()))
     if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
         raise TaskError(

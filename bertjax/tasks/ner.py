@@ -42,7 +42,7 @@ class NerTask(Task[Sentence]):
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
-        options = {name: getattr(self, name) for name in _OPTIONS if name != "entity_types"}
+        options = {name: getattr(self, name) for name in NER_OPTIONS if name != "entity_types"}
         if self.label_names:
             options["entity_types"] = self.entity_types
         return {"name": self.name, "options": options}
@@ -165,7 +165,7 @@ def _tags(types: Sequence[str]) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{name}" for name in types for prefix in "BI"))
 
 
-_OPTIONS: dict[str, type] = {
+NER_OPTIONS: dict[str, type] = {
     "word_column": int,
     "tag_column": int,
     "separator": str,
@@ -183,7 +183,7 @@ def ner_task(options: Mapping[str, Any]) -> NerTask:
     Raises:
         TaskError: an option does not exist, or its value cannot be.
     """
-    check_options("ner", options, _OPTIONS)
+    check_options("ner", options, NER_OPTIONS)
     values = dict(options)
     types = values.pop("entity_types", [])
     if len(set(types)) < len(types) or not all(isinstance(name, str) for name in types):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bertjax.config import closest
-from bertjax.tasks.glue import GLUE, glue_task, text_task
-from bertjax.tasks.ner import ner_task
-from bertjax.tasks.squad import squad_task
+from bertjax.tasks.glue import GLUE, TEXT_OPTIONS, glue_task, text_task
+from bertjax.tasks.ner import NER_OPTIONS, ner_task
+from bertjax.tasks.squad import SQUAD_OPTIONS, squad_task
 from bertjax.tasks.task import Task, TaskError
 
 _OTHERS: dict[str, Callable[[dict[str, Any]], Task[Any]]] = {
@@ -17,6 +18,7 @@ _OTHERS: dict[str, Callable[[dict[str, Any]], Task[Any]]] = {
     "squad": squad_task,
     "ner": ner_task,
 }
+_OPTION_TYPES = {**TEXT_OPTIONS, "squad": SQUAD_OPTIONS, "ner": NER_OPTIONS}
 TASK_NAMES = (*GLUE, *_OTHERS)
 
 
@@ -36,3 +38,16 @@ def make_task(name: str, options: Mapping[str, Any] | None = None) -> Task[Any]:
     if name not in _OTHERS:
         raise TaskError(f"no task {name!r}; {closest(name, TASK_NAMES)}")
     return _OTHERS[name](options)
+
+
+def parse_option(task: str, option: str, text: str) -> Any:
+    """Return an option's value of a command line: the text where it is a text, else read as JSON.
+
+    What is not JSON stays a text, which `make_task` refuses with the option's name and type.
+    """
+    if _OPTION_TYPES.get(task, {}).get(option) is str:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

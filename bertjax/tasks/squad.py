@@ -37,7 +37,7 @@ class SquadTask(Task[Question]):
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
-        return {"name": self.name, "options": {name: getattr(self, name) for name in _OPTIONS}}
+        return {"name": self.name, "options": {name: getattr(self, name) for name in SQUAD_OPTIONS}}
 
     def read(self, source: str, needs_labels: bool) -> list[Question]:
         """See `Task.read`: SQuAD v1.1 JSON files, or `tfds:squad:SPLIT`."""
@@ -102,7 +102,7 @@ class SquadTask(Task[Question]):
         }
 
 
-_OPTIONS: dict[str, type] = {
+SQUAD_OPTIONS: dict[str, type] = {
     name: int for name in ("doc_stride", "max_query_length", "n_best", "max_answer_length")
 }
 
@@ -113,7 +113,7 @@ def squad_task(options: Mapping[str, Any]) -> SquadTask:
     Raises:
         TaskError: an option does not exist or is not a number above 0.
     """
-    check_options("squad", options, _OPTIONS)
+    check_options("squad", options, SQUAD_OPTIONS)
     for option, value in options.items():
         if value < 1:
             raise TaskError(f"option {option!r} of task squad is {value}, expected at least 1")
