@@ -42,7 +42,7 @@ class ModelConfig:
     num_labels: int = 0  # of classification and tagging; 1 for regression
     dtype: str = "auto"  # of the computation: "float32", "bfloat16"; "auto": float32 on CPU only
     scan_layers: bool = False  # one compiled layer in a loop: faster to compile
-    attention: str = "xla"  # or "pallas": kernels for TPU and GPU (docs/design/attention.md)
+    attention: str = "xla"  # "pallas": kernels for TPU and GPU; "rows": for one CPU device
     remat: str = "none"  # recompute in the backward pass: "none", "attention" or "layer"
 
 

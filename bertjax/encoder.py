@@ -32,6 +32,7 @@ from bertjax.models import (
     compute_dtype,
     make_model,
     name_outputs,
+    without_gradients,
 )
 from bertjax.models.inspection import inspect_layers
 from bertjax.tasks.task import join_outputs
@@ -363,6 +364,5 @@ def load(
     backend = jax.default_backend()
     config = dataclasses.replace(weights.config, dtype=name)
     config = dataclasses.replace(config, dtype=compute_dtype(config, backend))
-    if backend not in ("gpu", "tpu"):  # without its kernels the same is computed plainly
-        config = dataclasses.replace(config, attention="xla")
+    config = without_gradients(config, backend, num_devices=1)
     return Encoder(config, weights.params, weights.tokenizer, weights.labels, weights.task)

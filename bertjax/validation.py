@@ -19,7 +19,7 @@ def validate(config: Config) -> None:
     choices = (
         ("model.gelu", model.gelu, ("tanh", "erf")),
         ("model.dtype", model.dtype, ("auto", "float32", "bfloat16")),
-        ("model.attention", model.attention, ("xla", "pallas")),
+        ("model.attention", model.attention, ("xla", "pallas", "rows")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
         ("model.head", model.head, HEADS),
         ("data.masking", data.masking, ("token", "whole_word", "span")),

@@ -1,5 +1,7 @@
 """The losses of fine-tuning against their formulas, and rows that weigh nothing."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,28 +190,39 @@ def test_a_row_depends_on_its_position_alone():
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("longest", [64, 20, 5])
-def test_batches_by_length_hold_each_row_once_and_little_padding(shards, longest):
-    lengths = np.random.default_rng(0).geometric(0.1, 500).clip(3, longest)
-    batches = batches_by_length(lengths, longest, shards=shards, tokens_per_shard=256)
+@pytest.mark.parametrize(
+    ("num_lengths", "longest", "share"), [(4, 64, 0.35), (8, 64, 0.3), (4, 20, 1.0), (4, 5, 1.0)]
+)
+def test_batches_by_length_hold_each_row_once_and_little_padding(
+    shards, num_lengths, longest, share
+):
+    lengths = np.random.default_rng(0).geometric(0.1, 2_000).clip(3, longest)
+    batches = batches_by_length(
+        lengths, longest, num_lengths=num_lengths, shards=shards, tokens_per_shard=256
+    )
     rows = np.concatenate([batch.positions[batch.positions >= 0] for batch in batches])
-    assert sorted(rows) == list(range(500))
+    assert sorted(rows) == list(range(2_000))
     for positions, length in batches:
         assert lengths[positions[positions >= 0]].max() <= length <= longest
         rows_a_shard, rest = divmod(len(positions), shards)
         assert rest == 0
         assert rows_a_shard == 1 or rows_a_shard * length <= 256
-    assert len({(len(b.positions), b.length) for b in batches}) <= 3
+    shapes = Counter((len(b.positions), b.length) for b in batches)
+    assert len(shapes) <= num_lengths
+    assert all(n >= 4 for (_, length), n in shapes.items() if length < longest)
     assert sum((batch.positions < 0).any() for batch in batches) <= 1
-    if longest == 64:
-        tokens = sum(len(batch.positions) * batch.length for batch in batches)
-        assert lengths.sum() < tokens < 0.35 * 500 * longest
+    tokens = sum(len(batch.positions) * batch.length for batch in batches)
+    assert lengths.sum() <= tokens <= share * 2_000 * longest + longest * len(batches[-1].positions)
 
 
 def test_few_rows_are_one_batch():
-    (batch,) = batches_by_length(np.array([3, 30, 4]), 40, shards=1, tokens_per_shard=8_192)
+    (batch,) = batches_by_length(
+        np.array([3, 30, 4]), 40, num_lengths=4, shards=1, tokens_per_shard=8_192
+    )
     assert (batch.length, sorted(batch.positions)) == (40, [0, 1, 2])
-    (batch,) = batches_by_length(np.array([3, 30, 4]), 40, shards=8, tokens_per_shard=8_192)
+    (batch,) = batches_by_length(
+        np.array([3, 30, 4]), 40, num_lengths=4, shards=8, tokens_per_shard=8_192
+    )
     assert sorted(batch.positions) == [-1] * 5 + [0, 1, 2]
 
 

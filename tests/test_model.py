@@ -428,6 +428,7 @@ def test_scan_and_remat_change_no_number(params):
         for change in (
             {"remat": "layer"},
             {"scan_layers": True, "remat": "attention"},
+            {"attention": "rows"},
         ):
             loss, others = loss_and_gradients(**change)
             np.testing.assert_allclose(loss, reference, rtol=1e-12, err_msg=str(change))

@@ -160,8 +160,8 @@ def test_a_plan_knows_the_shapes_of_packed_batches(batches):
         assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == expected
 
 
-def test_the_kernels_see_the_same_pairs_and_masks(params, batches):
-    """model.attention=pallas, with dropout: in float64, where another bit of a mask would show."""
+def test_other_attentions_see_the_same_pairs_and_masks(params, batches):
+    """With dropout: in float64, where another bit of a mask would show."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         keys = jax.random.split(jax.random.key(1), ROWS)
@@ -173,7 +173,8 @@ def test_the_kernels_see_the_same_pairs_and_masks(params, batches):
             return jax.jit(step)(params, batches[0], keys)
 
         (expected, _), expected_grads = run("xla")
-        (found, _), found_grads = run("pallas")
-        assert abs(found - expected) < 1e-10
-        for a, b in zip(jax.tree.leaves(found_grads), jax.tree.leaves(expected_grads), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+        for attention in ("pallas", "rows"):
+            (found, _), grads = run(attention)
+            assert abs(found - expected) < 1e-10
+            for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)

@@ -13,6 +13,7 @@ from bertjax.data.reader import Batch
 
 _ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
 _LENGTH_UNIT = 8  # tokens; a length is a multiple of it
+_LEAST_BATCHES = 4  # of one shape, but for the longest: fewer are not worth compiling for
 
 
 class ExampleRows:
@@ -57,16 +58,17 @@ class LengthBatch(NamedTuple):
 
 
 def batches_by_length(
-    lengths: np.ndarray, max_length: int, *, shards: int, tokens_per_shard: int
+    lengths: np.ndarray, max_length: int, *, num_lengths: int, shards: int, tokens_per_shard: int
 ) -> list[LengthBatch]:
     """Every row once, with those of like lengths together, so that little of a batch is padding.
 
-    Rows are cut to max_length, or to a half or a quarter of it where at least one whole batch of
-    them is so short: few shapes, for each is compiled.
+    Rows are cut to one of a few equally spaced lengths, where several whole batches of them are so
+    short: few shapes, for each is compiled.
 
     Args:
       lengths: int [n], real tokens of the rows.
       max_length: tokens of the longest row at most.
+      num_lengths: at most; the last is max_length.
       shards: equal parts that each batch is split into.
       tokens_per_shard: at most, but for a shard of one row.
 
@@ -75,12 +77,14 @@ def batches_by_length(
     """
     batches: list[LengthBatch] = []
     waiting = np.argsort(lengths, kind="stable")
-    for parts in (4, 2, 1):
-        length = rounded_length(max_length / parts, max_length)
+    for part in range(1, num_lengths + 1):
+        length = rounded_length(max_length * part / num_lengths, max_length)
         size = shards * max(1, min(tokens_per_shard // length, -(-len(waiting) // shards)))
         count = int(np.searchsorted(lengths[waiting], length, "right"))
         if length < max_length:
             count -= count % size  # what does not fill a batch goes with the longer ones
+            if count < _LEAST_BATCHES * size:
+                continue
         for begin in range(0, count, size):
             positions = np.full(size, -1, np.int64)
             rows = waiting[begin : min(begin + size, count)]

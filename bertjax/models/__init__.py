@@ -9,6 +9,7 @@ from bertjax.models.build import (
     compute_dtype,
     init_params,
     make_model,
+    without_gradients,
 )
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.fine_tuning import (
@@ -36,4 +37,5 @@ __all__ = [
     "make_model",
     "name_outputs",
     "split_row_keys",
+    "without_gradients",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,29 @@ def dot_product_attention(
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
 
 
+def attention_by_rows(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    row_keys: jax.Array | None,
+    dropout_rate: float,
+    packed: bool = False,
+) -> jax.Array:
+    """`dot_product_attention` of one row after the other: [h, t, t] stays in the cache of a CPU.
+
+    The backward pass computes the probabilities again, so that none of them reach main memory.
+    """
+
+    attend_all = functools.partial(dot_product_attention, dropout_rate=dropout_rate, packed=packed)
+
+    def attend(row: tuple[Any, ...]) -> jax.Array:
+        return attend_all(*jax.tree.map(lambda x: x[None], row))[0]
+
+    rows = (query, key, value, segment_ids, row_keys)
+    return jax.lax.map(jax.checkpoint(attend, prevent_cse=False), rows)
+
+
 class SelfAttention(nn.Module):
     """Projections of query, key, value and output, all with bias."""
 
@@ -91,6 +115,10 @@ class SelfAttention(nn.Module):
             from bertjax.models.fused_attention import fused_attention
 
             attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
+        elif config.attention == "rows":
+            attend = functools.partial(
+                attention_by_rows, dropout_rate=config.attention_dropout_rate, packed=packed
+            )
         elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside

@@ -47,12 +47,28 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
     return "float32" if backend == "cpu" else "bfloat16"
 
 
-def check_attention(config: ModelConfig, backend: str) -> None:
+def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
+    """The same model, with the attention that is fastest where no gradients are taken."""
+    if backend == "cpu" and num_devices == 1:
+        attention = "rows"
+    elif backend in ("gpu", "tpu") and config.attention == "pallas":
+        attention = "pallas"
+    else:
+        attention = "xla"
+    return dataclasses.replace(config, attention=attention)
+
+
+def check_attention(config: ModelConfig, backend: str, num_devices: int) -> None:
     """Checks that `config.attention` can be had on a JAX backend, and says where it is slow.
 
     Raises:
       ConfigError: it cannot.
     """
+    if config.attention == "rows" and (backend != "cpu" or num_devices > 1):
+        raise ConfigError(
+            f"config.model.attention = 'rows' takes one row after the other, for one CPU device, "
+            f"found {num_devices} of {backend!r}: set config.model.attention=xla"
+        )
     if config.attention != "pallas":
         return
     if backend not in ("cpu", "gpu", "tpu"):

@@ -46,7 +46,7 @@ class Program:
 
 def resolve_model(config: Config, target: Target) -> ModelConfig:
     """The model with the dtype that training would compute in on the target."""
-    check_attention(config.model, target.backend)
+    check_attention(config.model, target.backend, target.num_chips)
     return dataclasses.replace(config.model, dtype=compute_dtype(config.model, target.backend))
 
 

@@ -234,7 +234,7 @@ def activation_bytes(config: Config, phase: Phase) -> float:
     if model.remat == "layer":
         layers = 2.0 * t * model.hidden_size * model.num_layers
     else:
-        kept = model.remat != "attention" and model.attention != "pallas"  # [b, h, t, t] arrays
+        kept = model.remat != "attention" and model.attention == "xla"  # [b, h, t, t] arrays
         scores = 5 * model.num_heads * t / model.hidden_size if kept else 0
         layers = t * model.hidden_size * model.num_layers * (34 + scores)
     logits = 3 * 4 * phase.max_predictions * model.vocab_size

@@ -21,7 +21,7 @@ from bertjax.data.example_rows import (
     take_rows,
 )
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.models import make_model
+from bertjax.models import make_model, without_gradients
 from bertjax.tasks.task import Task, join_outputs
 from bertjax.training.curves import Panel, plot_curves
 from bertjax.training.fine_tuning_objectives import (
@@ -37,7 +37,10 @@ from bertjax.training.sharding import local_rows, replicated
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 
-_TOKENS_A_DEVICE = 8_192  # in one batch of an evaluation
+# Of the batches of an evaluation: tokens a device, and how many lengths rows may have. A CPU has
+# caches to stay in, and compiles another shape in the time of a few batches.
+_TOKENS, _LENGTHS = 8_192, 4
+_TOKENS_CPU, _LENGTHS_CPU = 2_048, 8
 _MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
 
 
@@ -106,12 +109,16 @@ class Scorer:
           model: with its dtype resolved.
         """
         self._examples, self._mesh = examples, mesh
+        platform = mesh.devices.flat[0].platform
+        on_cpu = platform == "cpu"
         self._batches = batches_by_length(
             examples.arrays["attention_mask"].sum(axis=1),
             examples.max_length,
+            num_lengths=_LENGTHS_CPU if on_cpu else _LENGTHS,
             shards=mesh.shape["data"] * mesh.shape["fsdp"],
-            tokens_per_shard=_TOKENS_A_DEVICE,
+            tokens_per_shard=_TOKENS_CPU if on_cpu else _TOKENS,
         )
+        model = without_gradients(model, platform, mesh.size)
         module = make_model(model)
         has_answers = examples.has_answers
 

@@ -139,7 +139,7 @@ class _Trainer:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
         self.resolved = with_dtype(config)
-        check_attention(config.model, jax.default_backend())
+        check_attention(config.model, jax.default_backend(), jax.device_count())
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.reader import Rows
-from bertjax.models import BertForPreTraining
+from bertjax.models import BertForPreTraining, without_gradients
 from bertjax.training.curves import plot_curves, pretraining_panels
 from bertjax.training.documents import open_data
 from bertjax.training.evaluation import Evaluation
@@ -45,6 +45,8 @@ class Pretraining:
         self._config, self._mesh = config, mesh
         self._data = open_data(config, workdir)
         self.objective = pretraining_objective(BertForPreTraining(config.model))
+        model = without_gradients(config.model, mesh.devices.flat[0].platform, mesh.size)
+        self._heldout_objective = pretraining_objective(BertForPreTraining(model))
         self.source = Source(self._data.tokenizer, self._data.store_hash)
         self.fingerprints: Mapping[str, str] = {
             "stores (config.data.store or stores)": self._data.store_hash,
@@ -68,7 +70,7 @@ class Pretraining:
         if phase_index not in self._evaluations:
             phase = self._config.resolved_phases()[phase_index]
             self._evaluations[phase_index] = Evaluation(
-                self.objective,
+                self._heldout_objective,
                 self._data.evaluation_rows(self._config, phase),
                 self._data.unigrams(),
                 self._config.eval.max_rows,
