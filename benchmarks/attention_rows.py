@@ -1,0 +1,77 @@
+"""Attention of a batch at once and row by row (`model.attention` = xla, rows), on one CPU device.
+
+    taskset -c 0 python -m benchmarks.attention_rows
+
+Both of 12 heads of 32, float32, in turns: forward without dropout, as evaluations and
+`bertjax.load` run it, and forward and backward with dropout 0.1, as training does. The fastest of a
+few runs of each. Writes benchmarks/results/attention_rows.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.hardware import record
+from bertjax.models.attention import attention_by_rows, dot_product_attention
+
+RESULT = Path(__file__).parent / "results" / "attention_rows.json"
+SHAPES = ((32, 64), (32, 128), (8, 368), (32, 368), (8, 512))  # rows, tokens
+HEADS, SIZE = 12, 32
+ROUNDS = 5
+PATHS = {"xla": dot_product_attention, "rows": attention_by_rows}
+
+
+def main() -> None:
+    """Measures, prints and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--load", default="", help="what else the machine was doing")
+    result = record(parser.parse_args().load) | {
+        "cores": len(os.sched_getaffinity(0)),
+        "heads": HEADS,
+        "head_size": SIZE,
+        "cases": [measure(*shape) for shape in SHAPES],
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(rows: int, tokens: int) -> dict[str, float]:
+    """Milliseconds of both, by the kind of pass."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = tuple(jax.random.normal(key, (rows, tokens, HEADS, SIZE)) for key in keys)
+    mask = jnp.ones((rows, tokens), jnp.int32)
+    row_keys = jax.random.split(jax.random.key(1), rows)
+
+    def forward(attend: Callable, *arrays: jax.Array) -> jax.Array:
+        return attend(*arrays, mask, None, 0.0)
+
+    def loss(attend: Callable, *arrays: jax.Array) -> jax.Array:
+        return jnp.square(attend(*arrays, mask, row_keys, 0.1)).sum()
+
+    passes = {"forward": forward, "training": jax.grad(loss, argnums=(1, 2, 3))}
+    programs = {
+        f"{kind}_{path}_ms": jax.jit(functools.partial(run, attend))
+        for kind, run in passes.items()
+        for path, attend in PATHS.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(1 + ROUNDS):  # the first compiles
+        for name, program in programs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(program(*arrays))
+            times[name].append(1e3 * (time.perf_counter() - started))
+    case = {"rows": rows, "tokens": tokens} | {n: round(min(t[1:]), 1) for n, t in times.items()}
+    print(json.dumps(case), flush=True)
+    return case
+
+
+if __name__ == "__main__":
+    main()
