@@ -219,8 +219,7 @@ class Encoder:
                 f"{self.config.head!r}, config.next_sentence = {self.config.next_sentence}): load "
                 "a model that was pre-trained with it"
             )
-        row = encode_text(self.tokenizer, (first, second), self.config.max_positions)
-        self._warn_of_cuts([row])
+        (row,) = self._rows((first, second))
         inputs = pad_rows([row], 1, self._padded_length(len(row.ids)), self.tokenizer.pad_id)
         _, logits = self._predict(self.params, *inputs, np.zeros((1, 1), np.int32))
         return float(jax.nn.softmax(logits[0])[0])  # label 0 = the real next sentence
@@ -231,8 +230,7 @@ class Encoder:
         Args:
           text: a text, or a pair of texts as a tuple.
         """
-        row = encode_text(self.tokenizer, text, self.config.max_positions)
-        self._warn_of_cuts([row])
+        (row,) = self._rows(text)
         n = len(row.ids)
         inputs = pad_rows([row], 1, self._padded_length(n), self.tokenizer.pad_id)
         hidden_states, attentions = jax.device_get(self._inspect(self.params, *inputs))
@@ -259,6 +257,7 @@ class Encoder:
                 f"these weights have no head of a task (their head is {head!r}): load the workdir "
                 "of python -m bertjax.finetune"
             )
+        self._check_token_types(bool(arrays["token_type_ids"].any()))
         mask = arrays["attention_mask"]
         parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
         for chosen, size, padded in self._batches(mask.sum(axis=1)):
@@ -276,9 +275,17 @@ class Encoder:
         """A row each; warns of those that were cut."""
         texts = [texts] if isinstance(texts, (str, tuple)) else list(texts)
         longest = self.config.max_positions
+        self._check_token_types(any(isinstance(text, tuple) for text in texts))
         rows = [encode_text(self.tokenizer, text, longest) for text in texts]
         self._warn_of_cuts(rows)
         return rows
+
+    def _check_token_types(self, paired: bool) -> None:
+        if paired and self.config.num_token_types < 2:
+            raise HeadError(
+                "these weights have one token type (config.num_token_types = 1), and pairs need "
+                "two: give one text, or load a model of pairs"
+            )
 
     def _padded(self, rows: list[Row]) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
         """Yields rows of like lengths together: their indices, and the padded batch."""

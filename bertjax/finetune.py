@@ -55,7 +55,7 @@ _LOG = logging.getLogger(__name__)
 # Of the configuration: what flags decide here, and what of these sections they do not.
 _DECIDED = (
     *("task", "data", "phases", "seed", "init_from", "model.head"),
-    *("optimizer.learning_rate", "optimizer.warmup_steps"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps", "eval.max_rows"),
 )
 _FREE = ("data.num_threads", "data.prefetch_batches")
 
@@ -152,6 +152,11 @@ def _run(overridden: Config) -> int:
     task = task.with_labels(examples)
     training = Examples(task, examples, tokenizer, max_length)
     evaluation = Examples(task, task.read(_text(_EVAL), needs_labels=True), tokenizer, max_length)
+    if initial.num_token_types < 2 and training.arrays["token_type_ids"].any():
+        raise ConfigError(
+            f"--init_from={init_from}: has one token type (model.num_token_types = 1), and the "
+            f"pairs of texts of task {task.name} need two: start from another model"
+        )
     num_rows = len(training.arrays["row_weights"])
     _LOG.info(
         "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",
@@ -267,7 +272,9 @@ def _make_config(
     )
     for name, value in cli.overrides(_CONFIG).items():
         if name.startswith(_DECIDED) and name not in _FREE:
-            raise ConfigError(f"--config.{name} is decided by other flags here: see --help")
+            raise ConfigError(
+                f"--config.{name} is decided by other flags or the task here: see --help"
+            )
         *sections, field = name.split(".")
         node: Any = config
         for section in sections:

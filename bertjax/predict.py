@@ -14,6 +14,7 @@ each of them with its output. Exit codes: 0; 2 something that cannot work, in on
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import logging
@@ -117,8 +118,10 @@ def _run(arguments: list[str]) -> None:
 
     encoder = load(_MODEL.value)
     kind = _DO.value or _DEFAULTS[encoder.config.head]
-    predict = _predictor(kind, encoder)
     texts = _texts(arguments)
+    first = next(texts)
+    texts = itertools.chain([first], texts)
+    predict = _predictor(kind, encoder, paired=first.pair is not None)
     with _output() as out:
         while chunk := list(itertools.islice(texts, _CHUNK)):
             for record in predict(chunk):
@@ -192,6 +195,8 @@ def _split(line: str, where: str) -> Text:
 def _output() -> Iterator[TextIO]:
     """Where the answers go; a file gets its name when they are all there."""
     if not _OUTPUT.value:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # half of a surrogate pair is no UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
         yield sys.stdout
         return
     path = Path(_OUTPUT.value)
@@ -207,8 +212,12 @@ def _output() -> Iterator[TextIO]:
             target.unlink(missing_ok=True)
 
 
-def _predictor(kind: str, encoder: Any) -> Predict:
-    """The function that turns texts into records, which begin with the text."""
+def _predictor(kind: str, encoder: Any, paired: bool) -> Predict:
+    """The function that turns texts into records, which begin with the text.
+
+    Args:
+      paired: whether the first text is two, as all are then.
+    """
     if kind == "fill-mask":
         return lambda texts: (_fill_mask(encoder, text) for text in texts)
     if kind == "next-sentence":
@@ -220,7 +229,8 @@ def _predictor(kind: str, encoder: Any) -> Predict:
             f"--do={kind}: the head of {_MODEL.value} is {encoder.config.head!r}, which can "
             f"{_DEFAULTS[encoder.config.head]} and embed"
         )
-    return lambda texts: _run_task(kind, encoder, texts)
+    task, max_length = _open_task(encoder, paired)
+    return lambda texts: _run_task(kind, encoder, task, max_length, texts)
 
 
 def _fill_mask(encoder: Any, text: Text) -> dict[str, Any]:
@@ -258,12 +268,13 @@ def _inputs(text: Text) -> dict[str, str]:
     return {"text": text.text} | ({} if text.pair is None else {"text_pair": text.pair})
 
 
-def _run_task(kind: str, encoder: Any, texts: list[Text]) -> Iterator[dict[str, Any]]:
+def _run_task(
+    kind: str, encoder: Any, task: Any, max_length: int, texts: list[Text]
+) -> Iterator[dict[str, Any]]:
     from bertjax.tasks.ner_data import Sentence, split_words
     from bertjax.tasks.squad_data import Question
     from bertjax.tasks.text_task import TextExample
 
-    task, max_length = _open_task(encoder, paired=texts[0].pair is not None)
     examples: list[Any] = []
     for number, (text, pair, where) in enumerate(texts):
         takes_two = kind == "answer" or (kind == "classify" and bool(task.columns.text_pair))
@@ -309,7 +320,8 @@ def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     if settings:
         length = _MAX_LENGTH.value or settings["max_length"]
         return make_task(settings["name"], settings["options"]), length
-    length = _MAX_LENGTH.value or min(384 if config.head == "span" else 128, config.max_positions)
+    most = config.max_positions
+    length = _MAX_LENGTH.value or (min(384, most) if config.head == "span" else most)
     labels = encoder.labels or tuple(map(str, range(config.num_labels)))
     if config.head == "span":
         return SquadTask(), length

@@ -29,11 +29,12 @@ from bertjax.interop.weights import Weights, WeightsError
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.training import fine_tuning
-from bertjax.training.fine_tuning import Examples, Scorer
+from bertjax.training.fine_tuning import Examples, FineTuning, Scorer
 from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.initial_params import initial_params
 from bertjax.training.sharding import make_mesh, parameter_shardings
 from bertjax.training.start import with_shardings
+from bertjax.training.workdir_lock import WorkdirInUseError, lock_workdir
 
 MODEL = ModelConfig(
     vocab_size=1_000,
@@ -252,6 +253,51 @@ def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path
     assert predictions[0] == predictions[1]
 
 
+def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
+    start, files, wordpiece, tmp_path, monkeypatch
+):
+    """They name a checkpoint that may be removed before the next end."""
+    examples = open_examples(files, wordpiece)
+    config = make_config(start, examples[0].task)
+    first = dataclasses.replace(config, num_steps=4)
+    assert fine_tune(first, tmp_path, *examples, wordpiece) == 0
+    assert read_json(tmp_path / "scores.json")["best_step"] == 4
+
+    def fail(job, phase_index, params):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(FineTuning, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        fine_tune(config, tmp_path, *examples, wordpiece)
+    assert not (tmp_path / "scores.json").exists()
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000004")
+    assert read_weights(tmp_path).source.endswith("step_00000005")
+
+
+def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wordpiece, tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.write_text('["of", "another"]')  # of a run that ended before its first checkpoint
+    examples = open_examples(files, wordpiece)
+    config = dataclasses.replace(make_config(start, examples[0].task), num_steps=1)
+    with lock_workdir(tmp_path), pytest.raises(WorkdirInUseError):
+        fine_tune(config, tmp_path, *examples, wordpiece)
+    assert read_json(labels) == ["of", "another"]
+    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    assert read_json(labels) == ["bad", "good"]
+    labels.unlink()
+    longer = dataclasses.replace(config, num_steps=2)
+    assert fine_tune(longer, tmp_path, *examples, wordpiece) == 0
+    assert read_json(labels) == ["bad", "good"]
+
+    other = tmp_path / "regression"
+    other.mkdir()
+    (other / "labels.json").write_text('["of", "another"]')
+    examples = open_examples(files, wordpiece, "regression")
+    config = dataclasses.replace(make_config(start, examples[0].task), num_steps=1)
+    assert fine_tune(config, other, *examples, wordpiece) == 0
+    assert read_weights(other).labels == ()
+
+
 def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path):
     """The best checkpoint would be chosen by scores of two files."""
     training, evaluation = open_examples(files, wordpiece)
@@ -367,7 +413,7 @@ def test_scores_do_not_depend_on_how_rows_are_batched(wordpiece, tmp_path, monke
     )
     mesh, params = make_mesh(FineTuningConfig().mesh, jax.devices()[:1]), init_params(model, 0)
     whole = Scorer(evaluation, model, mesh).run(params)
-    monkeypatch.setattr(fine_tuning, "_TOKENS_A_DEVICE", 3 * evaluation.max_length)
+    monkeypatch.setattr(fine_tuning, "_TOKENS_CPU", evaluation.max_length)
     scorer = Scorer(evaluation, model, mesh)
     shapes = {(len(positions), length) for positions, length in scorer._batches}
     assert len(shapes) > 1
@@ -468,6 +514,7 @@ def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp
         ({"config.mesh.fdsp": 2}, "did you mean 'fsdp'?"),
         ({"config.optimizer.learning_rate": 1e-3}, "learning_rate is decided by other flags"),
         ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
+        ({"config.eval.max_rows": 8}, "--config.eval.max_rows is decided by other flags or the"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_no_work(start, files, tmp_path, flags, message):
@@ -475,6 +522,18 @@ def test_a_wrong_command_line_is_one_line_and_no_work(start, files, tmp_path, fl
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_need_two_token_types(files, wordpiece, tmp_path):
+    config = dataclasses.replace(MODEL, num_token_types=1, head="encoder")
+    params = jax.tree.map(np.asarray, init_params(config, 0))
+    write_checkpoint(Weights("drawn", config, params, wordpiece), tmp_path / "start")
+    pairs = {"option": "text_column=sentence"}
+    flags = sentence_flags(tmp_path / "start", files, tmp_path / "run") | pairs
+    result = finetune("--option=text_pair_column=sentence", **flags)
+    assert result.returncode == 2
+    assert "has one token type (model.num_token_types = 1)" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -286,6 +286,7 @@ def test_tensors_that_do_not_fit_are_listed_by_name(tmp_path):
         ("classification", {"problem_type": "multi_label_classification"}, "one label"),
         ("classification", {"architectures": None}, "architectures is missing"),
         ("classification", {"id2label": {"0": "a", "2": "b"}}, "the labels 0, 1, 2"),
+        ("classification", {"id2label": {"0": "a", "1": "b", "2": "a"}}, "has a name twice"),
         ("classification", {"id2label": {"0": "a", "1": "b"}}, r"classifier\.weight is \(3, 16\)"),
         ("pretraining", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],

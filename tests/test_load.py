@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import logging
+import resource
 import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,12 +18,13 @@ from safetensors.numpy import load_file
 import bertjax
 from bertjax.data.atomic_files import whole_folder
 from bertjax.data.tokenizer import TokenizerError, load_tokenizer
-from bertjax.encoder import HeadError
+from bertjax.encoder import Encoder, HeadError
 from bertjax.interop.bertjax_checkpoint import write_checkpoint
 from bertjax.interop.conversion import convert
 from bertjax.interop.formats import read_weights
 from bertjax.interop.hugging_face_folder import read_folder, write_folder
 from bertjax.interop.weights import WeightsError, flatten
+from bertjax.models import init_params
 from bertjax.training.checkpoint import CheckpointError
 
 
@@ -106,6 +109,16 @@ def test_no_texts_give_no_rows_and_other_things_are_refused(bert):
         bert.encode(["a", 7])
     with pytest.raises(TypeError, match="a tuple of two texts"):
         bert.encode([("a", "b", "c")])
+
+
+def test_pairs_need_two_token_types(bert):
+    config = dataclasses.replace(bert.config, num_token_types=1, next_sentence=False)
+    params = jax.tree.map(np.asarray, init_params(config, 0))
+    one_type = Encoder(config, params, bert.tokenizer)
+    assert one_type.encode("the cat").hidden_states.shape[0] == 1
+    for ask in (one_type.encode, one_type.embed, one_type.inspect):
+        with pytest.raises(HeadError, match="one token type"):
+            ask(("the cat", "a dog"))
 
 
 def test_fill_mask_says_what_transformers_says(bert):
@@ -243,6 +256,13 @@ def test_an_output_that_is_there_or_fails_is_not_touched(workdir, tmp_path):
         convert(FOLDER / "encoder", tmp_path / "new", to="huggingface")
     with pytest.raises(WeightsError, match="gs://b/out: is in a bucket; convert to a folder"):
         convert(FOLDER / "encoder", "gs://b/out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # bytes: as on a disk that is full
+    try:
+        with pytest.raises(WeightsError, match=r"new: cannot be written: .*too large"):
+            convert(workdir, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     # Fails after the tokenizer's files were written: half of a surrogate pair has no UTF-8.
     weights = dataclasses.replace(read_weights(FOLDER / "regression"), labels=("\ud800",))
     with pytest.raises(UnicodeEncodeError), whole_folder(tmp_path / "new") as folder:

@@ -144,6 +144,34 @@ def test_words_are_tagged(models):
     assert record["words"] == ["1\u00a0000", "names"]
 
 
+def test_a_model_of_no_task_reads_all_its_positions(wordpiece, tmp_path):
+    config = dataclasses.replace(with_head("classification"), max_positions=160)
+    params = jax.tree.map(np.asarray, init_params(config, 3))
+    write_checkpoint(Weights("drawn", config, params, wordpiece, NAMES), tmp_path / "model")
+    words = ["value"] * 126 + ["name"] * 60
+    lengths = (126, 150, 186)  # rows of 128, 152 and, cut, 160 tokens
+    texts = [" ".join(words[:n]) for n in lengths]
+    result = predict(tmp_path / "model", "--format=json", *texts)
+    assert "1 of 3 texts are longer than 160 tokens and were cut" in result.stderr
+    found = [record["probabilities"] for record in records(result)]
+    assert found[0] != found[1] != found[2]
+
+
+def test_all_lines_are_of_one_text_or_all_of_two(models, tmp_path):
+    """Also beyond the lines that are read at once."""
+    (tmp_path / "texts.tsv").write_text("a value\n" * 1_024 + "a value\ta name\n")
+    result = predict(models / "classification", f"--input={tmp_path / 'texts.tsv'}")
+    assert result.returncode == 2
+    assert "texts.tsv:1025: this model takes one text" in result.stderr
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(models, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a \\ud83d value"}\n')
+    result = predict(models / "classification", f"--input={tmp_path / 'texts.jsonl'}")
+    assert result.returncode == 0, result.stderr
+    assert "a \\ud83d value" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("head", "arguments", "message"),
     [

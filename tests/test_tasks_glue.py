@@ -95,6 +95,9 @@ def test_test_files_and_files_without_a_header(tmp_path, caplog):
     lines = "main\tMSR\t2012\t1\t2.500\ta film\tthe film\n", "m\tM\t2012\t2\t5\ta\ta\turl\turl\n"
     path = write(tmp_path, "sts.tsv", "".join(lines))
     assert [e.label for e in make_task("stsb").read(path, True)] == [2.5, 5.0]
+    path = write(tmp_path, "secret.tsv", lines[0].replace("2.500", "-1.0"))
+    with pytest.raises(TaskError, match=r"secret.tsv:1: label '-1.0', expected .* from 0 to 5"):
+        make_task("stsb").read(path, True)
     path = write(tmp_path, "qqp.tsv", FILES["qqp"][0])
     assert len(make_task("qqp").read(path, True)) == 2
     assert "left out 1 lines that are cut short, the first is line 3" in caplog.text

@@ -19,10 +19,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import Tokenizer, TokenizerError
 from bertjax.interop.weights import Weights, WeightsError
 from bertjax.training.checkpoint import Checkpoint, CheckpointStore, resolve
-from bertjax.training.workdir_tokenizer import TOKENIZER_FOLDER
-
-LABELS = "labels.json"  # of a workdir: names of the labels, in the order of their ids
-SCORES = "scores.json"  # of a workdir of fine-tuning: names the best checkpoint
+from bertjax.training.loadable_workdir import LABELS, SCORES, TOKENIZER_FOLDER, keep_labels
 
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -132,8 +129,7 @@ def write_checkpoint(weights: Weights, path: Path) -> None:
         params = jax.tree.map(np.ascontiguousarray, weights.params)
         checkpoints.save(0, params, {}, progress, config)
     weights.tokenizer.save(path / TOKENIZER_FOLDER)
-    if weights.labels:
-        (path / LABELS).write_text(json.dumps(weights.labels, indent=1) + "\n", "utf-8")
+    keep_labels(path, weights.labels)
 
 
 def read_labels(path: Path | BucketPath, config: ModelConfig) -> tuple[str, ...]:

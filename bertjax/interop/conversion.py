@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from bertjax.bucket import is_bucket_path
 from bertjax.data.atomic_files import whole_folder
 from bertjax.data.vocabulary import Tokenizer
@@ -13,7 +15,6 @@ from bertjax.interop.hugging_face_folder import write_folder
 from bertjax.interop.weights import Weights, WeightsError, flatten
 
 _LOG = logging.getLogger(__name__)
-FORMATS = (HUGGING_FACE, BERTJAX)
 
 
 def convert(
@@ -55,7 +56,7 @@ def convert(
                 from bertjax.interop.bertjax_checkpoint import write_checkpoint  # imports orbax
 
                 write_checkpoint(weights, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{output}: cannot be written: {error}") from error
     _LOG.info(
         "%s: %s parameters, head %s, GELU %s, %s pieces, %s, tokenizer %s",

@@ -197,8 +197,13 @@ def _labels(values: dict[str, Any], source: str) -> tuple[str, ...]:
         return tuple(f"LABEL_{i}" for i in range(values.get("num_labels", 2)))
     try:
         by_id = {int(key): str(name) for key, name in names.items()}
-        return tuple(by_id[id] for id in range(len(by_id)))
+        labels = tuple(by_id[id] for id in range(len(by_id)))
     except (AttributeError, KeyError, ValueError):
         raise WeightsError(
             f"{source}: id2label is {names!r}; expected the names of the labels 0, 1, 2, ..."
         ) from None
+    if len(set(labels)) < len(labels):
+        raise WeightsError(
+            f"{source}: id2label is {names!r}, which has a name twice; give each label its own"
+        )
+    return labels

@@ -68,6 +68,7 @@ GLUE: dict[str, TextTask] = {
             ("spearman", "pearson"),
             "spearman",
             tfds_columns=_SENTENCES,
+            label_range=(0.0, 5.0),  # TFDS has -1 where the label is kept secret
         ),
         _classification(
             "qqp",

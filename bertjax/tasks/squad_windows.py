@@ -111,13 +111,14 @@ def window_of_most_context(windows: Sequence[tuple[int, int]]) -> np.ndarray:
     window's length; the first window where equal (`_check_is_max_context`).
     """
     num_pieces = windows[-1][0] + windows[-1][1]
-    piece = np.arange(num_pieces)
-    scores = np.full((len(windows), num_pieces), -1.0)
+    most, owner = np.full(num_pieces, -1.0), np.zeros(num_pieces, np.int64)
     for number, (start, length) in enumerate(windows):
-        inside = piece[start : start + length]
-        context = np.minimum(inside - start, start + length - 1 - inside)
-        scores[number, start : start + length] = context + 0.01 * length
-    return scores.argmax(0)
+        place = np.arange(length)
+        context = np.minimum(place, length - 1 - place) + 0.01 * length
+        part = slice(start, start + length)
+        better = context > most[part]
+        most[part][better], owner[part][better] = context[better], number
+    return owner
 
 
 def answer_pieces(paragraph: Encoding, question: Question) -> tuple[int, int] | None:

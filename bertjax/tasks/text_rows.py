@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from bertjax.data.pairs import truncated_lengths
 from bertjax.data.vocabulary import Tokenizer
 from bertjax.tasks.task import Arrays, TaskError
 
+_LOG = logging.getLogger(__name__)
 _CHUNK_ROWS = 1 << 14  # rows computed at once: temporary arrays stay near 100 MB at length 512
 
 
@@ -42,6 +44,14 @@ def text_rows(
     a_ids, a_length = tokenizer.encode_sentences(texts)
     b_ids, b_length = tokenizer.encode_sentences([] if pairs is None else pairs)
     a_start, b_start = (np.cumsum(length) - length for length in (a_length, b_length))
+    num_pieces = a_length if pairs is None else a_length + b_length
+    if num_cut := int(np.count_nonzero(num_pieces > room)):
+        _LOG.warning(
+            "%s of %s texts are longer than %d tokens and were cut (--max_length)",
+            f"{num_cut:,}",
+            f"{len(texts):,}",
+            max_length,
+        )
     if pairs is None:
         a_length = np.minimum(a_length, room)
     else:

@@ -61,6 +61,7 @@ class TextTask(Task[TextExample]):
         columns: in files; `tfds_columns` in TFDS, where they have other names.
         tfds_labels: TFDS's name of a label → ours, where they differ.
         metrics: keys of `METRICS`.
+        label_range: the least and the greatest label of a regression, where they are known.
         groups: a part of the source's name → what scores of those examples alone end in.
         options: what `make_task` needs to make this task.
     """
@@ -73,6 +74,7 @@ class TextTask(Task[TextExample]):
     label_names: tuple[str, ...] = ()
     tfds_columns: Columns | None = None
     tfds_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_range: tuple[float, float] | None = None
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -138,6 +140,12 @@ class TextTask(Task[TextExample]):
             if not math.isfinite(number):
                 raise TaskError(
                     f"{where}: label {label!r}, expected a number; correct the line or leave it out"
+                )
+            least, most = self.label_range or (number, number)
+            if not least <= number <= most:
+                raise TaskError(
+                    f"{where}: label {label!r}, expected a number from {least:g} to {most:g} (is "
+                    "this a test set, which has none?); correct the line or leave it out"
                 )
             return number
         name = str(label).lower() if isinstance(label, bool) else str(label)

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from bertjax.config import Config, FineTuningConfig
 from bertjax.data.atomic_files import write_file
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop.bertjax_checkpoint import LABELS, SCORES
 from bertjax.models import abstract_params
 from bertjax.training import loop
 from bertjax.training.checkpoint import resolve
 from bertjax.training.checkpoint_directory import CheckpointDirectory
 from bertjax.training.fine_tuning import Examples, FineTuning, Scored, Scorer
+from bertjax.training.loadable_workdir import SCORES
 from bertjax.training.preemption import EXIT_FINISHED
 from bertjax.training.sharding import make_mesh
 from bertjax.training.start import with_shardings
@@ -49,10 +49,6 @@ def fine_tune(
       Exception: as `loop.run`.
     """
     folder = workdir / "checkpoints"
-    is_new = not folder.is_dir() or not CheckpointDirectory(folder).finished_steps()
-    # Of a run that is there, which may be of another task, nothing is touched before it is checked.
-    if training.task.label_names and jax.process_index() == 0 and is_new:
-        _write_json(workdir / LABELS, list(training.task.label_names))
     jobs: list[FineTuning] = []
 
     def open_job(config: Config, workdir: Workdir, mesh: Mesh) -> FineTuning:
@@ -68,8 +64,6 @@ def fine_tune(
     if scored is None or any(best[f"heldout_{k}"] != v for k, v in scored.scores.items()):
         scored = _score_step(config, folder, best["step"], evaluation)
     predictions, scores = scored
-    if jax.process_index() != 0:
-        return exit_code
     summary = json.loads((workdir / SUMMARY).read_text("utf-8"))
     _write_lines(workdir / PREDICTIONS, predictions)
     for name, content in training.task.files(predictions).items():

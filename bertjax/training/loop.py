@@ -29,6 +29,7 @@ from bertjax.training.compilation import (
 )
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
+from bertjax.training.loadable_workdir import SCORES, keep_labels, keep_tokenizer
 from bertjax.training.metrics import Throughput, mfu
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.params_hash import params_sha256
@@ -47,7 +48,6 @@ from bertjax.training.start_up import StartUp
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.training.workdir_lock import lock_workdir
-from bertjax.training.workdir_tokenizer import keep_tokenizer
 from bertjax.validation import validate
 
 _LOG = logging.getLogger(__name__)
@@ -105,6 +105,9 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
                 trainer = _Trainer(config, place, mesh, job, checkpoints, start_up)
                 if writes:
                     keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
+                    keep_labels(place.local, job.source.labels)
+                    if trainer.step < config.last_step:  # an earlier end is not the end any more
+                        (place.local / SCORES).unlink(missing_ok=True)
                 with (
                     Tracker(place.local, config, job.metric_names, trainer.step) as tracker,
                     Profile(config, place.local) as profile,

@@ -14,7 +14,7 @@ from bertjax.data.store_writer import write_store
 from bertjax.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from bertjax.interop.conversion import convert
 from bertjax.training import loop
-from bertjax.training.workdir_tokenizer import keep_tokenizer
+from bertjax.training.loadable_workdir import keep_tokenizer
 
 RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
 

@@ -1,17 +1,22 @@
-"""WORKDIR/tokenizer: a copy of the store's tokenizer, so that a workdir is loadable on its own."""
+"""What a workdir has beside checkpoints to be loadable on its own: tokenizer, labels, scores."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from bertjax.config import ConfigError
-from bertjax.data.atomic_files import whole_folder
+from bertjax.data.atomic_files import whole_folder, write_file
 from bertjax.data.store import MANIFEST
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import METADATA_FILE, Tokenizer, TokenizerError
 
-TOKENIZER_FOLDER = "tokenizer"  # of a workdir
+# Of a workdir.
+TOKENIZER_FOLDER = "tokenizer"
+LABELS = "labels.json"  # names of the labels, in the order of their ids
+SCORES = "scores.json"  # of a fine-tuning that has come to its end: names the best checkpoint
 
 
 def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> None:
@@ -50,3 +55,17 @@ def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> Non
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as copy:
         tokenizer.save(copy)
+
+
+def keep_labels(workdir: Path, labels: Sequence[str]) -> None:
+    """Writes the names of the run's labels, or removes those of another run that came to nothing.
+
+    Args:
+      workdir: of the run, once it is sure that it is one; one process calls this.
+      labels: in the order of their ids; none of a head without.
+    """
+    if labels:
+        text = json.dumps(list(labels), indent=1, ensure_ascii=False) + "\n"
+        write_file(workdir / LABELS, text.encode("utf-8", "backslashreplace"))
+    else:
+        (workdir / LABELS).unlink(missing_ok=True)
