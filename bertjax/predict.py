@@ -51,7 +51,8 @@ _TOP_K = flags.DEFINE_integer("top_k", 5, "Predictions of fill-mask for each [MA
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
     None,
-    "Tokens a row of classify, answer and tag. Default: that of the fine-tuning.",
+    "Tokens a row of classify, answer and tag. Default: that of the fine-tuning; of a model whose "
+    "fine-tuning is not known, all its positions, 384 for answer.",
     lower_bound=1,
 )
 
