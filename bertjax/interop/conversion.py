@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from bertjax.bucket import is_bucket_path
 from bertjax.data.atomic_files import whole_folder
 from bertjax.data.vocabulary import Tokenizer
@@ -56,7 +54,7 @@ def convert(
                 from bertjax.interop.bertjax_checkpoint import write_checkpoint  # imports orbax
 
                 write_checkpoint(weights, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise WeightsError(f"{output}: cannot be written: {error}") from error
     _LOG.info(
         "%s: %s parameters, head %s, GELU %s, %s pieces, %s, tokenizer %s",

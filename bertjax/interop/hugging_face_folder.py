@@ -76,6 +76,7 @@ def write_folder(weights: Weights, path: Path) -> None:
 
     Raises:
       TokenizerError: the tokenizer has no Hugging Face form.
+      OSError: a file cannot be written.
     """
     tokenizer = weights.tokenizer
     assert tokenizer is not None
@@ -85,7 +86,11 @@ def write_folder(weights: Weights, path: Path) -> None:
         (path / name).write_text(text, "utf-8")
     values = from_model_config(config, weights.labels, tokenizer.hash, tokenizer.pad_id)
     (path / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    save_file(from_bertjax(weights.params, config), path / WEIGHTS, metadata={"format": "pt"})
+    tensors = from_bertjax(weights.params, config)
+    try:
+        save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # of a disk that is full, too
+        raise OSError(str(error)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
