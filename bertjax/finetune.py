@@ -54,7 +54,7 @@ _LOG = logging.getLogger(__name__)
 
 # Of the configuration: what flags decide here, and what of these sections they do not.
 _DECIDED = (
-    *("task", "data", "phases", "seed", "init_from", "model.head"),
+    *("task", "data", "phases", "seed", "init_from", "model.head", "model.num_labels"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "eval.max_rows"),
 )
 _FREE = ("data.num_threads", "data.prefetch_batches")

@@ -514,6 +514,7 @@ def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp
         ({"config.mesh.fdsp": 2}, "did you mean 'fsdp'?"),
         ({"config.optimizer.learning_rate": 1e-3}, "learning_rate is decided by other flags"),
         ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
+        ({"config.model.num_labels": 5}, "--config.model.num_labels is decided by other flags"),
         ({"config.eval.max_rows": 8}, "--config.eval.max_rows is decided by other flags or the"),
     ],
 )

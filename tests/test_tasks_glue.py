@@ -414,3 +414,11 @@ def test_real_files(shared_data):
 )
 def test_option_of_a_command_line(task: str, option: str, text: str, value: object) -> None:
     assert parse_option(task, option, text) == value
+
+
+@pytest.mark.parametrize(
+    ("task", "option"), [("classification", "label_names"), ("ner", "entity_types")]
+)
+def test_names_that_are_lists_are_refused(task: str, option: str) -> None:
+    with pytest.raises(TaskError, match=f"option '{option}' .* expected names, once each"):
+        make_task(task, {option: [["a"], ["b"]]})

@@ -127,7 +127,7 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     """
     check_options(name, options, TEXT_OPTIONS[name])
     labels = tuple(options.get("label_names", ()))
-    if len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
         raise TaskError(
             f"option 'label_names' of task {name} is {labels}, expected names, once each"
         )

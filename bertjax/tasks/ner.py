@@ -186,7 +186,7 @@ def ner_task(options: Mapping[str, Any]) -> NerTask:
     check_options("ner", options, NER_OPTIONS)
     values = dict(options)
     types = values.pop("entity_types", [])
-    if len(set(types)) < len(types) or not all(isinstance(name, str) for name in types):
+    if not all(isinstance(name, str) for name in types) or len(set(types)) < len(types):
         raise TaskError(f"option 'entity_types' of task ner is {types}, expected names, once each")
     task = NerTask(**values, label_names=_tags(types) if types else ())
     if task.separator not in ("whitespace", "tab"):
