@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bertjax.interop.weights import Weights
     from bertjax.training.fine_tuning import Examples
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("bertjax.finetune")  # also where the module is __main__
 
 # Of the configuration: what flags decide here, and what of these sections they do not.
 _DECIDED = (
@@ -157,15 +157,6 @@ def _run(overridden: Config) -> int:
             f"--init_from={init_from}: has one token type (model.num_token_types = 1), and the "
             f"pairs of texts of task {task.name} need two: start from another model"
         )
-    num_rows = len(training.arrays["row_weights"])
-    _LOG.info(
-        "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",
-        task.name,
-        f"{len(examples):,}",
-        f"{num_rows:,}",
-        training.max_length,
-        f"{len(evaluation.examples):,}",
-    )
     model = dataclasses.replace(
         initial,
         head=task.head,
@@ -189,6 +180,14 @@ def _run(overridden: Config) -> int:
     if cli.PRINT_CONFIG.value:
         print("\n".join(config.to_json() for config in configs))
         return 0
+    _LOG.info(
+        "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",
+        task.name,
+        f"{len(examples):,}",
+        f"{len(training.arrays['row_weights']):,}",
+        training.max_length,
+        f"{len(evaluation.examples):,}",
+    )
     workdir = Path(_text(_WORKDIR))
     folders = [workdir] if len(configs) == 1 else [workdir / _name(config) for config in configs]
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
