@@ -62,27 +62,17 @@ def dot_product_attention(
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
 
 
-def attention_by_rows(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segment_ids: jax.Array,
-    row_keys: jax.Array | None,
-    dropout_rate: float,
-    packed: bool = False,
-) -> jax.Array:
-    """`dot_product_attention` of one row after the other: [h, t, t] stays in the cache of a CPU.
+def by_rows(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`attend` of one row after the other: [h, t, t] stays in the caches of a CPU.
 
     The backward pass computes the probabilities again, so that none of them reach main memory.
     """
 
-    attend_all = functools.partial(dot_product_attention, dropout_rate=dropout_rate, packed=packed)
+    def attend_row(row: tuple[Any, ...]) -> jax.Array:
+        return attend(*jax.tree.map(lambda x: x[None], row))[0]
 
-    def attend(row: tuple[Any, ...]) -> jax.Array:
-        return attend_all(*jax.tree.map(lambda x: x[None], row))[0]
-
-    rows = (query, key, value, segment_ids, row_keys)
-    return jax.lax.map(jax.checkpoint(attend, prevent_cse=False), rows)
+    recomputed = jax.checkpoint(attend_row, prevent_cse=False)
+    return lambda *rows: jax.lax.map(recomputed, rows)
 
 
 class SelfAttention(nn.Module):
@@ -116,9 +106,7 @@ class SelfAttention(nn.Module):
 
             attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
         elif config.attention == "rows":
-            attend = functools.partial(
-                attention_by_rows, dropout_rate=config.attention_dropout_rate, packed=packed
-            )
+            attend = by_rows(attend)
         elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
