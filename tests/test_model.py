@@ -468,3 +468,33 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
     probabilities = 4 * 4 * SMALL.num_heads * 16 * 16 * 4  # layers, rows, heads, t, t, bytes
     assert none - attention > probabilities
     assert layer < attention - probabilities
+
+
+def products(jaxpr):
+    """Every matrix product of a program, those of its loops and kernels too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("attention", ["xla", "pallas", "rows"])
+def test_float32_is_multiplied_as_float32_and_bfloat16_as_it_is(attention):
+    # By default a GPU would round the factors of float32 to TF32, a TPU to bfloat16.
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(SMALL, attention=attention, dtype=dtype)
+        model = BertForPreTraining(config)
+
+        def loss(params, model=model):
+            outputs = model.apply({"params": params}, *make_inputs())
+            return sum(jnp.sum(x) for x in jax.tree.leaves(outputs))
+
+        program = jax.make_jaxpr(jax.grad(loss))(init_params(config, 0))
+        found = list(products(program.jaxpr))
+        assert len(found) > 30
+        for equation in found:
+            is_float32 = all(x.aval.dtype == jnp.float32 for x in equation.invars)
+            assert equation.params["precision"] == (highest if is_float32 else None), equation
+        assert any(x.invars[0].aval.dtype == jnp.dtype(dtype) for x in found)

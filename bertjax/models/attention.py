@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
-from bertjax.models.layers import dense
+from bertjax.models.layers import dense, product_precision
 
 PROBABILITIES = "probabilities"  # in the collection "intermediates": see models/inspection.py
 
@@ -22,7 +22,10 @@ def attention_probabilities(
 ) -> jax.Array:
     """What each query takes from each key, [b, h, t, t]; see `dot_product_attention`."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=wide)
+    precision = product_precision(query.dtype)
+    scores = jnp.einsum(
+        "bqhk,bshk->bhqs", query, key, precision=precision, preferred_element_type=wide
+    )
     scores = scores / query.shape[-1] ** 0.5
     visible = segment_ids[:, None, None, :] > 0
     if packed:
@@ -59,7 +62,8 @@ def dot_product_attention(
     """
     probabilities = attention_probabilities(query, key, segment_ids, packed)
     probabilities = dropout(probabilities, dropout_rate, row_keys)
-    return jnp.einsum("bhqs,bshk->bqhk", probabilities, value)
+    precision = product_precision(value.dtype)
+    return jnp.einsum("bhqs,bshk->bqhk", probabilities, value, precision=precision)
 
 
 def by_rows(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from bertjax.models.dropout import drop_threshold, place_bits
+from bertjax.models.layers import product_precision
 
 _MASKED = -1e30  # a score that leaves no probability, and whose difference from any other is finite
 
@@ -177,7 +178,8 @@ def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """The product of two matrices over an axis of each, summed in float32 or wider."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=wide)
+    precision = product_precision(x.dtype)
+    return jax.lax.dot_general(x, y, dimensions, precision, preferred_element_type=wide)
 
 
 def _loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from bertjax.models.attention_block import Tiling, backward_kernel, forward_kernel
+from bertjax.models.layers import product_precision
 
 FORWARD, BACKWARD = "bertjax_attention_forward", "bertjax_attention_backward"  # in the program
 
@@ -90,7 +91,10 @@ def backward(
     """
     # What the softmax subtracts, the sum over keys of p * dp, is that over columns of o * do.
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    delta = jnp.einsum("bthk,bthk->bht", output, gradient, preferred_element_type=wide)
+    precision = product_precision(query.dtype)
+    delta = jnp.einsum(
+        "bthk,bthk->bht", output, gradient, precision=precision, preferred_element_type=wide
+    )
     products = 5 if tiling.block >= query.shape[1] else 7
     dq, dk, dv = _call(
         backward_kernel, BACKWARD, products, (query, key, value, gradient), (log_sum_exp, delta),

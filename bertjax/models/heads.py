@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
-from bertjax.models.layers import LayerNorm, dense, gelu, wide_dtype
+from bertjax.models.layers import LayerNorm, dense, gelu, product_precision, wide_dtype
 from bertjax.models.partition import RULES, constrain, split_rows
 
 
@@ -25,7 +25,11 @@ class TiedDecoder(nn.Module):
         # Split over the vocabulary even where the table at rest is not.
         table = constrain(word_table.astype(hidden_states.dtype), RULES["vocab"], None)
         logits = jnp.einsum(
-            "bmd,vd->bmv", hidden_states, table, preferred_element_type=wide_dtype(self.config)
+            "bmd,vd->bmv",
+            hidden_states,
+            table,
+            precision=product_precision(hidden_states.dtype),
+            preferred_element_type=wide_dtype(self.config),
         )
         return split_rows(logits + bias, None, RULES["vocab"])
 

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
 from bertjax.models.partition import multiply_gathered
@@ -43,6 +44,7 @@ def dense(
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.float32,
         kernel_init=truncated_normal(config),
+        precision=product_precision(config.dtype),
         dot_general=multiply,
         name=name,
     )
@@ -56,6 +58,14 @@ def output_layer(config: ModelConfig, features: int) -> nn.Dense:
 def wide_dtype(config: ModelConfig) -> jnp.dtype:
     """The dtype of LayerNorm, softmax and logits: float32 or wider."""
     return jnp.promote_types(config.dtype, jnp.float32)
+
+
+def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """How the matrix products of a dtype are computed: those of float32 in float32.
+
+    By default a GPU rounds their factors to TF32 and a TPU to bfloat16. None = the default.
+    """
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
 
 
 class LayerNorm(nn.Module):

@@ -16,6 +16,7 @@ import psutil
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
+from bertjax.models.layers import product_precision
 from bertjax.training.metrics import flops_per_row, peak_flops
 from bertjax.training.objectives import Objective
 from bertjax.training.optimizer import Optimizer
@@ -186,12 +187,12 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
 def _measured_matmul_flops(dtype: str) -> float:
     size = 1_024
     x = jnp.ones((size, size), jnp.dtype(dtype))
-    multiply = jax.jit(lambda x: x @ x)
-    multiply(x).block_until_ready()
+    multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
+    multiply(x, x).block_until_ready()
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        multiply(x).block_until_ready()
+        multiply(x, x).block_until_ready()
         times.append(time.perf_counter() - started)
     return 2 * size**3 / min(times)
 

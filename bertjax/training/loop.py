@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,13 @@ class _Trainer:
             jax.devices()[0].device_kind,
             " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         )
+        if jax.default_backend() == "gpu" and "deterministic_ops" not in os.environ.get(
+            "XLA_FLAGS", ""
+        ):
+            _LOG.info(
+                "on a GPU two runs of one seed differ by rounding; "
+                "XLA_FLAGS=--xla_gpu_deterministic_ops=true makes them the same to the bit"
+            )
 
     def train(self, tracker: Tracker, guard: PreemptionGuard, profile: Profile) -> bool:
         """Takes the steps that are left; False = preempted, after a save."""
