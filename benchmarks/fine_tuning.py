@@ -19,7 +19,6 @@ import functools
 import itertools
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import numpy as np
 from absl import app, flags
 from filelock import FileLock
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import device_name
 from bertjax.config import (
     CheckpointConfig,
     EvalConfig,
@@ -72,6 +71,9 @@ _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
 _SHARE = flags.DEFINE_float("share", 1.0, "Of the training examples, the same for all seeds.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters stay in float32."
+)
 _DROPOUT = flags.DEFINE_bool("dropout", True, "Without it both programs compute the same.")
 _LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
 
@@ -116,7 +118,7 @@ def main(_: list[str]) -> None:
         head=task.head,
         num_labels=task.num_labels,
         pooler=task.head in ("classification", "regression"),
-        dtype="float32",
+        dtype=_DTYPE.value,
     )
     if not _DROPOUT.value:
         model = dataclasses.replace(model, dropout_rate=0.0, attention_dropout_rate=0.0)
@@ -126,6 +128,8 @@ def main(_: list[str]) -> None:
         key += f"_share_{_SHARE.value:g}"
     if not _DROPOUT.value:
         key += "_no_dropout"
+    if _DTYPE.value != "float32":
+        key += f"_{_DTYPE.value}"
     run = {
         "bertjax": functools.partial(_run_ours, training, evaluation, tokenizer),
         "transformers": functools.partial(_run_theirs, training, evaluation),
@@ -138,8 +142,7 @@ def main(_: list[str]) -> None:
             "scores": scores,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
-            "cores": len(os.sched_getaffinity(0)),
-            "hardware": cpu_name(),
+            "hardware": device_name(),
             "load": _LOAD.value,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {n: version(n) for n in _PACKAGES[program]},
@@ -189,14 +192,20 @@ def _run_theirs(
     import torch
     import transformers
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     task = training.task
     transformers.logging.set_verbosity_error()
-    model = getattr(transformers, _CLASSES[task.head]).from_pretrained(
-        _WEIGHTS.value,
-        num_labels=task.num_labels,
-        hidden_dropout_prob=config.model.dropout_rate,
-        attention_probs_dropout_prob=config.model.attention_dropout_rate,
+    model = (
+        getattr(transformers, _CLASSES[task.head])
+        .from_pretrained(
+            _WEIGHTS.value,
+            num_labels=task.num_labels,
+            hidden_dropout_prob=config.model.dropout_rate,
+            attention_probs_dropout_prob=config.model.attention_dropout_rate,
+            dtype=torch.float32,
+        )
+        .to(device)
     )
     ours, their_name = _LAYERS[task.head]
     head, layer = init_params(config.model, config.seed)[ours], getattr(model, their_name)
@@ -221,10 +230,11 @@ def _run_theirs(
     best: dict[str, float] = {}
     for step in range(num_steps):
         positions = step * _BATCH_SIZE.value + np.arange(_BATCH_SIZE.value)
-        batch = {name: torch.from_numpy(x) for name, x in rows.rows(positions).items()}
+        batch = {name: torch.from_numpy(x).to(device) for name, x in rows.rows(positions).items()}
         model.train()
-        outputs = model(**{name: batch[name].long() for name in _INPUTS})
-        loss = _loss(task.head, outputs, batch)
+        with _precision(device):
+            outputs = model(**{name: batch[name].long() for name in _INPUTS})
+            loss = _loss(task.head, outputs, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
@@ -236,6 +246,12 @@ def _run_theirs(
             if not best or scores[task.main_metric] > best[task.main_metric]:
                 best = scores
     return best
+
+
+def _precision(device: Any) -> Any:
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=_DTYPE.value == "bfloat16")
 
 
 def _loss(head: str, outputs: Any, batch: dict[str, Any]) -> Any:
@@ -266,12 +282,15 @@ def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
         for begin in range(0, len(order), 64):  # of like lengths, padded to the longest
             rows = order[begin : begin + 64]
             inputs = {
-                name: torch.from_numpy(arrays[name][rows, : lengths[rows[-1]]]).long()
+                name: torch.from_numpy(arrays[name][rows, : lengths[rows[-1]]])
+                .long()
+                .to(model.device)
                 for name in _INPUTS
             }
-            found = model(**inputs)
+            with _precision(model.device):
+                found = model(**inputs)
             for name in names:
-                parts[name].append((rows, found[name].numpy()))
+                parts[name].append((rows, found[name].float().cpu().numpy()))
     mask = arrays["attention_mask"]
     outputs = {name: join_outputs(task.head, parts[name], mask) for name in names}
     if task.head == "regression":
@@ -300,6 +319,7 @@ def _add(
                 "learning_rate": _LEARNING_RATE.value,
                 "share_of_training_examples": _SHARE.value,
                 "dropout": _DROPOUT.value,
+                "dtype": _DTYPE.value,
                 "runs": {},
             },
         )

@@ -28,13 +28,15 @@ Written by `python -m benchmarks.fine_tuning_page` from
 [fine_tuning.json](../../benchmarks/results/fine_tuning.json), which has hardware, versions, load
 and date of every run. `python -m benchmarks.fine_tuning --weights=minilm --task=TASK --epochs=N
 --batch_size=B` makes the runs: for each seed both programs fine-tune all-MiniLM-L6-v2 (6 layers,
-384 wide) on one core of two, in float32. Weights, the new layer's first numbers, rows and their
-order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to 0), weight
-decay, clipping and the moments of evaluation, once an epoch, the best counts, are the same; the
-dropout masks are not. So two runs of a pair differ as two seeds of one program do, and their mean
+384 wide), on one core of two and in float32 unless said. Weights, the new layer's first numbers,
+rows and their order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to
+0), weight decay, clipping and the moments of evaluation, once an epoch, the best counts, are the
+same; the dropout masks are not. So two runs of a pair differ as two seeds of one program do, and their mean
 difference says whether one learns better. Without dropout (`--nodropout`) only rounding is left
 between them. Both run in the plain way: no compilation by torch, no
 padding beyond the longest example of the task.
+SQuAD with all of its training questions ran on a GPU, ours alone: the time of the machine was up
+before the peer had ended. Its weights had been rounded to float16 to be carried there.
 
 Scores are in points (hundredths) on the development files, WNUT-17 on its test file. ± is the
 deviation over the seeds; of the difference, the standard error of its mean. A Matthews correlation
@@ -100,7 +102,12 @@ def _seeds(entry: dict[str, Any]) -> str:
             f"{run[who]['seconds']:.0f} ({run[who]['cpu_seconds']:.0f})" if who in run else ""
             for who in WHO
         ]
-        places = {f"{result['cores']} core, {result['hardware']}" for result in run.values()}
+        places = {
+            f"{result['cores']} core, {result['hardware']}"
+            if "cores" in result  # of earlier results
+            else result["hardware"]
+            for result in run.values()
+        }
         cells = [seed, *scores, difference, *times, " / ".join(sorted(places))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -109,6 +116,8 @@ def _seeds(entry: dict[str, Any]) -> str:
 def _name(entry: dict[str, Any]) -> str:
     share = entry["share_of_training_examples"]
     name = NAMES[entry["task"]] + (f", {share:.0%} of the questions" if share < 1 else "")
+    if entry.get("dtype", "float32") != "float32":
+        name += f", {entry['dtype']}"
     return name if entry["dropout"] else name + ", no dropout"
 
 

@@ -24,7 +24,9 @@ def device_name() -> str:
     import jax  # some benchmarks do without
 
     device = jax.devices()[0]
-    return f"{os.cpu_count()} x {cpu_name()}" if device.platform == "cpu" else device.device_kind
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"{len(os.sched_getaffinity(0))} x {cpu_name()}"
 
 
 def record(load: str = "") -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Kills a training run at random moments, restarts it, and compares it with one left in peace.
 
-    python -m benchmarks.kill_and_resume [--two_phases]
+    python -m benchmarks.kill_and_resume [--two_phases] [--num_steps=90] [--kills=10] [--output=F]
 
-Runs `tiny` on the embedded corpus, dropout on, saving every third step, through the public command.
+Runs `tiny` on the embedded corpus, dropout on, saving thirty times, through the public command.
 SIGKILL comes in turns a random time and a random number of steps after the first step of each
-start, at least ten times and until three of them were inside a save; then once SIGTERM. The
+start, at least `kills` times and until three of them were inside a save; then once SIGTERM. The
 parameters' hash, every logged number and the hash of every step's row ids must be those of the
 uninterrupted run. With --two_phases the run goes on with longer, packed rows after a third of its
 steps, and is killed three times in each phase at least. Takes about ten minutes on two cores and
-writes benchmarks/results/kill_and_resume.json, or kill_and_resume_two_phases.json.
+writes benchmarks/results/kill_and_resume.json, or kill_and_resume_two_phases.json. A fast device
+needs more steps to be killed in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -28,32 +28,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-STEPS = 90
-FLAGS = [
-    "--config=tiny",
-    f"--config.num_steps={STEPS}",
-    "--config.model.dropout_rate=0.1",
-    "--config.model.attention_dropout_rate=0.1",
-    "--config.checkpoint.every_steps=3",
-    "--config.eval.every_steps=30",
-    "--config.log.every_steps=1",
-]
 RATES = ("sequences_per_second", "real_tokens_per_second", "mfu")
-PHASES = [
-    {"num_steps": STEPS // 3},
-    {"num_steps": STEPS - STEPS // 3, "max_length": 128, "global_batch_size": 8}
-    | {"packing_depth": 4},
-]
-TWO_PHASES = [f"--config.phases={tuple(PHASES)}", "--config.optimizer.warmup_steps=10"]
-KILLS, INSIDE_A_SAVE, IN_EACH_PHASE = 10, 3, 3
+INSIDE_A_SAVE, IN_EACH_PHASE = 3, 3
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Runs both and writes the result; exits non-zero if they differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--two_phases", action="store_true")
-    two_phases = parser.parse_args().two_phases
-    flags = [*FLAGS, *(TWO_PHASES if two_phases else [])]
+    parser.add_argument("--num_steps", type=int, default=90)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--output", type=Path, help="in place of the file in benchmarks/results")
+    args = parser.parse_args()
+    two_phases = args.two_phases
+    name = "kill_and_resume_two_phases.json" if two_phases else "kill_and_resume.json"
+    output = args.output or RESULTS / name
+    flags = flags_of(args.num_steps, two_phases)
     moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="bertjax-kill-") as folder:
         # Most of a start is the compiler; its result is taken from here at the next one.
@@ -64,7 +55,7 @@ def main() -> None:
 
         kills: list[dict[str, Any]] = []
         while (
-            len(kills) < KILLS
+            len(kills) < args.kills
             or sum(k["inside_a_save"] for k in kills) < INSIDE_A_SAVE
             or (two_phases and min(in_phase(kills, 0), in_phase(kills, 1)) < IN_EACH_PHASE)
         ):
@@ -76,7 +67,7 @@ def main() -> None:
             else:
                 time.sleep(moments.uniform(0, 2))
             if process.poll() is not None:
-                raise SystemExit("the run ended before it could be killed: raise STEPS")
+                raise SystemExit("the run ended before it could be killed: raise --num_steps")
             process.kill()
             process.wait()
             kills.append(state_of(killed))
@@ -89,9 +80,10 @@ def main() -> None:
 
         result = {
             "date": datetime.date.today().isoformat(),
-            "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+            "hardware": f"{summary(whole)['hardware']}, {os.cpu_count()} CPU cores",
             "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")},
             "flags": flags,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "kills": kills,
             "kills_in_phases": [in_phase(kills, phase) for phase in range(1 + two_phases)],
             "kills_inside_a_save": sum(k["inside_a_save"] for k in kills),
@@ -99,16 +91,37 @@ def main() -> None:
             "final_exit": final_exit,
             "params_sha256": summary(killed)["params_sha256"],
             "params_sha256_uninterrupted": summary(whole)["params_sha256"],
-            "steps_compared": STEPS,
+            "steps_compared": args.num_steps,
             "steps_that_differ": [
                 a["step"] for a, b in zip(steps(killed), steps(whole), strict=True) if a != b
             ],
         }
     print(json.dumps(result, indent=2))
-    name = "kill_and_resume_two_phases.json" if two_phases else "kill_and_resume.json"
-    Path(__file__).parent.joinpath("results", name).write_text(json.dumps(result, indent=2) + "\n")
+    output.write_text(json.dumps(result, indent=2) + "\n")
     same = result["params_sha256"] == result["params_sha256_uninterrupted"]
     sys.exit(not (same and not result["steps_that_differ"] and sigterm_exit == 75))
+
+
+def flags_of(num_steps: int, two_phases: bool) -> list[str]:
+    """What is set on the command line."""
+    flags = [
+        "--config=tiny",
+        f"--config.num_steps={num_steps}",
+        "--config.model.dropout_rate=0.1",
+        "--config.model.attention_dropout_rate=0.1",
+        f"--config.checkpoint.every_steps={num_steps // 30}",
+        f"--config.eval.every_steps={num_steps // 3}",
+        "--config.log.every_steps=1",
+    ]
+    if not two_phases:
+        return flags
+    first = num_steps // 3
+    phases = (
+        {"num_steps": first},
+        {"num_steps": num_steps - first, "max_length": 128, "global_batch_size": 8}
+        | {"packing_depth": 4},
+    )
+    return [*flags, f"--config.phases={phases}", "--config.optimizer.warmup_steps=10"]
 
 
 def run(workdir: Path, flags: list[str], environment: dict[str, str]) -> subprocess.Popen:

@@ -15,7 +15,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ import numpy as np
 from absl import app, flags
 from filelock import FileLock
 
-from benchmarks.hardware import cpu_name
+from benchmarks.hardware import device_name
 from bertjax.interop.bertjax_checkpoint import write_checkpoint
 from bertjax.interop.formats import read_weights
 from bertjax.interop.weights import Weights
@@ -108,7 +107,7 @@ def main(_: list[str]) -> None:
                 "command": " ".join(_command(name, rate, "START", "WORKDIR")[1:]),
                 "epochs": _EPOCHS.value,
                 "seconds": round(time.monotonic() - started),
-                "hardware": f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}",
+                "hardware": device_name(),
                 "load": _LOAD.value,
                 "date": datetime.now(UTC).date().isoformat(),
                 "versions": {"jax": version("jax"), "bertjax": version("bertjax")},
