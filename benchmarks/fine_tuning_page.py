@@ -32,8 +32,8 @@ and date of every run. `python -m benchmarks.fine_tuning --weights=minilm --task
 rows and their order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to
 0), weight decay, clipping and the moments of evaluation, once an epoch, the best counts, are the
 same; the dropout masks are not. So two runs of a pair differ as two seeds of one program do, and
-their mean difference says whether one learns better. Without dropout (`--nodropout`) only rounding is left
-between them. Both run in the plain way: no compilation by torch, no
+their mean difference says whether one learns better. Without dropout (`--nodropout`) only rounding
+is left between them. Both run in the plain way: no compilation by torch, no
 padding beyond the longest example of the task.
 SQuAD with all of its training questions ran on a GPU, ours alone: the time of the machine was up
 before the peer had ended. Its weights had been rounded to float16 to be carried there.

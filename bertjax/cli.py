@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from bertjax.command_line import errors_in_one_line, parse_flags, show_help_if_asked
+from bertjax.command_line import errors_in_one_line, expand_home, parse_flags, show_help_if_asked
 from bertjax.config import Config, ConfigError, Phase, closest
 from bertjax.validation import validate
 
@@ -48,15 +48,26 @@ def define_overrides(config: Config) -> flags.FlagHolder:
     as it is defined.
     """
     try:
+        for argument in sys.argv[1:]:
+            if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
+                raise ConfigError(
+                    f"{argument}: there is no recipe here; fields are set as --config.a.b=value"
+                )
         _with_recipe_paths(sys.argv[1:], type(config))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    holder = config_flags.DEFINE_config_dataclass(
-        "config",
-        config,
-        "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config shows all.",
-    )
+    try:
+        holder = config_flags.DEFINE_config_dataclass(
+            "config",
+            config,
+            "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config shows "
+            "all.",
+        )
+    except IndexError:
+        what = "--config.phases[i]: is decided by other flags here: see --help"
+        print(f"error: {what}", file=sys.stderr)
+        sys.exit(2)
     flags.FLAGS["config"].default_as_str = "of the task"
     return holder
 
@@ -78,6 +89,7 @@ def run(
       recipe: False where `config_flag` comes from `define_overrides`; main checks the result.
     """
     show_help_if_asked()
+    expand_home()
     with errors_in_one_line():
         root: Any = Config if recipe else type(flags.FLAGS["config"].default)
         sys.argv = [sys.argv[0], *_with_recipe_paths(sys.argv[1:], root)]

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from absl import app, flags
 
@@ -28,6 +29,7 @@ def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
     one line and 1; `--help` is printed and exits with 0.
     """
     show_help_if_asked()
+    expand_home()
     with errors_in_one_line():
         app.run(main, flags_parser=parse_flags)
     raise AssertionError("app.run returned")
@@ -35,9 +37,12 @@ def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the program: with 2 after a `ConfigError`, with 1 after a bucket that fails."""
+    """Ends the program: 2 after a `ConfigError`, 1 after a bucket that fails, 130 on Ctrl-C."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -66,6 +71,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         advice = f"; {closest(unknown, known)}" if unknown and unknown not in known else ""
         text = str(error).split(" Did you mean")[0].rstrip(".")
         raise ConfigError(f"{text}{advice}") from error
+
+
+def expand_home() -> None:
+    """Puts the home folder for the ~ of --workdir=~/runs, which shells leave as it is."""
+    home = str(Path.home())
+    sys.argv[1:] = [
+        re.sub(r"(?<=[=:,])~(?=/|$)", lambda _: home, argument)
+        if argument.startswith("--")
+        else argument
+        for argument in sys.argv[1:]
+    ]
 
 
 def show_help_if_asked() -> None:

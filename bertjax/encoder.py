@@ -178,8 +178,14 @@ class Encoder:
 
         Raises:
           HeadError: the weights have no head for masked tokens.
-          ValueError: there is no [MASK], or it lies beyond what the model can read.
+          ValueError: there is no [MASK], or it lies beyond what the model can read; `top_k` is
+            below 1.
+          TypeError: `text` is no string.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"fill_mask takes one text, found {type(text).__name__}")
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected 1 or more")
         if self.config.head != "pretraining":
             raise HeadError(
                 f"these weights have no head for masked tokens (their head is "

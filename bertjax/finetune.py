@@ -46,7 +46,6 @@ from bertjax.tasks.task import Task, TaskError
 from bertjax.validation import validate
 
 if TYPE_CHECKING:
-    from bertjax.data.vocabulary import Tokenizer
     from bertjax.interop.weights import Weights
     from bertjax.training.fine_tuning import Examples
 
@@ -133,6 +132,8 @@ def _run(overridden: Config) -> int:
     from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.fine_tuning import Examples
     from bertjax.training.fine_tuning_run import fine_tune
+    from bertjax.training.loop import TrainingDivergedError
+    from bertjax.training.params_hash import params_sha256
     from bertjax.training.preemption import EXIT_PREEMPTED
 
     use_compilation_cache()
@@ -140,7 +141,9 @@ def _run(overridden: Config) -> int:
     # All that can be wrong is found before the first step of the first run.
     task = make_task(_text(_TASK), dict(map(_option, _OPTION.value)))
     init_from = _text(_INIT_FROM)
-    initial, tokenizer = _read_initial(init_from)
+    weights = _read_initial(init_from)
+    initial, tokenizer = weights.config, weights.tokenizer
+    assert tokenizer is not None
     is_squad = task.head == "span"
     max_length = _MAX_LENGTH.value or (384 if is_squad else 128)
     if max_length > initial.max_positions:
@@ -190,10 +193,20 @@ def _run(overridden: Config) -> int:
     )
     workdir = Path(_text(_WORKDIR))
     folders = [workdir] if len(configs) == 1 else [workdir / _name(config) for config in configs]
+    initial_hash = params_sha256(weights.params)
+    del weights
+    diverged: dict[Path, TrainingDivergedError] = {}
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
         if len(configs) > 1:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
-        exit_code = fine_tune(config, folder, training, evaluation, tokenizer)
+        try:
+            exit_code = fine_tune(config, folder, training, evaluation, tokenizer, initial_hash)
+        except TrainingDivergedError as error:
+            if len(configs) == 1:
+                raise
+            _LOG.error("%s", error)  # the others of the list are worth having
+            diverged[folder] = error
+            continue
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)
         if exit_code:
@@ -201,12 +214,15 @@ def _run(overridden: Config) -> int:
     if len(configs) > 1:
         from bertjax.training.fine_tuning_table import summarize
 
-        print(summarize(workdir, folders))
-    return 0
+        if finished := [folder for folder in folders if folder not in diverged]:
+            print(summarize(workdir, finished))
+        for folder, reason in diverged.items():
+            print(f"error: {folder.name}: {reason}", file=sys.stderr)
+    return 1 if diverged else 0
 
 
-def _read_initial(init_from: str) -> tuple[ModelConfig, Tokenizer]:
-    """The model to start from, as far as the settings need it: its weights are read by each run.
+def _read_initial(init_from: str) -> Weights:
+    """The model to start from; each run reads the weights anew, laid out on its devices.
 
     Raises:
       ConfigError: there are none that can be read.
@@ -219,7 +235,7 @@ def _read_initial(init_from: str) -> tuple[ModelConfig, Tokenizer]:
 
     try:
         if init_from.startswith("hf:"):
-            return _model_and_tokenizer(read_folder(init_from.removeprefix("hf:")))
+            return read_folder(init_from.removeprefix("hf:"))
         found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
         if found == HUGGING_FACE:
             raise ConfigError(f"a Hugging Face folder is given as --init_from=hf:{init_from}")
@@ -228,14 +244,9 @@ def _read_initial(init_from: str) -> tuple[ModelConfig, Tokenizer]:
                 f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
                 f"bertjax.convert --input={init_from} --output=WORKDIR"
             )
-        return _model_and_tokenizer(read_weights(init_from))
+        return read_weights(init_from)
     except (CheckpointError, ConfigError, TokenizerError, WeightsError) as error:
         raise ConfigError(f"--init_from: {error}") from error
-
-
-def _model_and_tokenizer(weights: Weights) -> tuple[ModelConfig, Tokenizer]:
-    assert weights.tokenizer is not None
-    return weights.config, weights.tokenizer
 
 
 def _make_config(
@@ -316,10 +327,11 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
 def _name(config: FineTuningConfig) -> str:
     """Folder of one run of several."""
     task = config.task
-    return (
-        f"lr_{config.optimizer.learning_rate:g}_batch_{task.batch_size}_epochs_"
-        f"{task.num_epochs:g}_seed_{config.seed}"
+    rate, epochs = (
+        short if float(short := f"{number:g}") == number else repr(number)
+        for number in (config.optimizer.learning_rate, task.num_epochs)
     )
+    return f"lr_{rate}_batch_{task.batch_size}_epochs_{epochs}_seed_{config.seed}"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
     python -m bertjax.predict --model=runs/mine "Paris is the [MASK] of France."
     python -m bertjax.predict --model=runs/cola --input=sentences.txt --format=json
     cat words.txt | python -m bertjax.predict --model=runs/entities
+    python -m bertjax.predict --model=runs/squad --examples=test.json --format=json
 
 What is predicted depends on the model's head; --do chooses among what it can do. One line is one
 text; where two belong together (a pair, a question and its paragraph) a tab stands between them;
 empty lines are passed over.
-Lines of a file that ends in .jsonl are objects with "text" and "text_pair". docs/predict.md has
-each of them with its output. Exit codes: 0; 2 something that cannot work, in one line.
+Lines of a file that ends in .jsonl are objects with "text" and "text_pair". --examples takes what
+fine-tuning takes: a table, SQuAD's JSON, CoNLL. docs/predict.md has each of them with its output.
+Exit codes: 0; 2 something that cannot work, in one line.
 """
 
 from __future__ import annotations
@@ -45,6 +47,12 @@ _DO = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string(
     "input", None, "File of texts. Default: the arguments, else standard input."
 )
+_EXAMPLES = flags.DEFINE_string(
+    "examples",
+    None,
+    "In place of texts: files of the model's own task, as --eval of bertjax.finetune reads them, "
+    "with or without labels; or tfds:NAME:SPLIT.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "File to write. Default: standard output.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "What each line of the output is.")
 _TOP_K = flags.DEFINE_integer("top_k", 5, "Predictions of fill-mask for each [MASK].", 1)
@@ -58,6 +66,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 
 _ONE = "one text, without tab"
 _TWO = "two texts (a tab between them, or text and text_pair in JSON lines)"
+_NO_TEXTS = (".json", ".csv", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _CHUNK = 1_024  # texts read, predicted and written at a time
 _DEFAULTS = {
     "pretraining": "fill-mask",
@@ -77,7 +86,7 @@ class Text(NamedTuple):
     where: str
 
 
-Predict = Callable[[list[Text]], Iterator[dict[str, Any]]]
+Predict = Callable[[list[Any]], Iterator[dict[str, Any]]]  # of texts or examples
 
 
 class InputError(ValueError):
@@ -119,12 +128,16 @@ def _run(arguments: list[str]) -> None:
 
     encoder = load(_MODEL.value)
     kind = _DO.value or _DEFAULTS[encoder.config.head]
-    texts = _texts(arguments)
-    first = next(texts)
-    texts = itertools.chain([first], texts)
-    predict = _predictor(kind, encoder, paired=first.pair is not None)
+    inputs: Iterator[Any]
+    if _EXAMPLES.value:
+        inputs, predict = _open_examples(kind, encoder)
+    else:
+        texts = _texts(arguments)
+        first = next(texts)
+        inputs = itertools.chain([first], texts)
+        predict = _predictor(kind, encoder, paired=first.pair is not None)
     with _output() as out:
-        while chunk := list(itertools.islice(texts, _CHUNK)):
+        while chunk := list(itertools.islice(inputs, _CHUNK)):
             for record in predict(chunk):
                 is_json = _FORMAT.value == "json"
                 line = json.dumps(record, ensure_ascii=False) if is_json else _line(kind, record)
@@ -134,10 +147,18 @@ def _run(arguments: list[str]) -> None:
 
 def _check_files(arguments: list[str]) -> None:
     """Refuses paths that cannot be, before a model is loaded."""
-    if arguments and _INPUT.value:
-        raise InputError("texts as arguments and --input: give one of them")
+    given = {"texts as arguments": arguments} | {
+        f"--{x.name}": x.value for x in (_INPUT, _EXAMPLES)
+    }
+    if len(several := [name for name, value in given.items() if value]) > 1:
+        raise InputError(f"{' and '.join(several)}: give one of them")
     if _INPUT.value and (not Path(_INPUT.value).exists() or Path(_INPUT.value).is_dir()):
         raise InputError(f"--input={_INPUT.value}: no such file; expected texts, one a line")
+    if Path(_INPUT.value or "").suffix.lower() in _NO_TEXTS:
+        raise InputError(
+            f"--input={_INPUT.value}: expected texts, one a line, or JSON lines in a file that "
+            "ends in .jsonl, not compressed; the files of a task are read by --examples"
+        )
     if _OUTPUT.value and (
         Path(_OUTPUT.value).is_dir() or not Path(_OUTPUT.value).absolute().parent.is_dir()
     ):
@@ -154,7 +175,7 @@ def _texts(arguments: list[str]) -> Iterator[Text]:
             yield _split(text, repr(text[:60]))
         return
     path = _INPUT.value or "stdin"
-    is_empty = True
+    is_empty, read = True, _record if path.lower().endswith(".jsonl") else _split
     with open(path, "rb") if _INPUT.value else contextlib.nullcontext(sys.stdin.buffer) as lines:
         for number, encoded in enumerate(lines, 1):
             try:
@@ -167,7 +188,7 @@ def _texts(arguments: list[str]) -> Iterator[Text]:
             if line.strip():
                 is_empty = False
                 where = f"{path}:{number}"
-                yield (_record if path.endswith(".jsonl") else _split)(line, where)
+                yield read(line, where)
     if is_empty:
         raise InputError(f"{path}: has no texts; expected one a line")
 
@@ -226,9 +247,12 @@ def _predictor(kind: str, encoder: Any, paired: bool) -> Predict:
     if kind == "embed":
         return lambda texts: _embed(encoder, texts)
     if kind != _DEFAULTS[encoder.config.head]:
+        can = [_DEFAULTS[encoder.config.head], "embed"]
+        if encoder.config.head == "pretraining" and encoder.config.next_sentence:
+            can.insert(1, "next-sentence")
         raise InputError(
             f"--do={kind}: the head of {_MODEL.value} is {encoder.config.head!r}, which can "
-            f"{_DEFAULTS[encoder.config.head]} and embed"
+            f"{' and '.join(dict.fromkeys(can))}"
         )
     task, max_length = _open_task(encoder, paired)
     return lambda texts: _run_task(kind, encoder, task, max_length, texts)
@@ -269,6 +293,32 @@ def _inputs(text: Text) -> dict[str, str]:
     return {"text": text.text} | ({} if text.pair is None else {"text_pair": text.pair})
 
 
+def _open_examples(kind: str, encoder: Any) -> tuple[Iterator[Any], Predict]:
+    """The examples of --examples, and the function that turns them into records."""
+    if not encoder.task:
+        raise InputError(
+            f"--examples={_EXAMPLES.value}: {_MODEL.value} does not say what its task's files look "
+            "like, as a workdir of bertjax.finetune does; give texts"
+        )
+    if kind != _DEFAULTS[encoder.config.head]:
+        raise InputError(f"--examples={_EXAMPLES.value}: --do={kind} takes texts")
+    task, max_length = _open_task(encoder, paired=False)
+
+    def predict(examples: list[Any]) -> Iterator[dict[str, Any]]:
+        for example, record in zip(
+            examples, _records(encoder, task, max_length, examples), strict=True
+        ):
+            if kind == "answer":
+                inputs = {"id": example.id, "text": example.question, "text_pair": example.context}
+            elif kind == "tag":
+                inputs = {"text": " ".join(example.words)}
+            else:
+                inputs = _inputs(Text(example.text, example.text_pair, ""))
+            yield {**inputs, **record}
+
+    return iter(task.read(_EXAMPLES.value, needs_labels=False)), predict
+
+
 def _run_task(
     kind: str, encoder: Any, task: Any, max_length: int, texts: list[Text]
 ) -> Iterator[dict[str, Any]]:
@@ -287,13 +337,19 @@ def _run_task(
             examples.append(Sentence(tuple(split_words(text)), (), "", "input", number))
         else:
             examples.append(Question(str(number), text, pair or "", ()))
+    for source, record in zip(texts, _records(encoder, task, max_length, examples), strict=True):
+        yield {**_inputs(source), **record}
+
+
+def _records(
+    encoder: Any, task: Any, max_length: int, examples: list[Any]
+) -> Iterator[dict[str, Any]]:
+    """What the task predicts for each example, without the example."""
     arrays = task.features(examples, encoder.tokenizer, max_length)
-    records = task.predictions(examples, arrays, encoder.outputs(arrays))
-    for source, record in zip(texts, records, strict=True):
-        if kind == "answer":
+    for record in task.predictions(examples, arrays, encoder.outputs(arrays)):
+        if encoder.config.head == "span":
             record = {"answer": record["text"], "nbest": record["nbest"]}
-        named = {name: _rounded(x) for name, x in record.items() if name != "index"}
-        yield {**_inputs(source), **named}
+        yield {name: _rounded(x) for name, x in record.items() if name != "index"}
 
 
 def _rounded(value: Any) -> Any:
@@ -325,7 +381,7 @@ def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     length = _MAX_LENGTH.value or (min(384, most) if config.head == "span" else most)
     labels = encoder.labels or tuple(map(str, range(config.num_labels)))
     if config.head == "span":
-        return SquadTask(), length
+        return SquadTask(max_query_length=min(64, length // 2)), length
     if config.head == "tagging":
         return NerTask(label_names=labels), length
     columns = Columns("text", "text_pair" if paired else "")
@@ -340,19 +396,26 @@ def _line(kind: str, record: dict[str, Any]) -> str:
                 "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask)
                 for mask in record["masks"]
             ]
-            return "\t".join([record["text"], *masks])
+            return "\t".join([_on_a_line(record["text"]), *masks])
         case "next-sentence":
-            return f"{record['probability']:.4f}\t{record['text']}\t{record['text_pair']}"
+            texts = map(_on_a_line, (record["text"], record["text_pair"]))
+            return "\t".join([f"{record['probability']:.4f}", *texts])
         case "embed":
             return " ".join(f"{value:.6f}" for value in record["embedding"])
         case "answer":
-            return f"{record['answer']}\t{record['text']}"
+            return f"{_on_a_line(record['answer'])}\t{_on_a_line(record['text'])}"
         case "tag":
             words = zip(record["words"], record["tags"], strict=True)
             return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in words)
     if "value" in record:
-        return f"{record['value']:.4f}\t{record['text']}"
-    return f"{record['label']}\t{record['probabilities'][record['label']]:.3f}\t{record['text']}"
+        return f"{record['value']:.4f}\t{_on_a_line(record['text'])}"
+    probability = record["probabilities"][record["label"]]
+    return f"{record['label']}\t{probability:.3f}\t{_on_a_line(record['text'])}"
+
+
+def _on_a_line(text: str) -> str:
+    """A text as it stands between tabs on a line."""
+    return text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
 
 
 if __name__ == "__main__":

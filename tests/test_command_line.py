@@ -1,10 +1,14 @@
 """`--help` of every command, as somebody reads it who has never seen one."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+FOLDER = Path(__file__).parent / "goldens" / "hugging_face" / "encoder"
 COMMANDS = ("train", "finetune", "predict", "convert", "prepare", "inspect", "plan")
 
 
@@ -77,3 +81,43 @@ def test_a_text_after_two_dashes_is_no_flag(tmp_path):
     )
     assert result.returncode == 2
     assert "no checkpoint found" in result.stderr
+
+
+def test_the_home_folder_is_written_as_a_tilde(tmp_path):
+    (tmp_path / "model").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-m", "bertjax.predict", "--model=~/model", "a ~/text"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert result.returncode == 2
+    assert f"{tmp_path}/model: no checkpoint found" in result.stderr
+
+
+def test_an_empty_folder_that_the_command_runs_in_is_no_output(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "bertjax.convert", f"--input={FOLDER}", "--output=."],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert result.returncode == 2
+    assert result.stderr.endswith("is the folder that the command runs in; name a new folder\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_files_are_read_is_one_line(tmp_path):
+    texts = tmp_path / "texts"
+    os.mkfifo(texts)
+    arguments = [f"--model={FOLDER}", "--do=embed", f"--input={texts}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bertjax.predict", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    with process, texts.open("w"):  # open when the command has opened it
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")

@@ -306,7 +306,7 @@ def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_
     first = dataclasses.replace(config, num_steps=4)
     assert fine_tune(first, tmp_path, training, evaluation, wordpiece) == 0
     other = Examples(training.task, evaluation.examples[1:], wordpiece, 16)
-    with pytest.raises(ValueError, match=r"settings \(evaluation_hash"):
+    with pytest.raises(ValueError, match=r"settings \(the evaluation examples \(--eval\): '"):
         fine_tune(config, tmp_path, training, other, wordpiece)
 
 
@@ -325,6 +325,28 @@ def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path
     if head == "span":
         answers = read_json(tmp_path / "predictions.json")
         assert set(answers) == {f"eval{i}" for i in range(40)}
+    # The shell says the same of the same file.
+    evaluation = files / TASKS[head][2].format("eval")
+    arguments = [f"--model={tmp_path}", f"--examples={evaluation}", "--format=json"]
+    result = subprocess.run(
+        [sys.executable, "-m", "bertjax.predict", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    found = list(map(json.loads, result.stdout.splitlines()))
+    names = {"span": ("id",), "tagging": ("words", "tags"), "regression": ("value",)}
+    for ours, theirs in zip(found, read_lines(tmp_path / "predictions.jsonl"), strict=True):
+        if head == "span":
+            assert ours["answer"] == theirs["text"]
+        for name in names.get(head, ("label",)):
+            assert (
+                ours[name] == pytest.approx(theirs[name], abs=1e-5)
+                if name == "value"
+                else (ours[name] == theirs[name])
+            )
+        assert ours["text"].split()
 
 
 def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_path):
@@ -472,6 +494,17 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
     assert means == sorted(means, reverse=True)
 
 
+def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, files, tmp_path):
+    # Rates that six digits do not tell apart, too.
+    rates = "1e30,1e-3,1.0000001e-3"
+    result = of_sentences(start, files, tmp_path, learning_rate=rates, epochs=1, batch_size=24)
+    assert result.returncode == 1
+    content = read_json(tmp_path / "table.json")
+    assert sorted(x["learning_rate"] for x in content["settings"]) == [1e-3, 1.0000001e-3]
+    *_, error = result.stderr.splitlines()
+    assert error.startswith("error: lr_1e+30_batch_24_epochs_1_seed_0: step 2: loss nan")
+
+
 # What is refused, before any training
 
 
@@ -516,6 +549,8 @@ def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp
         ({"config.optimizer.learning_rate": 1e-3}, "learning_rate is decided by other flags"),
         ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
         ({"config.model.num_labels": 5}, "--config.model.num_labels is decided by other flags"),
+        ({"config.phases[0].num_steps": 5}, "--config.phases[i]: is decided by other flags"),
+        ({"config": "small"}, "--config=small: there is no recipe here; fields are set as"),
         ({"config.eval.max_rows": 8}, "--config.eval.max_rows is decided by other flags or the"),
     ],
 )
@@ -560,6 +595,25 @@ def test_a_workdir_of_another_task_is_refused_in_one_line(start, files, command_
     assert "belongs to a run with other settings" in error
     assert "config.task.name: 'classification' there, 'ner' here" in error
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json")}
+
+
+def test_other_weights_to_begin_with_are_refused_and_a_moved_folder_is_not(
+    start, files, command_run, wordpiece, tmp_path
+):
+    workdir, _ = command_run
+    before = {path: path.read_bytes() for path in workdir.glob("*.json")}
+    flags = sentence_flags(start, files, workdir)
+    flags |= {"learning_rate": "1e-2", "batch_size": 8, "epochs": 5, "seed": 3}
+    params = jax.tree.map(np.asarray, init_params(MODEL, 8))
+    write_checkpoint(Weights("others", MODEL, params, wordpiece), tmp_path / "others")
+    result = finetune(**flags | {"init_from": tmp_path / "others"})
+    assert result.returncode == 2
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "the weights that it began with (--init_from): '" in error
+    assert before == {path: path.read_bytes() for path in workdir.glob("*.json")}
+    shutil.copytree(start, tmp_path / "moved")
+    result = finetune(**flags | {"init_from": tmp_path / "moved"})
+    assert result.returncode == 0, result.stderr
 
 
 def test_another_run_in_the_workdir_is_refused(start, files, wordpiece, tmp_path, command_run):

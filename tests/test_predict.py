@@ -176,12 +176,18 @@ def test_half_of_a_surrogate_pair_is_written_as_its_escape(models, tmp_path):
     ("head", "arguments", "message"),
     [
         ("pretraining", ["no mask here"], "the text has 0 [MASK]"),
-        ("pretraining", ["--do=classify", "text"], "the head of"),
+        (
+            "pretraining",
+            ["--do=classify", "text"],
+            "is 'pretraining', which can fill-mask and next-sentence and embed",
+        ),
         ("classification", ["one\ttwo", "one"], "this model takes"),
         ("missing", ["text"], "no such folder"),
         ("classification", ["--max_length=65", "text"], "beyond the 64 positions of"),
         ("classification", ["--do=clasify", "text"], "--do=clasify: value should be one of"),
         ("classification", ["--input=missing.txt"], "--input=missing.txt: no such file"),
+        ("classification", ["--examples=dev.tsv"], "does not say what its task's files look like"),
+        ("classification", ["--examples=dev.tsv", "text"], "arguments and --examples: give one"),
         ("classification", ["--output=missing/out", "text"], "in a folder that exists"),
     ],
 )
@@ -227,6 +233,27 @@ def test_a_wrong_record_is_named_and_leaves_no_half_of_an_output(models, tmp_pat
     assert result.returncode == 2
     assert "is the input; name another file" in result.stderr
     assert source.read_text() == good
+
+
+@pytest.mark.parametrize("name", ["texts.json", "texts.txt.gz", "texts.CSV"])
+def test_files_that_are_no_lines_of_text_are_refused(models, tmp_path, name):
+    (tmp_path / name).write_bytes(b"a good value\n")
+    result = predict(models / "classification", f"--input={tmp_path / name}")
+    assert result.returncode == 2
+    assert f"{name}: expected texts, one a line" in result.stderr
+
+
+def test_a_text_with_line_feeds_and_tabs_is_one_line(models, tmp_path):
+    (tmp_path / "texts.JSONL").write_text(json.dumps({"text": "a good\n\tvalue"}) + "\n")
+    result = predict(models / "classification", f"--input={tmp_path / 'texts.JSONL'}")
+    [line] = result.stdout.splitlines()
+    assert line.split("\t")[2] == r"a good\n\tvalue"
+
+
+def test_a_model_of_short_rows_answers(models):
+    """Of a reader's 64 positions a question would take all by default."""
+    found = records(predict(models / "span", "--format=json", "which value?\ta true value"))
+    assert found[0].keys() == {"text", "text_pair", "answer", "nbest"}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(models, tmp_path):

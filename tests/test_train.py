@@ -288,7 +288,7 @@ def test_steps_that_are_the_schedule_may_not_change(store, tmp_path):
 def test_another_store_at_resume_is_refused(whole_run, tmp_path):
     other = tmp_path / "store"
     write_store(other, make_tokenizer(), make_documents(50, seed=3), make_documents(9, seed=2))
-    with pytest.raises(ConfigError, match="store_hash"):
+    with pytest.raises(ConfigError, match=r"the text \(config.data.store or stores\): "):
         loop.run(micro(other), whole_run)
 
 

@@ -41,7 +41,7 @@ def test_stopped_and_continued_is_the_same_run(store, other, tmp_path, caplog):
     assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
     assert computed(stopped) == computed(whole)
     assert read(stopped, "evals.jsonl")[-1] == read(whole, "evals.jsonl")[-1]
-    with pytest.raises(ConfigError, match="store_hash"):
+    with pytest.raises(ConfigError, match=r"the text \(config.data.store or stores\): "):
         loop.run(mixed(store, other, weights=(0.6, 0.4)), tmp_path / "stopped")
 
 

@@ -56,8 +56,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, which becomes `path` if the block ends well.
 
     Raises:
-        FileExistsError: `path` is there already and is no empty folder.
+        FileExistsError: `path` is there already and is no empty folder, or is the one that the
+            command runs in, which cannot be replaced.
     """
+    path = path.resolve()
+    if path == Path.cwd():
+        raise FileExistsError(f"{path}: is the folder that the command runs in; name a new folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; name a new folder")
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")

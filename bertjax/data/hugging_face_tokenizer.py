@@ -263,12 +263,17 @@ def _check_class(folder: Path, settings: dict[str, Any], expected: Collection[st
 
 
 def _check_added(folder: Path, description: dict[str, Any], special: Collection[str]) -> None:
-    """Refuses tokens that were added to a vocabulary."""
-    added = sorted(
-        str(token.get("content"))
-        for token in description.get("added_tokens", ())
-        if token.get("content") not in special
-    ) + sorted(_read_json(folder / "added_tokens.json").keys() - set(special))
+    """Refuses tokens that were added to a vocabulary, or stand in it and are cut out of text."""
+    settings = _read_json(folder / "tokenizer_config.json")
+    found: list[Any] = [*description.get("added_tokens", ())]
+    found += _read_json(folder / "added_tokens.json")
+    found += (settings.get("added_tokens_decoder") or {}).values()
+    for file in (settings, _read_json(folder / "special_tokens_map.json")):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = file.get(key) or ()  # a list, or of later versions by name
+            found += more.values() if isinstance(more, dict) else more
+    names = {str(x.get("content") if isinstance(x, dict) else x) for x in found}
+    added = sorted(names - set(special))
     if added:
         raise TokenizerError(
             f"{folder}: has added tokens ({', '.join(added[:5])}), which text could spell; "

@@ -127,10 +127,10 @@ class TextTask(Task[TextExample]):
 
     def _label(self, source: str, line: int, label: Any) -> str | float:
         where = f"{source}:{line}"
-        if label is None or label == "":
+        if label is None or label != label or not str(label).strip():  # NaN too
             raise TaskError(
                 f"{where}: has no label (a test set?); expected one on each line; bertjax.predict "
-                "needs none"
+                "--examples needs none"
             )
         if self.head == "regression":
             try:

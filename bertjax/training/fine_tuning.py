@@ -172,6 +172,7 @@ class FineTuning:
         config: Config,
         workdir: Workdir,
         mesh: Mesh,
+        initial_hash: str = "",
     ):
         """Opens the job.
 
@@ -180,6 +181,8 @@ class FineTuning:
           evaluation: with labels.
           tokenizer: that made both.
           config: a `FineTuningConfig` with `model.dtype` resolved.
+          initial_hash: `params_sha256` of the model that `config.init_from` names; "" = a run is
+            resumed whatever it names.
         """
         del workdir  # nothing is kept there but what the loop keeps
         assert isinstance(config, FineTuningConfig)
@@ -188,7 +191,11 @@ class FineTuning:
         self._scorer = Scorer(evaluation, config.model, mesh)
         self.objective = fine_tuning_objective(make_model(config.model), config.model)
         self.source = Source(
-            tokenizer, training.sha256(), evaluation.sha256(), tuple(self._task.label_names)
+            tokenizer,
+            training.sha256(),
+            evaluation.sha256(),
+            initial_hash,
+            tuple(self._task.label_names),
         )
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,

@@ -35,11 +35,15 @@ def fine_tune(
     training: Examples,
     evaluation: Examples,
     tokenizer: Tokenizer,
+    initial_hash: str = "",
 ) -> int:
     """Trains or resumes a run, then scores its best checkpoint on the evaluation examples.
 
     Leaves in `workdir` what every run leaves, and tokenizer/, labels.json, predictions.jsonl (one
     record an example), scores.json and the task's own files.
+
+    Args:
+      initial_hash: see `FineTuning`.
 
     Returns:
       0 when finished, 75 when preempted, as `loop.run`.
@@ -52,7 +56,9 @@ def fine_tune(
     jobs: list[FineTuning] = []
 
     def open_job(config: Config, workdir: Workdir, mesh: Mesh) -> FineTuning:
-        jobs.append(FineTuning(training, evaluation, tokenizer, config, workdir, mesh))
+        jobs.append(
+            FineTuning(training, evaluation, tokenizer, config, workdir, mesh, initial_hash)
+        )
         return jobs[-1]
 
     exit_code = loop.run(config, workdir, open_job)

@@ -26,12 +26,15 @@ class Source:
       tokenizer: of the rows.
       data_hash: of what the training rows are made of.
       evaluation_hash: likewise, where evaluations choose the best checkpoint; else "".
+      initial_hash: of the parameters that a fine-tuning starts from, for its scores are said to be
+        theirs; else "".
       labels: of a head of classes or tags, in the order of its outputs (`data_hash` knows them).
     """
 
     tokenizer: Tokenizer
     data_hash: str
     evaluation_hash: str = ""
+    initial_hash: str = ""
     labels: tuple[str, ...] = ()
 
 

@@ -368,8 +368,8 @@ class _Trainer:
                 f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; the "
                 "last good checkpoint is "
                 + (f"step {good} in {self.checkpoints.directory}" if good is not None else "none")
-                + ". Lower config.optimizer.learning_rate or lengthen the warm-up, in a new "
-                "--workdir (with --config.init_from to start from a checkpoint)"
+                + ". Lower the learning rate or lengthen the warm-up, in a new --workdir (with "
+                "init_from to start from a checkpoint)"
             )
 
     def _evaluate(self, tracker: Tracker) -> None:

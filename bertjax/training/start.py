@@ -53,6 +53,15 @@ MAY_CHANGE = (
 )
 
 
+# What a checkpoint's progress knows by a hash: what messages call it in pre-training and in
+# fine-tuning.
+_HASHES = {
+    "tokenizer_hash": ("the tokenizer", "the tokenizer"),
+    "store_hash": ("the text (config.data.store or stores)", "the training examples (--train)"),
+    "evaluation_hash": ("", "the evaluation examples (--eval)"),
+    "initial_hash": ("", "the weights that it began with (--init_from)"),
+}
+
 # What decides how many microbatches the memory needs, beside the devices.
 _MEMORY = ("num_microbatches", "mesh.", "model.")
 
@@ -169,6 +178,7 @@ def progress_record(
         "tokenizer_hash": source.tokenizer.hash,
         "store_hash": source.data_hash,
         "evaluation_hash": source.evaluation_hash,
+        "initial_hash": source.initial_hash,
         "devices": devices_in_words(),
         "versions": {
             "bertjax": bertjax.__version__,
@@ -207,13 +217,16 @@ def _check_same_run(
         ("tokenizer_hash", source.tokenizer.hash),
         ("store_hash", source.data_hash),
         ("evaluation_hash", source.evaluation_hash),
+        ("initial_hash", source.initial_hash),
     ):
-        old = checkpoint.progress.get(name, new)  # earlier ones say nothing of the evaluation
-        if old != new:
-            refused[name] = (old, new)
+        old = checkpoint.progress.get(name, new)  # earlier ones do not have all of them
+        unknown = name == "initial_hash" and "" in (old, new)
+        if old != new and not unknown:
+            refused[_HASHES[name][isinstance(config, FineTuningConfig)]] = (old[:12], new[:12])
     if refused:
         listed = "; ".join(
-            f"{name}: {old!r} there, {new!r} here" for name, (old, new) in refused.items()
+            f"{name}: {_short(old)} there, {_short(new)} here"
+            for name, (old, new) in refused.items()
         )
         raise ConfigError(
             f"{checkpoint.path} belongs to a run with other settings ({listed}): use the same "
@@ -227,3 +240,9 @@ def _check_same_run(
             config.num_steps,
         )
     return changed
+
+
+def _short(value: Any) -> str:
+    """A value in a message: label lists can be long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text):,} characters)"
