@@ -186,7 +186,8 @@ class _Trainer:
                 self._save()  # also before the next phase is compiled, which may take minutes
             if not finished:
                 self.checkpoints.wait()
-                _LOG.warning("preempted: saved at step %s, run again to resume", f"{self.step:,}")
+                saved = f"saved at step {self.step:,}" if self.step else "there was nothing to save"
+                _LOG.warning("preempted: %s, run again to resume", saved)
                 return False
         # Process 0 alone knows what evals.jsonl has.
         if self.agreement.now(jax.process_index() == 0 and tracker.last_evaluation != self.step):
