@@ -40,13 +40,13 @@ class Part:
 STEP = "train_step --attention=xla,pallas --peer=transformers --rounds=4 --seconds=1.5 --case="
 ON_GPU = (
     Part("attention_check", "attention_kernel --check", 40),
-    Part("base_128", STEP + "base:128:512", 110),
-    Part("large_128", STEP + "large:128:256", 130),
-    Part("large_512", STEP + "large:512:64", 130),
-    Part("large_512_packed", STEP + "large:512:64:packed", 130),
+    Part("base_128", STEP + "base:128:512", 140),
+    Part("large_128", STEP + "large:128:256", 170),
+    Part("large_512", STEP + "large:512:64", 170),
+    Part("large_512_packed", STEP + "large:512:64:packed", 170),
     Part("base_128_profile", "step_profile --case=base:128:512", 60),
     Part("attention_time", "attention_kernel --time", 60),
-    Part("base_512", STEP + "base:512:128", 110),
+    Part("base_512", STEP + "base:512:128", 140),
 )
 SMALL = "train_step --peer=transformers --peer_eager --rounds=2 --seconds=1 --case="
 ON_CPU = (

@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_and_resume [--two_phases] [--num_steps=90] [--kills=10] [--output=F]
 
-Runs `tiny` on the embedded corpus, dropout on, saving thirty times, through the public command.
-SIGKILL comes in turns a random time and a random number of steps after the first step of each
-start, at least `kills` times and until three of them were inside a save; then once SIGTERM. The
-parameters' hash, every logged number and the hash of every step's row ids must be those of the
+Runs `tiny` on the embedded corpus, dropout on, saving about thirty times, through the public
+command. SIGKILL comes in turns a random time and a random number of steps after the first step of
+each start, at least `kills` times and until three of them were inside a save; then once SIGTERM.
+The parameters' hash, every logged number and the hash of every step's row ids must be those of the
 uninterrupted run. With --two_phases the run goes on with longer, packed rows after a third of its
 steps, and is killed three times in each phase at least. Takes about ten minutes on two cores and
 writes benchmarks/results/kill_and_resume.json, or kill_and_resume_two_phases.json. A fast device
@@ -109,8 +109,8 @@ def flags_of(num_steps: int, two_phases: bool) -> list[str]:
         f"--config.num_steps={num_steps}",
         "--config.model.dropout_rate=0.1",
         "--config.model.attention_dropout_rate=0.1",
-        f"--config.checkpoint.every_steps={num_steps // 30}",
-        f"--config.eval.every_steps={num_steps // 3}",
+        f"--config.checkpoint.every_steps={max(1, num_steps // 30)}",
+        f"--config.eval.every_steps={max(1, num_steps // 3)}",
         "--config.log.every_steps=1",
     ]
     if not two_phases:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import importlib
 import json
@@ -47,6 +48,7 @@ import numpy as np  # noqa: E402
 from benchmarks.hardware import device_name  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
 from bertjax.models import BertForPreTraining, compute_dtype, init_params  # noqa: E402
+from bertjax.models.layers import product_precision  # noqa: E402
 from bertjax.training.compilation import compile_train_step, program_bytes  # noqa: E402
 from bertjax.training.metrics import flops_per_row, peak_flops  # noqa: E402
 from bertjax.training.objectives import pretraining_batch, pretraining_objective  # noqa: E402
@@ -276,12 +278,12 @@ def matmul_flops(dtype: str) -> float:
     size = 2_048 if jax.default_backend() == "cpu" else 8_192
     # Random: on zeros and ones chips draw less power and run faster.
     x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.dtype(dtype))
-    multiply = jax.jit(lambda x: x @ x)
-    multiply(x).block_until_ready()
+    multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
+    multiply(x, x).block_until_ready()
     times = []
     for _ in range(10):
         started = time.perf_counter()
-        multiply(x).block_until_ready()
+        multiply(x, x).block_until_ready()
         times.append(time.perf_counter() - started)
     return 2 * size**3 / min(times)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from absl import app, flags
 
@@ -74,14 +74,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def expand_home() -> None:
-    """Puts the home folder for the ~ of --workdir=~/runs, which shells leave as it is."""
-    home = str(Path.home())
-    sys.argv[1:] = [
-        re.sub(r"(?<=[=:,])~(?=/|$)", lambda _: home, argument)
-        if argument.startswith("--")
-        else argument
-        for argument in sys.argv[1:]
-    ]
+    """Puts the home folder for the ~/ of --workdir=~/runs, which shells leave as it is."""
+    for i, argument in enumerate(sys.argv[1:], 1):
+        if argument == "--":
+            return
+        if argument.startswith("-") and not argument.lstrip("-").startswith("option="):
+            sys.argv[i] = re.sub(r"(?<=[=:,])~(?=/)", lambda _: os.path.expanduser("~"), argument)
 
 
 def show_help_if_asked() -> None:

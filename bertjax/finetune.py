@@ -195,7 +195,7 @@ def _run(overridden: Config) -> int:
     folders = [workdir] if len(configs) == 1 else [workdir / _name(config) for config in configs]
     initial_hash = params_sha256(weights.params)
     del weights
-    diverged: dict[Path, TrainingDivergedError] = {}
+    diverged: dict[Path, str] = {}
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
         if len(configs) > 1:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
@@ -205,7 +205,7 @@ def _run(overridden: Config) -> int:
             if len(configs) == 1:
                 raise
             _LOG.error("%s", error)  # the others of the list are worth having
-            diverged[folder] = error
+            diverged[folder] = str(error)  # the error itself would keep the run's state
             continue
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)
@@ -214,8 +214,7 @@ def _run(overridden: Config) -> int:
     if len(configs) > 1:
         from bertjax.training.fine_tuning_table import summarize
 
-        if finished := [folder for folder in folders if folder not in diverged]:
-            print(summarize(workdir, finished))
+        print(summarize(workdir, folders, diverged))
         for folder, reason in diverged.items():
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
     return 1 if diverged else 0
@@ -326,11 +325,10 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
 
 def _name(config: FineTuningConfig) -> str:
     """Folder of one run of several."""
+    from bertjax.training.fine_tuning_table import in_full
+
     task = config.task
-    rate, epochs = (
-        short if float(short := f"{number:g}") == number else repr(number)
-        for number in (config.optimizer.learning_rate, task.num_epochs)
-    )
+    rate, epochs = in_full(config.optimizer.learning_rate), in_full(task.num_epochs)
     return f"lr_{rate}_batch_{task.batch_size}_epochs_{epochs}_seed_{config.seed}"
 
 

@@ -163,9 +163,11 @@ def _check_files(arguments: list[str]) -> None:
         Path(_OUTPUT.value).is_dir() or not Path(_OUTPUT.value).absolute().parent.is_dir()
     ):
         raise InputError(f"--output={_OUTPUT.value}: expected a file in a folder that exists")
-    paths = [path for path in (_INPUT.value, _OUTPUT.value) if path and Path(path).exists()]
-    if len(paths) == 2 and os.path.samefile(*paths):
-        raise InputError(f"--output={_OUTPUT.value}: is the input; name another file")
+    sources = [_INPUT.value or "", *(_EXAMPLES.value or "").split(",")]
+    if _OUTPUT.value and Path(_OUTPUT.value).exists():
+        for path in filter(os.path.exists, sources):
+            if os.path.samefile(path, _OUTPUT.value):
+                raise InputError(f"--output={_OUTPUT.value}: is the input; name another file")
 
 
 def _texts(arguments: list[str]) -> Iterator[Text]:

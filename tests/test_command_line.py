@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bertjax import command_line
+
 FOLDER = Path(__file__).parent / "goldens" / "hugging_face" / "encoder"
 COMMANDS = ("train", "finetune", "predict", "convert", "prepare", "inspect", "plan")
 
@@ -83,17 +85,31 @@ def test_a_text_after_two_dashes_is_no_flag(tmp_path):
     assert "no checkpoint found" in result.stderr
 
 
-def test_the_home_folder_is_written_as_a_tilde(tmp_path):
-    (tmp_path / "model").mkdir()
+def test_the_home_folder_is_written_as_a_tilde(monkeypatch):
+    given = ["--workdir=~/runs", "-init_from=hf:~/model", "--train=~/a.tsv,~/b.tsv"]
+    monkeypatch.setenv("HOME", "/home/me")
+    kept = ["--option=separator=~", "a ~/text", "--tokenizer=~", "--", "--text=~/x"]
+    monkeypatch.setattr(sys, "argv", ["command", *given, *kept])
+    command_line.expand_home()
+    expected = ["--workdir=/home/me/runs", "-init_from=hf:/home/me/model"]
+    expected += ["--train=/home/me/a.tsv,/home/me/b.tsv"]
+    assert sys.argv == ["command", *expected, *kept]
+
+
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_commands_read_the_home_folder(command, tmp_path):
+    flags = {"predict": ["--model=~/x"], "train": ["--config=tiny", "--workdir=~/x"]}[command]
+    if command == "train":
+        (tmp_path / "x").write_text("a file")
     result = subprocess.run(
-        [sys.executable, "-m", "bertjax.predict", "--model=~/model", "a ~/text"],
+        [sys.executable, "-m", f"bertjax.{command}", *flags],
         capture_output=True,
         text=True,
         timeout=300,
         env={"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
     )
     assert result.returncode == 2
-    assert f"{tmp_path}/model: no checkpoint found" in result.stderr
+    assert f"{tmp_path}/x: " in result.stderr
 
 
 def test_an_empty_folder_that_the_command_runs_in_is_no_output(tmp_path):

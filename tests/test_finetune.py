@@ -501,6 +501,8 @@ def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, fil
     assert result.returncode == 1
     content = read_json(tmp_path / "table.json")
     assert sorted(x["learning_rate"] for x in content["settings"]) == [1e-3, 1.0000001e-3]
+    assert list(content["diverged"]) == ["lr_1e+30_batch_24_epochs_1_seed_0"]
+    assert "0.0010000001" in result.stdout
     *_, error = result.stderr.splitlines()
     assert error.startswith("error: lr_1e+30_batch_24_epochs_1_seed_0: step 2: loss nan")
 

@@ -372,6 +372,8 @@ def test_damaged_and_missing_files_are_named(tmp_path):
             r"tokens \(list\)",
         ),
         ("special_tokens_map.json", {"additional_special_tokens": ["list"]}, r"tokens \(list\)"),
+        ("tokenizer_config.json", {"eos_token": "list"}, r"tokens \(list\)"),
+        ("tokenizer_config.json", {"extra_special_tokens": 3}, r"tokens \(3\)"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "'Whitespace'"),
         ("tokenizer.json", {"model": {"type": "BPE"}}, r"model\.type is 'BPE'"),
     ],

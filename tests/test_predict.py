@@ -229,10 +229,11 @@ def test_a_wrong_record_is_named_and_leaves_no_half_of_an_output(models, tmp_pat
         assert target.read_text() == "of a run before"
         assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
     source.write_text(good)
-    result = predict(models / "classification", f"--input={source}", f"--output={source}")
-    assert result.returncode == 2
-    assert "is the input; name another file" in result.stderr
-    assert source.read_text() == good
+    for name in ("input", "examples"):
+        result = predict(models / "classification", f"--{name}={source}", f"--output={source}")
+        assert result.returncode == 2
+        assert "is the input; name another file" in result.stderr
+        assert source.read_text() == good
 
 
 @pytest.mark.parametrize("name", ["texts.json", "texts.txt.gz", "texts.CSV"])

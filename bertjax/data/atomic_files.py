@@ -60,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             command runs in, which cannot be replaced.
     """
     path = path.resolve()
-    if path == Path.cwd():
+    if path.exists() and path.samefile("."):
         raise FileExistsError(f"{path}: is the folder that the command runs in; name a new folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; name a new folder")

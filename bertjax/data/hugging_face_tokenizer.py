@@ -40,6 +40,11 @@ _SPECIAL_NAMES = dict(
         strict=True,
     )
 )
+# Where settings name tokens that are cut out of text before it is split.
+_ADDED = (
+    *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
+    *("bos_token", "eos_token"),
+)
 
 
 def load_hugging_face(folder: str | Path) -> Tokenizer:
@@ -264,14 +269,15 @@ def _check_class(folder: Path, settings: dict[str, Any], expected: Collection[st
 
 def _check_added(folder: Path, description: dict[str, Any], special: Collection[str]) -> None:
     """Refuses tokens that were added to a vocabulary, or stand in it and are cut out of text."""
-    settings = _read_json(folder / "tokenizer_config.json")
     found: list[Any] = [*description.get("added_tokens", ())]
     found += _read_json(folder / "added_tokens.json")
-    found += (settings.get("added_tokens_decoder") or {}).values()
-    for file in (settings, _read_json(folder / "special_tokens_map.json")):
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            more = file.get(key) or ()  # a list, or of later versions by name
-            found += more.values() if isinstance(more, dict) else more
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        values = _read_json(folder / name)
+        for key in _ADDED:
+            more = values.get(key) or ()  # a list, by name or by id, or one token
+            if isinstance(more, dict) and "content" not in more:
+                more = list(more.values())
+            found += more if isinstance(more, list | tuple) else [more]
     names = {str(x.get("content") if isinstance(x, dict) else x) for x in found}
     added = sorted(names - set(special))
     if added:

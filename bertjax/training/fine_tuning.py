@@ -200,6 +200,7 @@ class FineTuning:
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,
             "evaluation examples (config.task.eval)": self.source.evaluation_hash,
+            "initial weights (config.init_from)": self.source.initial_hash,
         }
         regression = config.model.head == "regression"
         self.metric_names: tuple[str, ...] = () if regression else ("accuracy",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,25 @@ TABLE = "table.json"
 _SETTING = ("learning_rate", "batch_size", "num_epochs")
 
 
-def summarize(workdir: Path, folders: Sequence[Path]) -> str:
+def summarize(workdir: Path, folders: Sequence[Path], diverged: Mapping[Path, str]) -> str:
     """Writes WORKDIR/table.json with the scores of all runs and their means.
 
     Args:
-      folders: of the runs, each with its scores.json.
+      folders: of the runs, each with its scores.json but for those that diverged.
+      diverged: what became of these, which table.json names.
 
     Returns:
-      A table: one line a setting, the best mean of the main metric first.
+      A table: one line a setting, the best mean of the main metric first. Without runs that
+      finished there is none, and no table.json.
     """
     runs = [
         {"folder": folder.name, **json.loads((folder / SCORES).read_text("utf-8"))}
         for folder in folders
+        if folder not in diverged
     ]
+    if not runs:
+        (workdir / TABLE).unlink(missing_ok=True)
+        return "no run has finished"
     metric = runs[0]["main_metric"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
@@ -44,9 +50,21 @@ def summarize(workdir: Path, folders: Sequence[Path]) -> str:
         for setting, members in groups.items()
     ]
     settings.sort(key=lambda setting: -setting["scores"][metric]["mean"])
-    content = {"task": runs[0]["task"], "main_metric": metric, "settings": settings, "runs": runs}
+    content = {
+        "task": runs[0]["task"],
+        "main_metric": metric,
+        "settings": settings,
+        "runs": runs,
+        "diverged": {folder.name: reason for folder, reason in diverged.items()},
+    }
     write_file(workdir / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     return _table(settings, metric)
+
+
+def in_full(number: float) -> str:
+    """A number as short as can be: 2e-05, 3, 0.00010001."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _statistics(values: Sequence[float]) -> dict[str, Any]:
@@ -59,8 +77,8 @@ def _table(settings: Sequence[dict[str, Any]], metric: str) -> str:
     names = [metric, *(name for name in settings[0]["scores"] if name != metric)]
     lines = [["learning rate", "batch", "epochs", "seeds", *names]]
     for setting in settings:
-        cells = [f"{setting['learning_rate']:g}", str(setting["batch_size"])]
-        cells += [f"{setting['num_epochs']:g}", str(len(setting["seeds"]))]
+        cells = [in_full(setting["learning_rate"]), str(setting["batch_size"])]
+        cells += [in_full(setting["num_epochs"]), str(len(setting["seeds"]))]
         for name in names:
             score = setting["scores"][name]
             cells.append(f"{score['mean']:.4f} ± {score['deviation']:.4f}")

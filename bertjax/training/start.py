@@ -53,13 +53,16 @@ MAY_CHANGE = (
 )
 
 
-# What a checkpoint's progress knows by a hash: what messages call it in pre-training and in
-# fine-tuning.
-_HASHES = {
-    "tokenizer_hash": ("the tokenizer", "the tokenizer"),
-    "store_hash": ("the text (config.data.store or stores)", "the training examples (--train)"),
-    "evaluation_hash": ("", "the evaluation examples (--eval)"),
-    "initial_hash": ("", "the weights that it began with (--init_from)"),
+# What a checkpoint's progress knows by a hash, and what messages call it in each kind of run.
+_PRETRAINING = {
+    "tokenizer_hash": "the tokenizer",
+    "store_hash": "the text (config.data.store or stores)",
+}
+_FINE_TUNING = {
+    "tokenizer_hash": "the tokenizer",
+    "store_hash": "the training examples (--train)",
+    "evaluation_hash": "the evaluation examples (--eval)",
+    "initial_hash": "the weights that it began with (--init_from)",
 }
 
 # What decides how many microbatches the memory needs, beside the devices.
@@ -175,16 +178,22 @@ def progress_record(
         "position": position,
         "num_microbatches": num_microbatches,
         "seconds": seconds,
-        "tokenizer_hash": source.tokenizer.hash,
-        "store_hash": source.data_hash,
-        "evaluation_hash": source.evaluation_hash,
-        "initial_hash": source.initial_hash,
+        **_hashes(source),
         "devices": devices_in_words(),
         "versions": {
             "bertjax": bertjax.__version__,
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
         },
+    }
+
+
+def _hashes(source: Source) -> dict[str, str]:
+    return {
+        "tokenizer_hash": source.tokenizer.hash,
+        "store_hash": source.data_hash,
+        "evaluation_hash": source.evaluation_hash,
+        "initial_hash": source.initial_hash,
     }
 
 
@@ -213,16 +222,14 @@ def _check_same_run(
             refused[f"config.{name}"] = (old, new)
     if "num_steps" in changed and not config.phases and not config.optimizer.decay_steps:
         refused["config.num_steps"] = changed["num_steps"]  # without phases it is the schedule
-    for name, new in (
-        ("tokenizer_hash", source.tokenizer.hash),
-        ("store_hash", source.data_hash),
-        ("evaluation_hash", source.evaluation_hash),
-        ("initial_hash", source.initial_hash),
-    ):
+    hashes = _hashes(source)
+    names = _FINE_TUNING if isinstance(config, FineTuningConfig) else _PRETRAINING
+    for name, what in names.items():
+        new = hashes[name]
         old = checkpoint.progress.get(name, new)  # earlier ones do not have all of them
         unknown = name == "initial_hash" and "" in (old, new)
         if old != new and not unknown:
-            refused[_HASHES[name][isinstance(config, FineTuningConfig)]] = (old[:12], new[:12])
+            refused[what] = (old[:12], new[:12])
     if refused:
         listed = "; ".join(
             f"{name}: {_short(old)} there, {_short(new)} here"
