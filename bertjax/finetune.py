@@ -70,9 +70,9 @@ _OPTION = flags.DEFINE_multi_string(
     "option",
     [],
     "Option of the task as NAME=VALUE, once for each. classification and regression: text_column, "
-    "text_pair_column, label_column, label_names; ner: word_column, tag_column, separator, "
-    "entity_types; squad: doc_stride, "
-    "max_query_length, n_best, max_answer_length. E.g. --option=text_column=sentence.",
+    "text_pair_column, label_column, and of classification label_names; ner: word_column, "
+    "tag_column, separator, entity_types; squad: doc_stride, max_query_length, n_best, "
+    "max_answer_length. E.g. --option=text_column=sentence.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "A workdir or a checkpoint of bertjax, or hf:FOLDER of a Hugging Face model."

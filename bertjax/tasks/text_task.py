@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -155,7 +156,8 @@ class TextTask(Task[TextExample]):
             known = ", ".join(self.label_names[:_SHOWN_LABELS])
             # Those of the training file, unless they are given: it may lack a rare one.
             names = json.dumps([*self.label_names, name], ensure_ascii=False)
-            advice = f", or --option='label_names={names}'" if "label_names" in self.options else ""
+            option = shlex.quote(f"label_names={names}")
+            advice = f", or --option={option}" if "label_names" in self.options else ""
             raise TaskError(
                 f"{where}: unknown label {name!r}; the labels are {known}; correct the line{advice}"
             )
