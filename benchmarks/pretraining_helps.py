@@ -70,7 +70,6 @@ The GPU that trained the checkpoint was to do all of this, at three rates, and i
 most of the pre-trained runs had ended and few of the others had (two epochs:
 [pretraining_helps_gpu.json](../../benchmarks/results/pretraining_helps_gpu.json)). There 1e-4 and
 3e-4 differed little for the pre-trained weights, and 1e-3 was too much but for WNUT-17.
-
 """
 BEST = """
 Each start at the better of its rates, chosen for both by the same scores:
