@@ -130,13 +130,14 @@ def test_an_interrupt_while_files_are_read_is_one_line(tmp_path):
     texts = tmp_path / "texts"
     os.mkfifo(texts)
     arguments = [f"--model={FOLDER}", "--do=embed", f"--input={texts}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bertjax.predict", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what is to run in the background with SIGINT ignored, for children too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell starts what is to run in the background with SIGINT ignored, for children too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bertjax.predict", *arguments], stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     with process, texts.open("w"):  # open when the command has opened it
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
