@@ -96,8 +96,7 @@ def _answers(where: str, qa: dict[str, Any], context: str) -> Iterator[Answer]:
     if not answers:
         raise TaskError(
             f"{where}: has no answers (a test set?); expected SQuAD v1.1 with answers, as in its "
-            "train and dev files; "
-            "bertjax.predict --examples needs none"
+            "train and dev files; bertjax.predict --examples needs none"
         )
     for answer in answers:
         text = _text(where, answer, "text")
