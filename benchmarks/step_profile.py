@@ -133,13 +133,18 @@ def sum_parts(times: dict[str, float], names: dict[str, str]) -> dict[str, dict[
     parts: dict[str, dict[str, float]] = {}
     for operation, seconds in times.items():
         origin = names.get(operation, "")
-        part = next((part for part, pattern in PARTS if re.search(pattern, origin)), OPTIMIZER)
+        part = part_of(origin)
         if not origin:
             part = f"unnamed: {re.sub(r'[.0-9]+$', '', operation)}"
         direction = "forward" if part == OPTIMIZER else direction_of(origin)
         sums = parts.setdefault(part, {"forward": 0.0, "backward": 0.0})
         sums[direction] += seconds
     return dict(sorted(parts.items(), key=lambda item: -sum(item[1].values())))
+
+
+def part_of(origin: str) -> str:
+    """The part of the step that an operation stems from."""
+    return next((part for part, pattern in PARTS if re.search(pattern, origin)), OPTIMIZER)
 
 
 def direction_of(origin: str) -> str:
