@@ -43,6 +43,9 @@ class ModelConfig:
     dtype: str = "auto"  # of the computation: "float32", "bfloat16"; "auto": float32 on CPU only
     scan_layers: bool = False  # one compiled layer in a loop: faster to compile
     attention: str = "xla"  # "pallas": kernels for TPU and GPU; "rows": for one CPU device
+    activation_layout: str = (
+        "compiler"  # of hidden states in memory; "row_major": pinned, GPUs only
+    )
     remat: str = "none"  # recompute in the backward pass: "none", "attention" or "layer"
 
 

@@ -20,6 +20,7 @@ def validate(config: Config) -> None:
         ("model.gelu", model.gelu, ("tanh", "erf")),
         ("model.dtype", model.dtype, ("auto", "float32", "bfloat16")),
         ("model.attention", model.attention, ("xla", "pallas", "rows")),
+        ("model.activation_layout", model.activation_layout, ("compiler", "row_major")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
         ("model.head", model.head, HEADS),
         ("data.masking", data.masking, ("token", "whole_word", "span")),

@@ -19,7 +19,7 @@ from bertjax.config import ConfigError, ModelConfig
 from bertjax.models import (
     BertForPreTraining,
     attention_kernel,
-    check_attention,
+    check_backend,
     init_params,
     without_gradients,
 )
@@ -212,22 +212,32 @@ print(json.dumps({"differences": differences, **losses}))
 def test_a_backend_without_kernels_is_refused_and_a_slow_one_announced(caplog):
     model = dataclasses.replace(MODEL, attention="pallas")
     with pytest.raises(ConfigError, match=r"'METAL': set config\.model\.attention=xla"):
-        check_attention(model, "METAL", 1)
+        check_backend(model, "METAL", 1)
     with caplog.at_level(logging.WARNING, logger="bertjax"):
-        check_attention(MODEL, "METAL", 1)
-        check_attention(model, "tpu", 8)
+        check_backend(MODEL, "METAL", 1)
+        check_backend(model, "tpu", 8)
         assert not caplog.records
-        check_attention(model, "cpu", 1)
+        check_backend(model, "cpu", 1)
     assert "interpreted on a CPU" in caplog.text
 
 
 @pytest.mark.parametrize(("backend", "num_devices"), [("gpu", 1), ("cpu", 2)])
 def test_rows_one_after_the_other_are_for_one_cpu_device(backend, num_devices):
     model = dataclasses.replace(MODEL, attention="rows")
-    check_attention(model, "cpu", 1)
+    check_backend(model, "cpu", 1)
     with pytest.raises(ConfigError, match=rf"found {num_devices} of '{backend}': set .*=xla"):
-        check_attention(model, backend, num_devices)
+        check_backend(model, backend, num_devices)
     assert without_gradients(model, backend, num_devices).attention == "xla"
     assert without_gradients(MODEL, "cpu", 1).attention == "rows"
     kernels = dataclasses.replace(MODEL, attention="pallas")
     assert without_gradients(kernels, "gpu", num_devices).attention == "pallas"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_a_pinned_layout_is_for_gpus(backend):
+    model = dataclasses.replace(MODEL, activation_layout="row_major")
+    check_backend(model, "gpu", 1)
+    with pytest.raises(ConfigError, match=rf"'{backend}': set .*\.activation_layout=compiler"):
+        check_backend(model, backend, 1)
+    assert without_gradients(model, "gpu", 1).activation_layout == "row_major"
+    assert without_gradients(model, backend, 1).activation_layout == "compiler"

@@ -25,7 +25,7 @@ from bertjax.models import (
 )
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
-from bertjax.models.layers import LayerNorm
+from bertjax.models.layers import LayerNorm, dense
 from bertjax.models.layers import gelu as activation
 from bertjax.models.partition import AXES
 
@@ -253,6 +253,29 @@ def test_both_forms_of_gelu(gelu):
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_gelu_of_bfloat16_is_that_of_float64_rounded_once(gelu):
+    config = dataclasses.replace(SMALL, gelu=gelu, dtype="bfloat16")
+
+    def ours(x):
+        return activation(config, x)
+
+    def exact(x):
+        return jax.nn.gelu(x, approximate=gelu == "tanh")
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(0, 2, 100_000), jnp.bfloat16)
+        wide = x.astype(jnp.float64)
+        for found, expected in (
+            (ours(x), exact(wide)),
+            (jax.grad(lambda x: ours(x).sum())(x), jax.grad(lambda x: exact(x).sum())(wide)),
+        ):
+            assert found.dtype == jnp.bfloat16
+            rounded = np.asarray(expected.astype(jnp.bfloat16), np.float64)
+            error = np.linalg.norm(np.asarray(found, np.float64) - rounded)
+            assert error < 1e-3 * np.linalg.norm(rounded)
+
+
 def test_rows_longer_than_the_positions_are_refused():
     ids = jnp.zeros((1, SMALL.max_positions + 1), jnp.int32)
     with pytest.raises(ValueError, match=r"rows of 17 tokens, the model has 16 positions"):
@@ -395,11 +418,11 @@ def test_the_output_of_each_sublayer_is_dropped(params, sublayer):
 # Scan and remat
 
 
-def test_copies_are_small_and_layer_norm_stays_float32(params):
+def test_copies_are_small_and_layer_norm_and_biases_stay_float32(params):
     config = dataclasses.replace(SMALL, dtype="bfloat16")
     layer = flatten(params["encoder"]["layer_0"])
     for path, leaf in flatten(cast_layer(params["encoder"]["layer_0"], config)).items():
-        wide = "layer_norm" in path
+        wide = "layer_norm" in path or path.endswith("bias")
         assert leaf.dtype == (jnp.float32 if wide else jnp.bfloat16), path
         np.testing.assert_array_equal(leaf, layer[path].astype(leaf.dtype), err_msg=path)
 
@@ -470,13 +493,66 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
     assert layer < attention - probabilities
 
 
-def products(jaxpr):
-    """Every matrix product of a program, those of its loops and kernels too."""
+def equations(jaxpr, name):
+    """Every use of a primitive in a program, those in its loops and kernels too."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == name:
             yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from products(inner)
+            yield from equations(inner, name)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("attention", ["xla", "pallas", "rows"])
+def test_nothing_is_summed_in_bfloat16(attention, scan_layers):
+    """Neither in the forward pass nor backwards, where the gradient of a bias is a sum."""
+    config = dataclasses.replace(
+        SMALL, attention=attention, scan_layers=scan_layers, dtype="bfloat16"
+    )
+    loss = loss_function(config, make_inputs(), make_row_keys())
+    program = jax.make_jaxpr(jax.grad(loss))(init_params(config, 0))
+    sums = [
+        equation.outvars[0].aval.dtype
+        for equation in equations(program.jaxpr, "reduce_sum")
+        if equation.invars[0].aval.size > equation.outvars[0].aval.size
+    ]
+    assert len(sums) > 20
+    assert jnp.dtype("bfloat16") not in sums
+
+
+def test_the_gradient_of_a_bias_in_bfloat16_is_that_of_float64():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    rng = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(rng.normal(1, 1, (512, 128, 16)), jnp.bfloat16) for _ in range(2))
+    layer = dense(config, 16)
+    params = layer.init(jax.random.key(0), x)
+
+    @jax.jit
+    def bias_gradient(params):
+        return jax.vjp(lambda p: layer.apply(p, x), params)[1](gradient)[0]["params"]["bias"]
+
+    exact = np.asarray(gradient, np.float64).sum(axis=(0, 1))
+    error = np.linalg.norm(bias_gradient(params) - exact) / np.linalg.norm(exact)
+    assert error < 1e-3
+    in_bfloat16 = np.asarray(jnp.sum(gradient, axis=(0, 1), dtype=jnp.bfloat16), np.float64)
+    assert np.linalg.norm(in_bfloat16 - exact) > 1e-3 * np.linalg.norm(exact)
+
+
+def test_a_pinned_layout_is_said_at_every_layer_and_changes_no_number(params):
+    inputs, keys = make_inputs(), make_row_keys()
+    programs = {}
+    for layout in ("compiler", "row_major"):
+        loss = loss_function(dataclasses.replace(SMALL, activation_layout=layout), inputs, keys)
+        programs[layout] = jax.make_jaxpr(jax.grad(loss))(params), jax.jit(jax.grad(loss))(params)
+    assert not list(equations(programs["compiler"][0].jaxpr, "layout_constraint"))
+    pinned = list(equations(programs["row_major"][0].jaxpr, "layout_constraint"))
+    # Embeddings, two layers and what the head gathers, forward and backward.
+    assert len(pinned) == 2 * (1 + SMALL.num_layers + 1)
+    assert {x.params["layout"].major_to_minor for x in pinned} == {(0, 1, 2)}
+    for name, leaf in flatten(programs["compiler"][1]).items():
+        np.testing.assert_allclose(
+            flatten(programs["row_major"][1])[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("attention", ["xla", "pallas", "rows"])
@@ -492,7 +568,7 @@ def test_float32_is_multiplied_as_float32_and_bfloat16_as_it_is(attention):
             return sum(jnp.sum(x) for x in jax.tree.leaves(outputs))
 
         program = jax.make_jaxpr(jax.grad(loss))(init_params(config, 0))
-        found = list(products(program.jaxpr))
+        found = list(equations(program.jaxpr, "dot_general"))
         assert len(found) > 30
         for equation in found:
             is_float32 = all(x.aval.dtype == jnp.float32 for x in equation.invars)

@@ -16,8 +16,7 @@ from flax import linen as nn
 from bertjax.config import ModelConfig
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layers import LayerNorm, dense, gelu, truncated_normal
-from bertjax.models.partition import split_rows
+from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
 
 
 class Packing(NamedTuple):
@@ -69,7 +68,7 @@ class Embeddings(nn.Module):
         # scatter of all tokens onto two places. HIGHEST keeps the product exact.
         types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)
         x += jnp.matmul(types, self.token_type.embedding, precision=jax.lax.Precision.HIGHEST)
-        x = self.layer_norm(split_rows(x))
+        x = self.layer_norm(hidden_rows(self.config, x))
         return dropout(x, self.config.dropout_rate, row_keys)
 
 
@@ -139,7 +138,7 @@ class LayerStack(nn.Module):
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
             layer = EncoderLayer(config, parent=None)
             output: Any = layer.apply({"params": params}, x, segment_ids, keys, packed)
-            return split_rows(output)
+            return hidden_rows(config, output)
 
         if config.remat == "layer":
             apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
@@ -163,12 +162,12 @@ class LayerStack(nn.Module):
 def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
     """A layer's parameters in the compute dtype, which its own modules would cast them to.
 
-    So the copies that a scan stacks and that fsdp gathers are small. The LayerNorm parameters are
-    used in float32 and stay so.
+    So the copies that a scan stacks and that fsdp gathers are small. LayerNorm's parameters are
+    used in float32 and stay so; biases too, whose gradients are summed in float32.
     """
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
-        return leaf if path[0].key.endswith("layer_norm") else leaf.astype(config.dtype)
+        return leaf.astype(config.dtype) if path[-1].key == "kernel" else leaf
 
     return jax.tree.map_with_path(cast, params)
 
@@ -229,7 +228,8 @@ class BertEncoder(nn.Module):
             return x, None
         if packing is None:
             return x, jnp.tanh(self.pooler(x[:, 0]))
-        first = split_rows(jnp.take_along_axis(x, packing.cls_positions[:, :, None], axis=1))
+        first = jnp.take_along_axis(x, packing.cls_positions[:, :, None], axis=1)
+        first = hidden_rows(self.config, first)
         return x, jnp.tanh(self.pooler(first))
 
     def word_table(self) -> jax.Array:

@@ -48,22 +48,28 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
 
 
 def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
-    """The same model, with the attention that is fastest where no gradients are taken."""
+    """The same model, with attention and layout as they suit a backend without gradients."""
     if backend == "cpu" and num_devices == 1:
         attention = "rows"
     elif backend in ("gpu", "tpu") and config.attention == "pallas":
         attention = "pallas"
     else:
         attention = "xla"
-    return dataclasses.replace(config, attention=attention)
+    layout = config.activation_layout if backend == "gpu" else "compiler"
+    return dataclasses.replace(config, attention=attention, activation_layout=layout)
 
 
-def check_attention(config: ModelConfig, backend: str, num_devices: int) -> None:
-    """Checks that `config.attention` can be had on a JAX backend, and says where it is slow.
+def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
+    """Checks that attention and layout can be had on a JAX backend, and says where they are slow.
 
     Raises:
-      ConfigError: it cannot.
+      ConfigError: one of them cannot.
     """
+    if config.activation_layout != "compiler" and backend != "gpu":
+        raise ConfigError(
+            f"config.model.activation_layout = {config.activation_layout!r} has been compiled for "
+            f"GPUs alone, the backend is {backend!r}: set config.model.activation_layout=compiler"
+        )
     if config.attention == "rows" and (backend != "cpu" or num_devices > 1):
         raise ConfigError(
             f"config.model.attention = 'rows' takes one row after the other, for one CPU device, "

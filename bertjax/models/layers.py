@@ -1,17 +1,20 @@
-"""The pieces that the encoder and the heads are made of: dense layer, LayerNorm, GELU."""
+"""The pieces that the encoder and the heads are made of: dense layer, LayerNorm, GELU, layout."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
-from bertjax.models.partition import multiply_gathered
+from bertjax.models.partition import multiply_gathered, split_rows
 
 # What is cheap to compute is computed again in the backward pass, from its input alone: a scan over
 # layers would keep every array in between (half of BASE's activations). Unrolled, XLA decides.
@@ -27,30 +30,62 @@ def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
     return nn.initializers.truncated_normal(config.initializer_range, lower=-2.0, upper=2.0)
 
 
+class Dense(nn.Module):
+    """A dense layer with bias: kernel [in, out] and bias [out] in float32, the product in `dtype`.
+
+    Unlike `flax.linen.Dense` it sums the gradient of the bias in float32: over 65,536 tokens a sum
+    in bfloat16 is off by 2 to 5 % of its norm.
+
+    Attributes:
+      features: columns of the output.
+      dtype: of the computation and the output.
+      dot_general: of rows and kernel, in place of `jax.lax.dot_general`.
+    """
+
+    features: int
+    dtype: DTypeLike
+    kernel_init: nn.initializers.Initializer
+    dot_general: Callable[..., jax.Array] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., in] to [..., out]."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        multiply: Any = self.dot_general or jax.lax.dot_general
+        y = multiply(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            precision=product_precision(self.dtype),
+        )
+        # Copied to every token before it is cast, so that backwards the sum comes after the cast.
+        return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+
+
 def dense(
     config: ModelConfig,
     features: int,
     name: str | None = None,
     kernel_axes: tuple[str, str] | None = None,
-) -> nn.Dense:
-    """A dense layer with bias, in the compute dtype: kernel [in, out] and bias [out] in float32.
+) -> Dense:
+    """A dense layer with bias, in the compute dtype.
 
     Args:
       kernel_axes: of a layer of the encoder: the logical axes of its kernel, which it gathers.
     """
     multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
-    return nn.Dense(
+    return Dense(
         features,
         dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.float32,
         kernel_init=truncated_normal(config),
-        precision=product_precision(config.dtype),
         dot_general=multiply,
         name=name,
     )
 
 
-def output_layer(config: ModelConfig, features: int) -> nn.Dense:
+def output_layer(config: ModelConfig, features: int) -> Dense:
     """The last layer of a head: as `dense`, but float32, so that logits are not rounded before."""
     return dense(dataclasses.replace(config, dtype=wide_dtype(config).name), features)
 
@@ -95,8 +130,26 @@ class LayerNorm(nn.Module):
 
 
 def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """GELU (Hendrycks & Gimpel 2016), the form that `config.gelu` names.
+    """GELU (Hendrycks & Gimpel 2016), the form that `config.gelu` names, computed in float32.
 
     "tanh" is google-research/bert at HEAD, "erf" its first release and Hugging Face.
     """
-    return _recomputed(functools.partial(jax.nn.gelu, approximate=config.gelu == "tanh"))(x)
+
+    @_recomputed
+    def activate(x: jax.Array) -> jax.Array:
+        wide = x.astype(wide_dtype(config))
+        return jax.nn.gelu(wide, approximate=config.gelu == "tanh").astype(x.dtype)
+
+    return activate(x)
+
+
+def hidden_rows(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Says how hidden states [b, t, d] lie: each row on its device, its values in order.
+
+    The order is left to the compiler unless `config.activation_layout` is "row_major". For GPUs
+    XLA may lay padded rows out as [t, d, b], and then transposes them before every product.
+    """
+    x = split_rows(x)
+    if config.activation_layout == "row_major":
+        x = with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    return x

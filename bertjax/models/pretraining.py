@@ -56,4 +56,5 @@ class BertForPreTraining(nn.Module):
         mlm_logits = self.mlm_head(hidden_states, masked_positions, self.bert.word_table())
         if not self.config.next_sentence:
             return mlm_logits, None
+        assert pooled is not None  # validate() refuses next sentence without a pooler
         return mlm_logits, self.nsp_head(pooled)

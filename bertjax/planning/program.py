@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ModelConfig, Phase
-from bertjax.models import BertForPreTraining, check_attention, compute_dtype
+from bertjax.models import BertForPreTraining, check_backend, compute_dtype
 from bertjax.planning import collectives, hlo, work
 from bertjax.planning.topology import Target
 from bertjax.training.compilation import compile_train_step, program_bytes
@@ -46,7 +46,7 @@ class Program:
 
 def resolve_model(config: Config, target: Target) -> ModelConfig:
     """The model with the dtype that training would compute in on the target."""
-    check_attention(config.model, target.backend, target.num_chips)
+    check_backend(config.model, target.backend, target.num_chips)
     return dataclasses.replace(config.model, dtype=compute_dtype(config.model, target.backend))
 
 

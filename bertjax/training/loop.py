@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 import bertjax
 from bertjax.config import Config
-from bertjax.models import check_attention, compute_dtype
+from bertjax.models import check_backend, compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import (
@@ -143,7 +143,7 @@ class _Trainer:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
         self.resolved = with_dtype(config)
-        check_attention(config.model, jax.default_backend(), jax.device_count())
+        check_backend(config.model, jax.default_backend(), jax.device_count())
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)
