@@ -82,9 +82,7 @@ def totals(kernels: Iterable[Kernel]) -> dict[str, float]:
     }
 
 
-def grouped(
-    kernels: Iterable[Kernel], key: Callable[[Kernel], str]
-) -> dict[str, dict[str, float]]:
+def grouped(kernels: Iterable[Kernel], key: Callable[[Kernel], str]) -> dict[str, dict[str, float]]:
     """Totals of the kernels of each key, those that move most first."""
     groups: dict[str, list[Kernel]] = {}
     for kernel in kernels:
