@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from benchmarks.train_step import DEPTH, make_batch, make_config, make_packed_batches
 from bertjax.config import Config, ConfigError, ModelConfig, OptimizerConfig, closest
-from bertjax.models import compute_dtype, make_model
+from bertjax.models import BertForPreTraining, compute_dtype, make_model
 from bertjax.planning.program import make_state
 from bertjax.training.compilation import compile_train_step
 from bertjax.training.fine_tuning_objectives import fine_tuning_batch, fine_tuning_objective
@@ -52,7 +52,8 @@ def step_config(case: str, fields: Iterable[str] = (), backend: str = "") -> Con
             f"case {case!r}: expected model:length:rows, and :packed or :span after it"
         )
     recipe = "base" if name in SIZES else name
-    config = make_config(recipe, *map(int, numbers), DEPTH if kind == "packed" else 1)
+    length, rows = map(int, numbers)
+    config = make_config(recipe, length, rows, DEPTH if kind == "packed" else 1)
     dtype = compute_dtype(ModelConfig(), backend or jax.default_backend())
     model = dataclasses.replace(config.model, dtype=dtype, **SIZES.get(name, {}))
     if kind == "span":
@@ -75,10 +76,12 @@ def objective_and_batch(
 ) -> tuple[Objective, dict[str, jax.ShapeDtypeStruct]]:
     """What the step minimises, and the shapes of its batch."""
     (phase,) = config.resolved_phases()
-    model = make_model(config.model)
     if config.model.head == "pretraining":
-        return pretraining_objective(model), pretraining_batch(phase, mesh)
-    return fine_tuning_objective(model, config.model), fine_tuning_batch(config.model, phase, mesh)
+        return pretraining_objective(BertForPreTraining(config.model)), pretraining_batch(
+            phase, mesh
+        )
+    objective = fine_tuning_objective(make_model(config.model), config.model)
+    return objective, fine_tuning_batch(config.model, phase, mesh)
 
 
 def compile_step(config: Config, mesh: Mesh) -> Any:

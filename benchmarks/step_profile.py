@@ -2,18 +2,21 @@
 
     python -m benchmarks.step_profile --case=base:128:8
 
-Compiles the step as benchmarks.train_step does, traces a few of them with JAX's profiler, and adds up the time of
-every operation under the part of the model that its name stems from. An operation that runs others counts without
-them; where several run at once the sum is more than the time that passed. A fusion counts where its name says, though
-it may hold more. Writes benchmarks/results/step_profile.json and prints the table. Imports neither TensorFlow nor
-bertjax's command line.
+On a GPU with XLA_FLAGS=--xla_gpu_enable_command_buffer= , or what runs in a command buffer has no name. Compiles the
+step of a case (benchmarks/step_case.py), traces a few of them with JAX's profiler, and adds up the time of every
+operation under the part of the model that its name stems from. An operation that runs others counts without them;
+where several run at once the sum is more than the time that passed. A fusion counts where its name says, though it may
+hold more. Writes benchmarks/results/step_profile.json and prints the table. Imports neither TensorFlow nor bertjax's
+command line.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import argparse
 import collections
+import gzip
 import json
+import os
 import platform
 import re
 import tempfile
@@ -27,7 +30,8 @@ import jax
 from jax.profiler import ProfileData
 
 from benchmarks.hardware import device_name
-from benchmarks.train_step import Bertjax, make_batch, make_config
+from benchmarks.step_case import step_config
+from benchmarks.train_step import Bertjax, make_batch
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
 # The first that is found in an operation's name; `optimizer` has no gradient around it.
@@ -53,14 +57,14 @@ def main() -> None:
     parser.add_argument("--case", default="base:128:8", help="recipe:length:rows")
     parser.add_argument("--attention", default="xla", choices=["xla", "pallas"])
     parser.add_argument("--scan_layers", action="store_true", help="as recipes do not")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
     parser.add_argument("--steps", type=int, default=5, help="that are traced")
+    parser.add_argument("--trace", type=Path, help="where to keep the trace, gzipped")
     parser.add_argument("--load", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    recipe, length, rows = args.case.split(":")
-    config = make_config(recipe, int(length), int(rows))
-    config.model.attention = args.attention
-    config.model.scan_layers = args.scan_layers
+    layers = [f"attention={args.attention}", f"scan_layers={str(args.scan_layers).lower()}"]
+    config = step_config(args.case, [*layers, *args.set])
     contender = Bertjax(config, make_batch(config))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -69,12 +73,21 @@ def main() -> None:
             seconds = (time.perf_counter() - started) / args.steps
         (path,) = Path(folder).glob("**/*.xplane.pb")
         times = operation_seconds(ProfileData.from_file(str(path)))
+        if args.trace:
+            args.trace.write_bytes(gzip.compress(path.read_bytes()))
+    if not times:
+        raise SystemExit(
+            "the trace names no operation of the program: on a GPU set "
+            "XLA_FLAGS=--xla_gpu_enable_command_buffer= , since a command buffer runs as one"
+        )
     names = dict(re.findall(r'%?([\w.-]+) = .*?op_name="([^"]*)"', contender.program_text()))
     parts = sum_parts({name: t / args.steps for name, t in times.items()}, names)
     result = {
         "case": args.case,
         "attention": args.attention,
         "scan_layers": args.scan_layers,
+        "fields": args.set,
+        "flags": os.environ.get("XLA_FLAGS", ""),
         "device": device_name(),
         "seconds_a_step": seconds,
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
@@ -85,8 +98,8 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     results = json.loads(args.output.read_text()) if args.output.exists() else []
-    same = ("case", "attention", "scan_layers", "device")
-    results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
+    same = ("case", "attention", "scan_layers", "fields", "flags", "device")
+    results = [r for r in results if any(r.get(k) != result[k] for k in same)] + [result]
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(table(result))
 
@@ -94,7 +107,9 @@ def main() -> None:
 def operation_seconds(trace: ProfileData) -> dict[str, float]:
     """The time that each operation took itself, without those that it ran, by its name in HLO."""
     seconds: dict[str, float] = collections.defaultdict(float)
-    for plane in trace.planes:
+    planes = list(trace.planes)
+    # A GPU's kernels have a plane of their own; the host's says when it asked for them.
+    for plane in [x for x in planes if x.name.startswith("/device:GPU")] or planes:
         for line in plane.lines:
             for name, nanoseconds in own_times(operations(line)):
                 seconds[name] += nanoseconds / 1e9
