@@ -1,4 +1,4 @@
-"""Training steps by name: their configuration, their program on one device, and rows for them.
+"""Training steps by name: their configuration, their program on one device, rows, and running it.
 
 A case is model:length:rows. The model is a recipe of configs/, `novels` (the network of
 docs/results/novels_wiki_gpu.py, but with dropout) or `minilm` (the sizes of all-MiniLM-L6-v2).
@@ -25,6 +25,8 @@ from bertjax.training.compilation import compile_train_step
 from bertjax.training.fine_tuning_objectives import fine_tuning_batch, fine_tuning_objective
 from bertjax.training.objectives import Objective, pretraining_batch, pretraining_objective
 from bertjax.training.optimizer import make_optimizer
+from bertjax.training.sharding import make_mesh, replicated
+from bertjax.training.step import TrainState
 
 _SIX_LAYERS = {"hidden_size": 384, "num_layers": 6, "intermediate_size": 1_536}
 SIZES: dict[str, dict[str, Any]] = {  # beside the recipes
@@ -118,6 +120,58 @@ def make_rows(config: Config) -> dict[str, np.ndarray]:
         "start_positions": rng.integers(0, lengths[:, 0]).astype(np.int32),
         "end_positions": rng.integers(0, lengths[:, 0]).astype(np.int32),
     }
+
+
+class Runner:
+    """The step of a configuration on the first device, and the state that it changes.
+
+    Attributes:
+      program: the compiled step.
+      state: `TrainState`, after `reset` that of step 0.
+    """
+
+    def __init__(self, config: Config):
+        """Compiles the step and puts a batch on the device."""
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
+        self.program = compile_step(config, mesh)
+        rows = make_rows(config)
+        _, shapes = objective_and_batch(config, mesh)
+        self._batch = {name: jax.device_put(rows[name], x.sharding) for name, x in shapes.items()}
+        self._whole = replicated(mesh)
+        self._key = jax.device_put(jax.random.key(0), self._whole)
+        self._first = make_first_state(config, mesh)
+        self.reset()
+
+    def reset(self) -> None:
+        """Goes back to the first state."""
+        self.state: Any = None  # its memory first
+        # Copied, also on a CPU: the step overwrites what it is given.
+        self.state = jax.device_put(self._first, self._whole, may_alias=False)
+
+    def run(self, num_steps: int) -> float:
+        """Takes steps and waits for the last; returns its loss."""
+        for _ in range(num_steps):
+            self.state, metrics = self.program(self.state, self._batch, self._key)
+        return float(metrics["loss"])
+
+
+def make_first_state(config: Config, mesh: Mesh) -> TrainState:
+    """Parameters from seed 0, and moments of 0, in NumPy: a step takes the device's for itself.
+
+    Drawn by JAX they would take a program for each shape, most of a short lease's start.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        match path[-1].key:
+            case "scale":
+                return np.ones(x.shape, x.dtype)
+            case "bias":
+                return np.zeros(x.shape, x.dtype)
+        return config.model.initializer_range * rng.standard_normal(x.shape, np.float32)
+
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), make_state(config, mesh))
+    return state._replace(params=jax.tree.map_with_path(draw, state.params))
 
 
 def _one(config: Config) -> list[dict[str, np.ndarray]]:

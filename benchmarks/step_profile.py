@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import gzip
 import json
 import os
-import platform
 import re
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.profiler import ProfileData
 
-from benchmarks.hardware import device_name
-from benchmarks.step_case import step_config
-from benchmarks.train_step import Bertjax, make_batch
+from benchmarks.hardware import record
+from benchmarks.step_case import Runner, step_config
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
+WARM_UP_STEPS = 3
 # The first that is found in an operation's name; `optimizer` has no gradient around it.
 PARTS = (
     ("MLM head and its loss", r"mlm_head"),
@@ -65,7 +64,8 @@ def main() -> None:
     args = parser.parse_args()
     layers = [f"attention={args.attention}", f"scan_layers={str(args.scan_layers).lower()}"]
     config = step_config(args.case, [*layers, *args.set])
-    contender = Bertjax(config, make_batch(config))
+    contender = Runner(config)
+    contender.run(WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             started = time.perf_counter()
@@ -80,7 +80,9 @@ def main() -> None:
             "the trace names no operation of the program: on a GPU set "
             "XLA_FLAGS=--xla_gpu_enable_command_buffer= , since a command buffer runs as one"
         )
-    names = dict(re.findall(r'%?([\w.-]+) = .*?op_name="([^"]*)"', contender.program_text()))
+    names = dict(
+        re.findall(r'%?([\w.-]+) = .*?op_name="([^"]*)"', contender.program.as_text() or "")
+    )
     parts = sum_parts({name: t / args.steps for name, t in times.items()}, names)
     result = {
         "case": args.case,
@@ -88,14 +90,11 @@ def main() -> None:
         "scan_layers": args.scan_layers,
         "fields": args.set,
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "device": device_name(),
         "seconds_a_step": seconds,
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
         "parts": parts,
-        "settings": contender.settings,
-        "load": args.load,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": dataclasses.asdict(config.model),
+        **record(args.load),
     }
     results = json.loads(args.output.read_text()) if args.output.exists() else []
     same = ("case", "attention", "scan_layers", "fields", "flags", "device")

@@ -18,30 +18,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from benchmarks import program_account
 from benchmarks.hardware import record
-from benchmarks.step_case import (
-    activation_size,
-    compile_step,
-    make_rows,
-    objective_and_batch,
-    step_config,
-)
+from benchmarks.step_case import Runner, activation_size, step_config
 from bertjax.config import Config
-from bertjax.planning.program import make_state
 from bertjax.training.compilation import program_bytes
 from bertjax.training.metrics import flops_per_row, peak_flops
 from bertjax.training.params_hash import params_sha256
-from bertjax.training.sharding import make_mesh, replicated
-from bertjax.training.step import TrainState
 
 WARM_UP, TURNS = 3, 3
 
@@ -70,33 +58,17 @@ def main() -> None:
 def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Compiles, runs and counts."""
     started = time.monotonic()
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    whole = replicated(mesh)
-    step = compile_step(config, mesh)
+    runner = Runner(config)
     compiled = time.monotonic() - started
-    text = step.as_text() or ""
+    text = runner.program.as_text() or ""
     if args.program:
         args.program.write_bytes(gzip.compress(text.encode()))
-    first = make_first_state(config, mesh)
-    rows = make_rows(config)
-    _, shapes = objective_and_batch(config, mesh)
-    batch = {name: jax.device_put(rows[name], x.sharding) for name, x in shapes.items()}
-    key = jax.device_put(jax.random.key(0), whole)
-
-    def run() -> tuple[TrainState, list[float], float]:
-        """From the first state: the last one, seconds of a step by turn, the last loss."""
-        # Copied, also on a CPU: the step overwrites what it is given.
-        state = jax.device_put(first, whole, may_alias=False)
-        return _run(step, state, batch, key, args.steps)
-
-    state, seconds, loss = run()
-    ready = time.monotonic() - started
-    hashes = [params_sha256(state.params)]
+    seconds, loss, digest = time_turns(runner, args.steps)
+    ready, hashes = time.monotonic() - started, [digest]
     if args.repeat:
-        del state
-        state, again, _ = run()
+        again, _, digest = time_turns(runner, args.steps)
         seconds += again
-        hashes.append(params_sha256(state.params))
+        hashes.append(digest)
     (phase,) = config.resolved_phases()
     flops = phase.global_batch_size * flops_per_row(
         config.model, phase.max_length, phase.max_predictions, phase.packing_depth
@@ -113,7 +85,7 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
         "mfu_of_peak": peak and flops / min(seconds) / peak,
         "loss": loss,
         "peak_gigabytes": memory.get("peak_bytes_in_use", 0) / 1e9 or None,
-        "program_gigabytes": sum(program_bytes(step).values()) / 1e9,
+        "program_gigabytes": sum(program_bytes(runner.program).values()) / 1e9,
         **program_account.totals(kernels),
         "kinds": program_account.grouped(kernels, program_account.by_kind),
         "params_sha256": hashes,
@@ -125,40 +97,18 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_first_state(config: Config, mesh: Mesh) -> TrainState:
-    """Parameters from seed 0, and moments of 0, in NumPy: a step takes the device's for itself.
-
-    Drawn by JAX they would take a program for each shape, most of a short lease's start.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
-        match path[-1].key:
-            case "scale":
-                return np.ones(x.shape, x.dtype)
-            case "bias":
-                return np.zeros(x.shape, x.dtype)
-        return config.model.initializer_range * rng.standard_normal(x.shape, np.float32)
-
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), make_state(config, mesh))
-    return state._replace(params=jax.tree.map_with_path(draw, state.params))
-
-
-def _run(
-    step: Callable[..., Any], state: TrainState, batch: Any, key: jax.Array, steps: int
-) -> tuple[TrainState, list[float], float]:
+def time_turns(runner: Runner, steps: int) -> tuple[list[float], float, str]:
+    """From the first state on: seconds of a step by turn, the last loss, the parameters' hash."""
+    runner.reset()
     seconds = []
-    for turn in range(1 + TURNS):
-        number = steps if turn else WARM_UP
+    loss = runner.run(WARM_UP)
+    for _ in range(TURNS):
         started = time.perf_counter()
-        for _ in range(number):
-            state, metrics = step(state, batch, key)
-        loss = float(metrics["loss"])  # waits
-        if turn:
-            seconds.append((time.perf_counter() - started) / number)
+        loss = runner.run(steps)
+        seconds.append((time.perf_counter() - started) / steps)
     if not math.isfinite(loss):
         raise SystemExit(f"the loss is {loss}: the step is wrong, and its time says nothing")
-    return state, seconds, loss
+    return seconds, loss, params_sha256(runner.state.params)
 
 
 if __name__ == "__main__":
