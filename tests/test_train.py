@@ -257,6 +257,38 @@ def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
     assert read(tmp_path)[0]["loss"] < 8.5
 
 
+BASELINES = ("heldout_unigram_entropy", "heldout_nsp_majority")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__mask_rate": 0.4},
+        {"data__masking": "span", "data__max_predictions": 12},
+        {"data__packing_depth": 3},
+        {"data__short_row_rate": 0.0},
+    ],
+)
+def test_held_out_rows_do_not_follow_the_training_rows(store, whole_run, tmp_path, changes):
+    """The baselines are functions of the masked tokens and of the pairs alone."""
+    assert loop.run(micro(store, num_steps=1, **changes), tmp_path) == 0
+    whole = read(whole_run, "evals.jsonl")[0]
+    assert [summary(tmp_path)[name] for name in BASELINES] == [whole[name] for name in BASELINES]
+
+
+def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
+    evaluation = {"mask_rate": 0.4, "masking": "span", "short_row_rate": 0.5, "max_length": 64}
+    changes = {f"eval__{name}": value for name, value in evaluation.items()}
+    assert loop.run(micro(store, **changes), tmp_path) == 0
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert computed(tmp_path) == computed(whole_run)
+    lines, whole = read(tmp_path, "evals.jsonl"), read(whole_run, "evals.jsonl")
+    # Rows of 64 tokens in both phases, the second of which has them anyway.
+    assert len({line["heldout_unigram_entropy"] for line in lines}) == 1
+    assert len({line["heldout_unigram_entropy"] for line in whole}) == 2
+    assert lines[0]["heldout_unigram_entropy"] != whole[-1]["heldout_unigram_entropy"]
+
+
 def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
     with loop.lock_workdir(tmp_path), pytest.raises(WorkdirInUseError, match="is in use by"):
         loop.run(micro(store), tmp_path)
@@ -268,6 +300,7 @@ def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
         ({"seed": 1}, "config.seed: 0 there, 1 here"),
         ({"optimizer__learning_rate": 1.0}, "config.optimizer.learning_rate: 0.01 there, 1.0"),
         ({"model__num_layers": 1}, "config.model.num_layers: 2 there, 1 here"),
+        ({"model__attention_dropout_rate": 0.5}, "attention_dropout_rate: 0.1 there, 0.5 here"),
         ({"data__global_batch_size": 16}, "config.data.global_batch_size: 8 there, 16 here"),
     ],
 )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bertjax.bucket import BucketPath
-from bertjax.config import Config, ConfigError, Phase
+from bertjax.config import Config, ConfigError, Phase, max_predictions
 from bertjax.data.counter_rng import stream_key
 from bertjax.data.embedded import prepare_embedded
 from bertjax.data.mixture import MixedRows, whole_weights
@@ -77,9 +77,9 @@ class Data:
             )
         return mixture
 
-    def evaluation_rows(self, config: Config, phase: Phase) -> Rows:
-        """Held-out rows as long as those of the phase; of several stores all, by size."""
-        spec = row_spec(config, phase)
+    def evaluation_rows(self, config: Config, max_length: int) -> Rows:
+        """Held-out rows of so many tokens, made as `config.eval` says; of several stores all."""
+        spec = evaluation_spec(config, max_length)
         readers = self._readers(self.evaluation, spec, _EVALUATION_SEED, _EVALUATION_STREAM)
         return readers[0] if len(readers) == 1 else MixedRows(readers)
 
@@ -237,8 +237,20 @@ def _joint_hash(
     return hashlib.sha256(json.dumps([hashes, weights, shares]).encode()).hexdigest()
 
 
+def evaluation_spec(config: Config, max_length: int) -> RowSpec:
+    """What held-out rows look like: whether they are pairs is all that training decides."""
+    return RowSpec(
+        max_length=max_length,
+        max_predictions=min(max_predictions(config.eval.mask_rate, max_length), max_length),
+        mask_rate=config.eval.mask_rate,
+        masking=config.eval.masking,
+        short_row_rate=config.eval.short_row_rate,
+        next_sentence=config.model.next_sentence,
+    )
+
+
 def row_spec(config: Config, phase: Phase) -> RowSpec:
-    """What the rows of a phase look like."""
+    """What the training rows of a phase look like."""
     return RowSpec(
         max_length=phase.max_length,
         max_predictions=phase.max_predictions,

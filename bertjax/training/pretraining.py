@@ -52,7 +52,7 @@ class Pretraining:
             "stores (config.data.store or stores)": self._data.store_hash,
             "evaluation store (config.data.eval_store)": self._data.evaluation_hash,
         }
-        self._evaluations: dict[int, Evaluation] = {}  # by phase, for what they have compiled
+        self._evaluations: dict[int, Evaluation] = {}  # by length, for what they have compiled
 
     def training_rows(self, phase_index: int) -> Rows:
         """Rows of the phase's length from the store, packed if the phase says so."""
@@ -65,19 +65,20 @@ class Pretraining:
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
         """Losses and accuracies on held-out rows, beside those of frequencies alone.
 
-        Of a packed phase too each row is one pair: the same rows as without packing.
+        The rows are those of `config.eval`, one pair each, whatever the training rows look like.
         """
-        if phase_index not in self._evaluations:
-            phase = self._config.resolved_phases()[phase_index]
-            self._evaluations[phase_index] = Evaluation(
+        phase = self._config.resolved_phases()[phase_index]
+        length = self._config.eval.max_length or phase.max_length
+        if length not in self._evaluations:
+            self._evaluations[length] = Evaluation(
                 self._heldout_objective,
-                self._data.evaluation_rows(self._config, phase),
+                self._data.evaluation_rows(self._config, length),
                 self._data.unigrams(),
                 self._config.eval.max_rows,
                 self._mesh,
                 next_sentence=self._config.model.next_sentence,
             )
-        return self._evaluations[phase_index].run(params)
+        return self._evaluations[length].run(params)
 
     def describe(self, scores: Mapping[str, Any]) -> str:
         """The held-out losses in one line."""

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax.config import Config, ConfigError, FineTuningConfig, ModelConfig, differences
+from bertjax.config import (
+    Config,
+    ConfigError,
+    FineTuningConfig,
+    ModelConfig,
+    differences,
+    is_within,
+    may_change,
+)
 from bertjax.models import abstract_params, init_params
 from bertjax.training.checkpoint import Checkpoint, CheckpointStore
 from bertjax.training.initial_params import initial_params
@@ -28,30 +36,6 @@ from bertjax.training.sharding import parameter_shardings, replicated
 from bertjax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
-
-# What may differ between the run that saved and the run that resumes: it only says how to compute
-# the same numbers, when to stop, to save and to report. Everything else is refused.
-MAY_CHANGE = (
-    "num_steps",
-    "init_from",
-    "num_microbatches",
-    "profile",
-    "mesh.",
-    "checkpoint.",
-    "eval.",
-    "log.",
-    "data.store",  # a path: what the stores hold is compared instead
-    "data.eval_store",
-    "data.num_threads",
-    "data.prefetch_batches",
-    "task.train",  # likewise
-    "task.eval",
-    "model.dtype",
-    "model.scan_layers",
-    "model.remat",
-    "model.attention",
-)
-
 
 # What a checkpoint's progress knows by a hash, and what messages call it in each kind of run.
 _PRETRAINING = {
@@ -66,7 +50,7 @@ _FINE_TUNING = {
 }
 
 # What decides how many microbatches the memory needs, beside the devices.
-_MEMORY = ("num_microbatches", "mesh.", "model.")
+_MEMORY = ("num_microbatches", "mesh", "model")
 
 
 class Start(NamedTuple):
@@ -111,7 +95,7 @@ def start(
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
         progress, parts = newest.progress, {}
-        same = not any(name.startswith(_MEMORY) for name in changed)
+        same = not any(is_within(name, _MEMORY) for name in changed)
         same &= progress["devices"] == devices_in_words()
         if same and "num_microbatches" in progress:  # earlier checkpoints do not say it
             parts = {progress["phase"]: progress["num_microbatches"]}
@@ -216,7 +200,7 @@ def _check_same_run(
     changed = differences(saved, config)
     refused = {}
     for name, (old, new) in changed.items():
-        if name.startswith(MAY_CHANGE):
+        if may_change(type(config), name):
             _LOG.info("config.%s changed since the checkpoint: %r, now %r", name, old, new)
         else:
             refused[f"config.{name}"] = (old, new)
