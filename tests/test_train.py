@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from stream_store import make_documents, make_tokenizer
 from bertjax.config import ConfigError
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
+from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.preemption import Preempted, PreemptionGuard
 from bertjax.training.pretraining import Pretraining
@@ -287,6 +289,35 @@ def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
     assert len({line["heldout_unigram_entropy"] for line in lines}) == 1
     assert len({line["heldout_unigram_entropy"] for line in whole}) == 2
     assert lines[0]["heldout_unigram_entropy"] != whole[-1]["heldout_unigram_entropy"]
+
+
+def test_a_resumed_run_says_that_it_evaluates_on_other_rows(store, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bertjax")
+    assert loop.run(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
+    assert loop.run(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+    assert "do not compare" not in caplog.text
+    changes = {"data__mask_rate": 0.4, "eval__mask_rate": 0.4}
+    assert loop.run(micro(store, num_steps=3, **changes), tmp_path) == 0
+    assert "config.eval.mask_rate changed since the checkpoint: 0.15, now 0.4" in caplog.text
+    assert "the held-out losses from here on do not compare with those before" in caplog.text
+
+
+def test_a_run_of_a_version_whose_held_out_rows_had_the_masks_of_training(
+    store, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, logger="bertjax")
+    save = CheckpointStore.save
+
+    def save_as_then(checkpoints, step, params, opt_state, progress, config):
+        config["eval"] = {name: config["eval"][name] for name in ("every_steps", "max_rows")}
+        save(checkpoints, step, params, opt_state, progress, config)
+
+    with monkeypatch.context() as then:
+        then.setattr(CheckpointStore, "save", save_as_then)
+        assert loop.run(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
+    assert loop.run(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+    assert "config.eval.mask_rate changed since the checkpoint: 0.4, now 0.15" in caplog.text
+    assert "do not compare with those before" in caplog.text
 
 
 def test_two_runs_on_one_workdir_are_refused(store, tmp_path):

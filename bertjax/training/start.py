@@ -49,6 +49,15 @@ _FINE_TUNING = {
     "initial_hash": "the weights that it began with (--init_from)",
 }
 
+# What decides which held-out rows a loss is of.
+_SCALE = (
+    "eval.max_rows",
+    "eval.mask_rate",
+    "eval.masking",
+    "eval.short_row_rate",
+    "eval.max_length",
+)
+
 # What decides how many microbatches the memory needs, beside the devices.
 _MEMORY = ("num_microbatches", "mesh", "model")
 
@@ -197,7 +206,12 @@ def _check_same_run(
             "starts from is said with init_from)"
         )
     saved = type(config).from_json(json.dumps(checkpoint.config))
+    if "mask_rate" not in checkpoint.config["eval"]:  # held-out rows followed the training rows
+        for name in ("mask_rate", "masking", "short_row_rate"):
+            setattr(saved.eval, name, getattr(saved.data, name))
     changed = differences(saved, config)
+    if any(is_within(name, _SCALE) for name in changed):
+        _LOG.warning("the held-out losses from here on do not compare with those before")
     refused = {}
     for name, (old, new) in changed.items():
         if may_change(type(config), name):
