@@ -123,7 +123,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     """Other parts are added up with other rounding."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with monkeypatch.context() as little:
-        little.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+        little.setattr(loop, "device_memory_bytes", lambda mesh: 2_520_000)
         assert loop.run(micro(store, num_steps=3), stopped) == 0
     assert loop.run(micro(store, num_steps=8), stopped) == 0
     parts = [
@@ -143,7 +143,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
 def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path, monkeypatch):
     """Not after the days that the phases before it take."""
     monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 800_000)
-    with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 a device and microbatch"):
+    with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 per device and microbatch"):
         loop.run(micro(store), tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()
     assert loop.run(micro(store, num_steps=2), tmp_path) == 0
@@ -153,7 +153,7 @@ def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     store, tmp_path, monkeypatch, caplog
 ):
     assert loop.run(micro(store, num_steps=3), tmp_path) == 0
-    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 2_520_000)
     assert loop.run(micro(store, num_steps=5), tmp_path) == 0
     assert "1 before the restart: the rounding will differ" in caplog.text
 
