@@ -202,6 +202,9 @@ def _run(overridden: Config) -> int:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
         try:
             exit_code = fine_tune(config, folder, training, evaluation, tokenizer, initial_hash)
+        except KeyboardInterrupt:  # a step that runs is not waited for
+            print("interrupted", file=sys.stderr)
+            distributed.leave(130)
         except TrainingDivergedError as error:
             if len(configs) == 1:
                 raise

@@ -75,6 +75,9 @@ def main(config: Config) -> int:
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)
         return exit_code
+    except KeyboardInterrupt:  # a step that runs is not waited for
+        print("interrupted", file=sys.stderr)
+        distributed.leave(130)
     except Exception as error:
         if isinstance(error, distributed.PeerLostError) or (
             several and not isinstance(error, foreseen) and distributed.is_loss_of_peer(error)

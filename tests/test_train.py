@@ -22,7 +22,7 @@ from bertjax.data.store_writer import write_store
 from bertjax.training import loop
 from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import DoesNotFitError
-from bertjax.training.preemption import Preempted, PreemptionGuard
+from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import Tracker, step_keys
 from bertjax.training.workdir_lock import WorkdirInUseError
@@ -177,11 +177,97 @@ def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     assert_same_run(tmp_path, whole_run)
 
 
+def test_a_slow_step_is_the_last_one_that_a_signal_waits_for(
+    store, whole_run, tmp_path, monkeypatch
+):
+    """Where the host does not run ahead, no other step is begun before the signal is heard."""
+    waited = []
+
+    def wait_and_preempt(loss):
+        waited.append(loss)
+        if len(waited) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait_until_ready(loss)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_SLOW_STEP_SECONDS", 0.0)
+        patched.setattr(loop, "wait_until_ready", wait_and_preempt)
+        assert loop.run(micro(store), tmp_path) == 75
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000003"]
+    assert loop.run(micro(store), tmp_path) == 0
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tmp_path):
+    assert loop.run(micro(store, log__every_steps=5), tmp_path) == 0
+    steps, lines = read(whole_run), read(tmp_path)
+    assert [line["step"] for line in lines] == [5, 10, 15, 18]
+    for line, before in zip(lines, [0, 5, 10, 15], strict=True):
+        here, last = steps[before : line["step"]], steps[line["step"] - 1]
+        for name in ("rows_sha256", "learning_rate", "position", "phase"):
+            assert line[name] == last[name]
+        norms = [step["grad_norm"] for step in here]
+        assert line["grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-6)
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
+        # Phases have 8 rows of 32 tokens, then 4 of 64: as many places, but not as many pairs.
+        share = sum(step["real_token_share"] for step in here) / len(here)
+        assert line["real_token_share"] == pytest.approx(share, rel=1e-6)
+        rows = [4 if step["phase"] else 8 for step in here]
+        right = sum(step["nsp_accuracy"] * n for step, n in zip(here, rows, strict=True))
+        assert line["nsp_accuracy"] == pytest.approx(right / sum(rows), rel=1e-6)
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+
+
+def test_a_line_after_a_restart_is_that_of_the_run_without(store, tmp_path, monkeypatch):
+    options = {"log__every_steps": 5, "checkpoint__keep": 0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert loop.run(micro(store, **options), whole) == 0
+    shutil.copytree(whole, stopped)
+    for path in (stopped / "checkpoints").glob("step_*"):
+        if int(path.name[5:]) > 8:  # between the lines of steps 5 and 10
+            shutil.rmtree(path)
+    assert loop.run(micro(store, **options), stopped) == 0
+    assert computed(stopped) == computed(whole)
+
+
 def test_a_signal_is_noted_even_where_its_exception_gets_lost():
     with PreemptionGuard() as guard:
         with contextlib.suppress(Preempted):
             os.kill(os.getpid(), signal.SIGTERM)
         assert guard.requested
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, "KeyboardInterrupt")]
+)
+def test_a_second_signal_ends_at_once_and_the_first_says_so(number, code):
+    """Also where the program waits for a device that never gets done."""
+    program = f"""
+import os, threading, time
+from bertjax.training.preemption import PreemptionGuard, wait_until_ready
+
+class Never:
+    def is_ready(self):
+        return False
+
+def signals():
+    for _ in range(2):
+        time.sleep(0.5)
+        os.kill(os.getpid(), {int(number)})
+
+with PreemptionGuard(deferred=True):
+    threading.Thread(target=signals, daemon=True).start()
+    wait_until_ready(Never())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
+    )
+    assert "a second signal ends at once, without saving" in result.stderr
+    if code == 143:
+        assert result.returncode == 143
+        assert "SIGTERM again: ending at once, without saving" in result.stderr
+    else:
+        assert result.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_sigterm_while_compiling_exits_75_at_once(store, tmp_path):

@@ -70,11 +70,13 @@ class Start(NamedTuple):
       seconds: that the run took before this start.
       num_microbatches: {phase: parts} of the program that the checkpoint was made with, where
         the settings and devices are those of then; other parts would add up with other rounding.
+      since_logged: see `SinceLogged`.
     """
 
     state: TrainState
     seconds: float
     num_microbatches: dict[int, int]
+    since_logged: dict[str, float]
 
 
 def start(
@@ -108,7 +110,12 @@ def start(
         same &= progress["devices"] == devices_in_words()
         if same and "num_microbatches" in progress:  # earlier checkpoints do not say it
             parts = {progress["phase"]: progress["num_microbatches"]}
-        return Start(TrainState(step, params, opt_state), progress["seconds"], parts)
+        return Start(
+            TrainState(step, params, opt_state),
+            progress["seconds"],
+            parts,
+            progress.get("since_logged", {}),
+        )
     if config.init_from:
         params = initial_params(
             config.init_from,
@@ -129,7 +136,7 @@ def start(
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
     )(params)
     state = TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state)
-    return Start(state, 0.0, {})
+    return Start(state, 0.0, {}, {})
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -153,7 +160,13 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def progress_record(
-    step: int, phase: int, position: int, num_microbatches: int, seconds: float, source: Source
+    step: int,
+    phase: int,
+    position: int,
+    num_microbatches: int,
+    seconds: float,
+    since_logged: dict[str, float],
+    source: Source,
 ) -> dict[str, Any]:
     """What a checkpoint says of the run beside its arrays.
 
@@ -163,6 +176,7 @@ def progress_record(
       position: rows of the phase that were read; with the seed, the whole state of the input.
       num_microbatches: parts that a batch of the phase is run in.
       seconds: time spent in the run, over all restarts.
+      since_logged: see `SinceLogged`.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -171,6 +185,7 @@ def progress_record(
         "position": position,
         "num_microbatches": num_microbatches,
         "seconds": seconds,
+        "since_logged": since_logged,
         **_hashes(source),
         "devices": devices_in_words(),
         "versions": {
