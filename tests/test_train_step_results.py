@@ -61,18 +61,28 @@ def test_shares_and_ratios_are_of_the_operations_and_times_of_each():
 
 
 def test_results_with_one_peer_get_the_operations_that_it_performed():
-    """The shares that were stored are by bertjax's operations, for both."""
-    old = [result for result in STORED if "transformers" in result["runs"]]
-    assert old
-    for stored in old:
-        result = train_step.with_shares_and_ratios(stored)
-        for name, before in stored["runs"].items():
-            all_positions = name == "transformers"
-            after = result["runs"]["transformers, all" if all_positions else name]
-            factor = after["share_of_measured_matmul"] / before["share_of_measured_matmul"]
-            assert factor == pytest.approx(1.22 if all_positions else 1, abs=0.005)
-            assert after["ratios"]["all"]["fastest"] == pytest.approx(before["ratio_to_peer"])
-            assert "masked" not in after["ratios"]
+    """The shares that were stored are by bertjax's operations, for both: a result of an H200."""
+    runs = {
+        "bertjax, xla": run([0.117804, 0.118791], None) | {"share_of_measured_matmul": 0.46448},
+        "transformers": run([0.120090, 0.120400], None) | {"share_of_measured_matmul": 0.45564},
+    }
+    for old in runs.values():
+        del old["flops_per_step"]
+        old |= {"settings": {}, "ratio_to_peer": 0.0}
+    stored = {
+        "case": "base:128:512",
+        "peer_mode": "compiled",
+        "peak_flops": 989.5e12,
+        "measured_matmul_flops": 654.332e12,
+        "runs": runs,
+    }
+    ours, peer = train_step.with_shares_and_ratios(stored)["runs"].values()
+    assert ours["share_of_measured_matmul"] == pytest.approx(0.46448, abs=1e-5)
+    assert peer["share_of_measured_matmul"] == pytest.approx(1.2226 * 0.45564, abs=1e-4)
+    assert ours["ratios"].keys() == {"all"}
+    assert ours["ratios"]["all"]["fastest"] == pytest.approx(0.120090 / 0.117804)
+    assert [row[1] for row in train_step.lines([stored])][1].endswith("compiled, all positions")
+    assert train_step.lines([stored])[0][8] == "46.4% *"  # of a product that was not queued
 
 
 def test_slots_are_more_than_the_masked_positions_and_fewer_than_all():
