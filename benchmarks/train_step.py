@@ -471,7 +471,7 @@ def report(results: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(labels)), layout="constrained")
     axes.barh(range(len(labels)), shares, color=colors, tick_label=labels)
     axes.invert_yaxis()
-    axes.set_xlabel("operations performed / those of large matrix products, on the same device")
+    axes.set_xlabel("operations a second / those of large matrix products")
     figure.savefig(PAGE.with_suffix(".png"), dpi=120)
 
 
