@@ -29,6 +29,7 @@ USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
 # On a CPU the memory is also that of everything else that runs, and more microbatches cost nothing:
 # a part of so many tokens stays nearer to the caches than a larger one.
 _USABLE_CPU, _TOKENS_CPU = 0.5, 2_048
+_QUEUED_PRODUCTS = 20
 
 
 class DoesNotFitError(ConfigError):
@@ -209,7 +210,7 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     rate = peak_flops(device.device_kind)
     source = f"the peak of {device.device_kind}"
     if rate is None:
-        rate = _measured_matmul_flops(config.model.dtype)
+        rate = measured_matmul_flops(config.model.dtype)
         source = "the rate of a matrix product timed here"
         if device.platform == "cpu":  # simulated devices share the cores that were timed
             rate /= len(mesh.local_devices)
@@ -220,17 +221,33 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     )
 
 
-def _measured_matmul_flops(dtype: str) -> float:
-    size = 1_024
-    x = jnp.ones((size, size), jnp.dtype(dtype))
+def measured_matmul_flops(dtype: str, size: int = 1_024, turns: int = 1) -> float:
+    """FLOP/s of a product of square matrices, timed here and now.
+
+    Products are queued and the last is waited for once, as in a training step: a wait after each
+    would count the launch and the host's wake-up as arithmetic. Each takes the one before it as a
+    factor, so that none runs beside another and the last is done when all are.
+
+    Args:
+      dtype: of factors and product.
+      size: rows and columns.
+      turns: how often to time the queue; the fastest counts.
+    """
+    # Random: on zeros and ones chips draw less power and run faster. Divided by the square root of
+    # the size, so that the entries of one product after the other stay as large.
+    values = np.random.default_rng(0).normal(size=(size, size)) / size**0.5
+    x = jnp.asarray(values, jnp.dtype(dtype))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
     multiply(x, x).block_until_ready()
     times = []
-    for _ in range(5):
+    for _ in range(turns):
         started = time.perf_counter()
-        multiply(x, x).block_until_ready()
+        product = x
+        for _ in range(_QUEUED_PRODUCTS):
+            product = multiply(product, x)
+        product.block_until_ready()
         times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 * _QUEUED_PRODUCTS / min(times)
 
 
 def program_bytes(compiled: Any) -> dict[str, int]:
