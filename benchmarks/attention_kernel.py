@@ -6,10 +6,8 @@
 
 Each adds its part to benchmarks/results/attention_kernel.json. `--compile` takes a stack of layers
 that are projections and attention (no feed-forward, no LayerNorm), scanned, bfloat16, dropout 0.1,
-and their gradients by weights and input, on one device. For H100 it needs jax-cuda12-plugin,
-jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12, the first two installed with --no-deps, and in the
-environment JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and
-XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir=SITE_PACKAGES/nvidia/cuda_nvcc".
+and their gradients by weights and input, on one device. What H100 needs, installed and in the
+environment, stands at the head of benchmarks/h100.py.
 `--check` compares output and gradients of both paths with NumPy's in float64
 (tests/attention_reference.py), and the mask to the bit; it ends with 1 where the kernels are off.
 `--time` is of forward and backward of one attention; the two paths take turns, the least counts.
@@ -33,9 +31,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks import h100
 from benchmarks.hardware import cpu_name
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.fused_attention import fused_attention
@@ -60,15 +58,6 @@ SHAPES = {  # layers, rows, length, heads, columns of a head
     "BASE, 16 x 512": (12, 16, 512, 12, 64),
     "LARGE, 16 x 512": (24, 16, 512, 16, 64),
 }
-# What XLA must know of a GPU to compile for it.
-H100 = """gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
-shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
-core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3" """
 
 
 def main() -> None:
@@ -104,12 +93,7 @@ def main() -> None:
 
 def compile_all(chip: str, paths: dict[str, Callable[..., jax.Array]]) -> list[dict[str, Any]]:
     """Bytes of temporary memory of the stack of layers, by shape and path."""
-    if chip == "h100":
-        device = topologies.get_topology_desc(
-            "h100", "cuda", target_config=H100, topology="1x1x1"
-        ).devices[0]
-    else:
-        device = open_target(chip, 1).devices[0]
+    device = h100.device() if chip == "h100" else open_target(chip, 1).devices[0]
     sharding = SingleDeviceSharding(device)
 
     def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

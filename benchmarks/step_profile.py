@@ -2,34 +2,37 @@
 
     python -m benchmarks.step_profile --case=base:128:8
 
-Compiles the step as benchmarks.train_step does, traces a few of them with JAX's profiler, and adds up the time of
-every operation under the part of the model that its name stems from. An operation that runs others counts without
-them; where several run at once the sum is more than the time that passed. A fusion counts where its name says, though
-it may hold more. Writes benchmarks/results/step_profile.json and prints the table. Imports neither TensorFlow nor
-bertjax's command line.
+On a GPU with XLA_FLAGS=--xla_gpu_enable_command_buffer= , or what runs in a command buffer has no name. Compiles the
+step of a case (benchmarks/step_case.py), traces a few of them with JAX's profiler, and adds up the time of every
+operation under the part of the model that its name stems from. An operation that runs others counts without them;
+where several run at once the sum is more than the time that passed. A fusion counts where its name says, though it may
+hold more. Writes benchmarks/results/step_profile.json and prints the table. Imports neither TensorFlow nor bertjax's
+command line.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import gzip
 import json
-import platform
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.profiler import ProfileData
 
-from benchmarks.hardware import device_name
-from benchmarks.train_step import Bertjax, make_batch, make_config
+from benchmarks.hardware import record
+from benchmarks.step_case import Runner, step_config
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
+WARM_UP_STEPS = 3
 # The first that is found in an operation's name; `optimizer` has no gradient around it.
 PARTS = (
     ("MLM head and its loss", r"mlm_head"),
@@ -53,15 +56,16 @@ def main() -> None:
     parser.add_argument("--case", default="base:128:8", help="recipe:length:rows")
     parser.add_argument("--attention", default="xla", choices=["xla", "pallas"])
     parser.add_argument("--scan_layers", action="store_true", help="as recipes do not")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
     parser.add_argument("--steps", type=int, default=5, help="that are traced")
+    parser.add_argument("--trace", type=Path, help="where to keep the trace, gzipped")
     parser.add_argument("--load", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    recipe, length, rows = args.case.split(":")
-    config = make_config(recipe, int(length), int(rows))
-    config.model.attention = args.attention
-    config.model.scan_layers = args.scan_layers
-    contender = Bertjax(config, make_batch(config))
+    layers = [f"attention={args.attention}", f"scan_layers={str(args.scan_layers).lower()}"]
+    config = step_config(args.case, [*layers, *args.set])
+    contender = Runner(config)
+    contender.run(WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             started = time.perf_counter()
@@ -69,24 +73,32 @@ def main() -> None:
             seconds = (time.perf_counter() - started) / args.steps
         (path,) = Path(folder).glob("**/*.xplane.pb")
         times = operation_seconds(ProfileData.from_file(str(path)))
-    names = dict(re.findall(r'%?([\w.-]+) = .*?op_name="([^"]*)"', contender.program_text()))
+        if args.trace:
+            args.trace.write_bytes(gzip.compress(path.read_bytes()))
+    if not times:
+        raise SystemExit(
+            "the trace names no operation of the program: on a GPU set "
+            "XLA_FLAGS=--xla_gpu_enable_command_buffer= , since a command buffer runs as one"
+        )
+    names = dict(
+        re.findall(r'%?([\w.-]+) = .*?op_name="([^"]*)"', contender.program.as_text() or "")
+    )
     parts = sum_parts({name: t / args.steps for name, t in times.items()}, names)
     result = {
         "case": args.case,
         "attention": args.attention,
         "scan_layers": args.scan_layers,
-        "device": device_name(),
+        "fields": args.set,
+        "flags": os.environ.get("XLA_FLAGS", ""),
         "seconds_a_step": seconds,
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
         "parts": parts,
-        "settings": contender.settings,
-        "load": args.load,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": dataclasses.asdict(config.model),
+        **record(args.load),
     }
     results = json.loads(args.output.read_text()) if args.output.exists() else []
-    same = ("case", "attention", "scan_layers", "device")
-    results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
+    same = ("case", "attention", "scan_layers", "fields", "flags", "device")
+    results = [r for r in results if any(r.get(k) != result[k] for k in same)] + [result]
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(table(result))
 
@@ -94,7 +106,9 @@ def main() -> None:
 def operation_seconds(trace: ProfileData) -> dict[str, float]:
     """The time that each operation took itself, without those that it ran, by its name in HLO."""
     seconds: dict[str, float] = collections.defaultdict(float)
-    for plane in trace.planes:
+    planes = list(trace.planes)
+    # A GPU's kernels have a plane of their own; the host's says when it asked for them.
+    for plane in [x for x in planes if x.name.startswith("/device:GPU")] or planes:
         for line in plane.lines:
             for name, nanoseconds in own_times(operations(line)):
                 seconds[name] += nanoseconds / 1e9
@@ -133,13 +147,18 @@ def sum_parts(times: dict[str, float], names: dict[str, str]) -> dict[str, dict[
     parts: dict[str, dict[str, float]] = {}
     for operation, seconds in times.items():
         origin = names.get(operation, "")
-        part = next((part for part, pattern in PARTS if re.search(pattern, origin)), OPTIMIZER)
+        part = part_of(origin)
         if not origin:
             part = f"unnamed: {re.sub(r'[.0-9]+$', '', operation)}"
         direction = "forward" if part == OPTIMIZER else direction_of(origin)
         sums = parts.setdefault(part, {"forward": 0.0, "backward": 0.0})
         sums[direction] += seconds
     return dict(sorted(parts.items(), key=lambda item: -sum(item[1].values())))
+
+
+def part_of(origin: str) -> str:
+    """The part of the step that an operation stems from."""
+    return next((part for part, pattern in PARTS if re.search(pattern, origin)), OPTIMIZER)
 
 
 def direction_of(origin: str) -> str:

@@ -60,8 +60,25 @@ class Dense(nn.Module):
             (((x.ndim - 1,), (0,)), ((), ())),
             precision=product_precision(self.dtype),
         )
-        # Copied to every token before it is cast, so that backwards the sum comes after the cast.
-        return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+        return _add_bias(y, bias)
+
+
+@jax.custom_vjp
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., d] + bias [d], in the dtype of x; the bias has its gradient summed in float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if gradient.dtype != bias.dtype:
+        # Else XLA takes the cast to float32 together with the one from float32 before it, and
+        # writes the whole gradient in float32 too, for the sum alone.
+        gradient = jax.lax.optimization_barrier(gradient)
+    axes = tuple(range(gradient.ndim - 1))
+    return gradient, jnp.sum(gradient, axes, dtype=bias.dtype)
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
 
 
 def dense(
@@ -135,12 +152,14 @@ def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
     "tanh" is google-research/bert at HEAD, "erf" its first release and Hugging Face.
     """
 
-    @_recomputed
     def activate(x: jax.Array) -> jax.Array:
         wide = x.astype(wide_dtype(config))
         return jax.nn.gelu(wide, approximate=config.gelu == "tanh").astype(x.dtype)
 
-    return activate(x)
+    # In 16 bits XLA would find the tanh in the forward pass and keep it, in float32. (A scan keeps
+    # the passes apart by itself.)
+    apart = x.dtype != wide_dtype(config) and not config.scan_layers
+    return jax.checkpoint(activate, prevent_cse=apart)(x)
 
 
 def hidden_rows(config: ModelConfig, x: jax.Array) -> jax.Array:

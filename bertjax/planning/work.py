@@ -20,6 +20,7 @@ _FREE_CALLS = {
     "GatherScatterIndicesBitpacked", "Sharding",
 }  # fmt: skip
 _KERNELS = re.compile(r"tpu_custom_call|triton|mosaic|cudnn")
+_PRODUCTS = re.compile(r"gemm|matmul")  # __cublas$gemm, __cublas$lt$matmul
 _READS_A_PART = ("dynamic-slice", "slice", "gather")
 
 
@@ -35,11 +36,12 @@ def matmul_flops(module: Module) -> float:
         times = module.executions[name]
         if times:
             for instruction in instructions.values():
-                total += times * _flops(instruction, instructions)
+                total += times * instruction_flops(instruction, instructions)
     return total
 
 
-def _flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
+def instruction_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
+    """What one instruction adds to `matmul_flops`; `around` is its computation."""
     if instruction.opcode == "dot":
         contracting = instruction.attribute("lhs_contracting_dims") or ""
         return _product_flops(instruction, around, contracting)
@@ -47,7 +49,7 @@ def _flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
         return _convolution_flops(instruction, around)
     if instruction.opcode == "custom-call":
         target = instruction.attribute("custom_call_target") or ""
-        if re.search(r"gemm|matmul", target):  # __cublas$gemm, __cublas$lt$matmul
+        if _PRODUCTS.search(target):
             match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
             return _product_flops(instruction, around, match[1].replace('"', "") if match else "")
         return _kernel_flops(instruction) or 0.0
@@ -65,18 +67,19 @@ def uncounted_kernels(module: Module) -> list[str]:
         for name, instructions in module.computations.items()
         if module.executions[name]
         for instruction in instructions.values()
-        if _is_kernel(instruction) and _kernel_flops(instruction) is None
+        if is_kernel(instruction) and _kernel_flops(instruction) is None
     )
 
 
-def _is_kernel(instruction: Instruction) -> bool:
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether it is a program of its own that the compiler only calls, as our attention is."""
     target = instruction.attribute("custom_call_target") or ""
     return instruction.opcode == "custom-call" and bool(_KERNELS.search(target))
 
 
 def _kernel_flops(instruction: Instruction) -> float | None:
     """What the author of a kernel says it does; for ours see `models/attention_kernel.py`."""
-    if not _is_kernel(instruction):
+    if not is_kernel(instruction):
         return None
     stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
     return float(stated[1]) if stated else None
@@ -159,9 +162,22 @@ def memory_bytes(module: Module) -> float:
         times = module.executions[name]
         if times and name not in module.fused:
             for instruction in instructions.values():
-                arrays = _traffic(instruction, instructions, module)
-                total += times * sum(a.padded_bytes for a in arrays if a.in_main_memory)
+                total += times * instruction_bytes(instruction, instructions, module)
     return total
+
+
+def instruction_bytes(
+    instruction: Instruction, around: dict[str, Instruction], module: Module
+) -> float:
+    """What one instruction adds to `memory_bytes`; `around` is its computation."""
+    arrays = _traffic(instruction, around, module)
+    return sum(array.padded_bytes for array in arrays if array.in_main_memory)
+
+
+def is_free(instruction: Instruction) -> bool:
+    """Whether it only names memory, or rules what others do: nothing runs for it."""
+    target = (instruction.attribute("custom_call_target") or "").strip('"')
+    return instruction.opcode in _FREE or target in _FREE_CALLS
 
 
 def _traffic(
@@ -169,9 +185,7 @@ def _traffic(
 ) -> Iterator[Array]:
     """The arrays that an instruction reads and writes."""
     opcode = instruction.opcode
-    if opcode in _FREE or (instruction.attribute("custom_call_target") or "").strip('"') in (
-        _FREE_CALLS
-    ):
+    if is_free(instruction):
         return
     operands = [around[name] for name in instruction.operands if name in around]
     if opcode in ("copy-start", "slice-start"):
@@ -192,7 +206,9 @@ def _traffic(
     else:
         for operand in operands:
             yield from operand.arrays
-        yield from instruction.arrays
+        product = _PRODUCTS.search(instruction.attribute("custom_call_target") or "")
+        # The room for its work that cuBLAS asks for stands among the results.
+        yield from (a for a in instruction.arrays if not (product and a.dtype == "s8"))
 
 
 def _fusion_traffic(

@@ -1,0 +1,136 @@
+"""What XLA makes of the training step for an H100, without owning one: bytes, kernels, memory.
+
+    python -m benchmarks.gpu_program --figures
+    python -m benchmarks.gpu_program --case=base:128:512 --set=attention=pallas --by_part
+    XLA_FLAGS=--xla_gpu_enable_triton_gemm=false python -m benchmarks.gpu_program --case=...
+
+Needs the environment that benchmarks/h100.py describes (Python 3.12, jax 0.11.2 and its CUDA
+compiler; no GPU). Compiles the whole step of a case (benchmarks/step_case.py), forward, backward
+and optimiser, in the dtype of GPUs with dropout 0.1, and counts from the optimised program
+(benchmarks/program_account.py): no figure is a time. `--figures` compiles those of
+docs/design/speed.md, each in a process of its own, about a minute each on two cores. A row goes
+into benchmarks/results/gpu_program.json in the place of an earlier one of the same case, fields,
+flags and note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "gpu_program.json"
+CASES = (
+    ("base:128:512", "pallas"),
+    ("large:128:256", "pallas"),
+    ("large:512:64", "pallas"),
+    ("large:512:64:packed", "pallas"),
+    ("novels:128:512", "pallas"),
+    ("minilm:384:32:span", "pallas"),
+    ("minilm:384:32:span", "xla"),
+)
+LAYOUTS = ("compiler", "row_major")
+_KEY = ("case", "fields", "flags", "note")
+
+
+def main() -> None:
+    """Compiles, prints the account and keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", help="model:length:rows[:packed|:span]")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
+    parser.add_argument("--figures", action="store_true", help="all of docs/design/speed.md")
+    parser.add_argument("--by_part", action="store_true", help="by part of the model, too")
+    parser.add_argument("--text", type=Path, help="where to write the program, gzipped")
+    parser.add_argument("--note", default="", help="what else there is to say of the program")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    if not args.figures and not args.case:
+        parser.error("name a --case, or --figures")
+    if args.case:
+        compile_case(args)
+    if args.figures:
+        for case, attention in CASES:
+            for layout in LAYOUTS:
+                fields = [f"--set=attention={attention}", f"--set=activation_layout={layout}"]
+                command = [sys.executable, "-m", "benchmarks.gpu_program", f"--case={case}"]
+                subprocess.run([*command, *fields, f"--output={args.output}"], check=True)
+        print(table(json.loads(args.output.read_text())))
+
+
+def compile_case(args: argparse.Namespace) -> None:
+    """Compiles one case in this process, which becomes one that computes on the CPU alone."""
+    from benchmarks import h100
+
+    flags = os.environ.get("XLA_FLAGS", "")  # of the case, beside those of compiling at all
+    h100.prepare()
+    import jax
+
+    from benchmarks import program_account, step_case
+    from benchmarks.hardware import cpu_name
+    from bertjax.training.compilation import program_bytes
+    from bertjax.training.sharding import make_mesh
+
+    jax.config.update("jax_enable_compilation_cache", False)  # its programs have no text
+    config = step_case.step_config(args.case, args.set, backend="gpu")
+    started = time.monotonic()
+    compiled = step_case.compile_step(config, make_mesh(config.mesh, [h100.device()]))
+    seconds = time.monotonic() - started
+    text = compiled.as_text()
+    if args.text:
+        args.text.write_bytes(gzip.compress(text.encode()))
+    kernels = program_account.account(text, *step_case.activation_size(config))
+    kinds = program_account.grouped(kernels, program_account.by_kind)
+    memory = program_bytes(compiled)
+    row = {
+        "case": args.case,
+        "fields": args.set,
+        "flags": flags,
+        "note": args.note,
+        **program_account.totals(kernels),
+        "temporary_gigabytes": round(memory["temporary"] / 1e9, 2),
+        "peak_gigabytes": round(sum(memory.values()) / 1e9, 2),
+        "kinds": kinds,
+        "compile_seconds": round(seconds, 1),
+        "hardware": cpu_name(),
+        "versions": h100.versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write(args.output, row)
+    print(program_account.table(kinds))
+    if args.by_part:
+        print(program_account.table(program_account.grouped(kernels, program_account.by_part)))
+    print(table([row]), flush=True)
+
+
+def write(path: Path, row: dict[str, Any]) -> None:
+    """Puts a row into the file of results, in the place of an earlier one of the same program."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [other for other in rows if any(other[x] != row[x] for x in _KEY)] + [row]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+HEADER = f"{'':74}{'GB':>8}{'kernels':>9}{'transposes':>12}{'temporary':>11}{'peak, GB':>10}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For the terminal."""
+    lines = [HEADER]
+    for row in rows:
+        name = " ".join(filter(None, (row["case"], *row["fields"], row["flags"], row["note"])))
+        lines.append(
+            f"{name:74}{row['gigabytes']:>8.1f}{row['kernels']:>9,}"
+            f"{row['activation_transposes']:>12}{row['temporary_gigabytes']:>11.2f}"
+            f"{row['peak_gigabytes']:>10.2f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
