@@ -246,7 +246,6 @@ def test_a_recipe_of_ones_own(tmp_path):
         (["--config=tinny"], "--config=tinny: no recipe of that name; did you mean 'tiny'?"),
         (["--config=no/such.py"], "no such file"),
         ([], "--config is missing: choose from base, large, small, tiny"),
-        (["--config=tiny"], "--workdir=DIR is missing"),
         (["--config=tiny", f"--workdir={__file__}"], "is a file; name a folder"),
         (
             ["--config=base", "--config.data.max_length=64"],

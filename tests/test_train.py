@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from micro_runs import RECIPE, STEPS, assert_same_run, computed, micro, read, summary
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.config import ConfigError
+from bertjax.config import ConfigError, Phase
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
 from bertjax.training.checkpoint import CheckpointStore
@@ -315,6 +316,36 @@ def command(store, workdir, *more):
         f"--config.data.store={store}",
         *more,
     ]
+
+
+def test_without_a_workdir_the_run_is_kept_by_the_name_of_its_recipe(store, tmp_path):
+    for steps, said in ((1, "starting at step 0"), (2, "resuming from step 1")):
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "bertjax.train", f"--config={RECIPE}"),
+                *(f"--config.data.store={store}", f"--config.num_steps={steps}"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "the run is kept in runs/micro; --workdir=DIR" in result.stderr.splitlines()[0]
+        assert said in result.stderr
+    assert summary(tmp_path / "runs" / "micro")["steps"] == 2
+
+
+def test_many_epochs_of_the_embedded_corpus_are_said_with_what_to_do(tmp_path, caplog):
+    changes = {"model__vocab_size": 2_048, "phases": (Phase(num_steps=100_000),)}
+    config = micro("", optimizer__warmup_steps=4, num_steps=1, **changes)
+    assert loop.run(config, tmp_path) == 0
+    said = re.search(
+        r"goes over it ([\d,]+) times in this phase, which takes (.*) here", caplog.text
+    )
+    assert int(said[1].replace(",", "")) > 40
+    assert "python -m bertjax.prepare --input='corpus/*.txt' --output=stores/mine" in caplog.text
+    assert "--vocab_size=2048, then --config.data.store=stores/mine" in caplog.text
 
 
 def test_killed_and_restarted_is_the_same_run(store, whole_run, tmp_path):

@@ -32,7 +32,6 @@ _LOG = logging.getLogger(__name__)
 
 # Held-out rows are drawn alike in every run, whatever its seed, so that runs compare.
 _EVALUATION_SEED = 0
-_SMALL = 512  # hidden size up to which the embedded corpus is enough to learn something
 _EVALUATION_STREAM = 2**31 - 1  # no phase has this number
 
 
@@ -49,6 +48,7 @@ class Data:
     evaluation_hash: str  # the same of the stores that the evaluation's documents are in
     tokenizer: Tokenizer
     cache: Path  # for row indexes, where a store is read-only
+    is_embedded: bool  # no store was named
 
     def training_rows(self, config: Config, phase_index: int) -> Rows:
         """Rows of one phase; those of several stores are packed store by store."""
@@ -131,11 +131,6 @@ def open_data(config: Config, workdir: Workdir) -> Data:
     named = store_list(config.data)
     stores = tuple(open_store(local_store(entry.path)) for entry in named)
     if not stores:
-        if config.model.hidden_size > _SMALL:
-            _LOG.warning(
-                "no config.data.store is given: training on the embedded corpus, some 2 MB of "
-                "documentation; python -m bertjax.prepare makes a store of your text"
-            )
         stores = (_embedded_store(workdir, config.model.vocab_size),)
     given = [entry.weight for entry in named if entry.weight is not None]
     weights = whole_weights(given) if given else None
@@ -189,6 +184,7 @@ def open_data(config: Config, workdir: Workdir) -> Data:
         evaluation_hash=evaluation_hash,
         tokenizer=first.tokenizer(),
         cache=workdir.local / "rows",
+        is_embedded=not named,
     )
 
 
