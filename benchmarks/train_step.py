@@ -5,9 +5,13 @@
 
 A case is recipe:length:rows. Each contender compiles and warms up; then they take turns, some
 steps each, and the fastest turn counts (identical runs on shared CPUs differ by a factor of two)
-with the median beside it. Both have dropout 0.1, BERT's AdamW or AdamW, clipping, and the same
+with the median beside it. All have dropout 0.1, BERT's AdamW or AdamW, clipping, and the same
 rows, all tokens real. With `:packed` rows are made of sentence pairs as long as Wikipedia's
 (benchmarks.packing): several in each of bertjax's, one in each of the peer's, padded.
+
+transformers is timed twice: as it is, with the MLM logits of all positions, and with those of the
+masked positions only, which is the work that bertjax does. Each has its own count of operations,
+and bertjax a ratio to each. --peer_logits=masked leaves one out.
 
 Imports neither TensorFlow nor the command line of bertjax, so that it runs where there is only JAX
 and PyTorch; on a GPU benchmarks.gpu runs the cases. Writes benchmarks/results/train_step.json (or
@@ -19,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import gc
 import importlib
 import json
@@ -29,6 +32,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +42,8 @@ RESULT = Path(__file__).parent / "results" / "train_step.json"
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "train_step.md"
 DEPTH = 12  # pairs in a packed row, at most
 WARM_UP_STEPS = 3
+PEER = "transformers, "  # and which MLM logits it computes: the name of a contender
+LOGITS = ("all", "masked")  # positions
 # Beside torch in one process: neither takes the whole memory at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
 
@@ -48,8 +54,11 @@ import numpy as np  # noqa: E402
 from benchmarks.hardware import device_name  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
 from bertjax.models import BertForPreTraining, compute_dtype, init_params  # noqa: E402
-from bertjax.models.layers import product_precision  # noqa: E402
-from bertjax.training.compilation import compile_train_step, program_bytes  # noqa: E402
+from bertjax.training.compilation import (  # noqa: E402
+    compile_train_step,
+    measured_matmul_flops,
+    program_bytes,
+)
 from bertjax.training.metrics import flops_per_row, peak_flops  # noqa: E402
 from bertjax.training.objectives import pretraining_batch, pretraining_objective  # noqa: E402
 from bertjax.training.optimizer import make_optimizer  # noqa: E402
@@ -121,6 +130,12 @@ def main() -> None:
     parser.add_argument("--case", action="append", default=[], help="recipe:length:rows[:packed]")
     parser.add_argument("--attention", default="xla", help="of bertjax: xla, pallas or both")
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
+    parser.add_argument(
+        "--peer_logits",
+        type=lambda text: text.split(","),
+        default=LOGITS,
+        help="of which positions the peer computes MLM logits: all, masked or both",
+    )
     parser.add_argument("--peer_eager", action="store_true", help="without torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one turn, about")
@@ -133,6 +148,8 @@ def main() -> None:
         return
     if not args.case:
         parser.error("name a --case")
+    if unknown := set(args.peer_logits) - {*LOGITS}:
+        parser.error(f"--peer_logits: {', '.join(sorted(unknown))}; expected all, masked or both")
     results = json.loads(args.output.read_text()) if args.output.exists() else []
     done = []
     for case in args.case:
@@ -146,9 +163,7 @@ def main() -> None:
 
 def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times all contenders on one case, in turns."""
-    recipe, length, rows, *packed = case.split(":")
-    config = make_config(recipe, int(length), int(rows), DEPTH if packed else 1)
-    batch, peer_batch = make_packed_batches(config) if packed else [make_batch(config)] * 2
+    config, batch, peer_batch = make_case(case)
     contenders: dict[str, Any] = {}
     for attention in args.attention.split(","):
         model = dataclasses.replace(config.model, attention=attention)
@@ -156,10 +171,15 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
         contenders[name] = Bertjax(dataclasses.replace(config, model=model), batch)
         print(f"{case}: {name}: {contenders[name].compile_seconds:.0f} s to start", flush=True)
     if args.peer:
-        from benchmarks.train_step_peer import Transformers
+        from benchmarks.train_step_peer import make_contenders
 
-        contenders[args.peer] = Transformers(config.model, peer_batch, compiled=not args.peer_eager)
-        print(f"{case}: {args.peer}: {contenders[args.peer].compile_seconds:.0f} s to start")
+        peers = make_contenders(
+            config.model, peer_batch, args.peer_logits, compiled=not args.peer_eager
+        )
+        for name, peer in peers.items():
+            print(f"{case}: {name}: {peer.compile_seconds:.0f} s to start", flush=True)
+        contenders |= peers
+        del peers, peer
     counts = {}
     for name, contender in contenders.items():
         started = time.perf_counter()
@@ -173,16 +193,13 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
             seconds[name].append((time.perf_counter() - started) / counts[name])
             assert np.isfinite(loss), f"{name}: loss {loss}"
     (phase,) = config.resolved_phases()
-    flops = phase.global_batch_size * flops_per_row(
-        config.model, phase.max_length, phase.max_predictions
-    )
-    kind = jax.devices()[0].device_kind
-    peak, measured = peak_flops(kind), matmul_flops(config.model.dtype)
+    size = 2_048 if jax.default_backend() == "cpu" else 8_192
+    measured = measured_matmul_flops(config.model.dtype, size, turns=3)
     runs = {}
     for name, contender in contenders.items():
         best = min(seconds[name])
         peak_bytes = contender.peak_bytes()
-        own = peer_batch if name == args.peer else batch
+        own = peer_batch if name.startswith(PEER) else batch
         sequences = own["pair_weights" if "pair_weights" in own else "row_weights"]
         tokens = own["segment_ids" if "segment_ids" in own else "attention_mask"] > 0
         runs[name] = {
@@ -190,26 +207,22 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
             "rows_per_second": phase.global_batch_size / best,
             "rows_per_second_median": phase.global_batch_size / statistics.median(seconds[name]),
             "real_tokens_per_second": int(tokens.sum()) / best,
-            "mfu_of_peak": peak and flops / best / peak,
-            "share_of_measured_matmul": flops / best / measured,
+            "flops_per_step": step_flops(config, contender.settings, own),
             "peak_gigabytes": peak_bytes and peak_bytes / 1e9,
             "seconds_to_start": round(contender.compile_seconds, 1),
             "step_seconds": seconds[name],
             "settings": contender.settings,
         }
-    if args.peer:
-        for run in runs.values():
-            speed, theirs = (r["real_tokens_per_second"] for r in (run, runs[args.peer]))
-            run["ratio_to_peer"] = speed / theirs
     contenders.clear()
     gc.collect()
-    return {
+    result = {
         "case": case,
         "device": device_name(),
         "peer_mode": args.peer and ("eager" if args.peer_eager else "compiled"),
         "dropout_rate": config.model.dropout_rate,
         "measured_matmul_flops": measured,
-        "peak_flops": peak,
+        "products_queued": True,
+        "peak_flops": peak_flops(jax.devices()[0].device_kind),
         "runs": runs,
         "flags": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "OMP_NUM_THREADS")},
         "python": platform.python_version(),
@@ -217,6 +230,80 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
         "load": args.load,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    return with_shares_and_ratios(result)
+
+
+def step_flops(
+    config: Config, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray]
+) -> float:
+    """Operations of a step, of those that this contender performs; padding is among them.
+
+    By `flops_per_row`, which is linear in the number of predictions.
+
+    Args:
+      config: with one phase.
+      settings: of the contender. bertjax computes logits for every slot of `masked_positions`,
+        the peer, by `mlm_logits`, for all positions or for the slots that hold a prediction.
+      batch: of the contender.
+    """
+    rows, length = batch["input_ids"].shape
+    logits = {
+        "all": rows * length,
+        "masked": int(batch["masked_weights"].sum()),
+        "slots": batch["masked_positions"].size,
+    }[settings.get("mlm_logits", "slots")]
+    pairs = batch["cls_positions"].shape[1] if "cls_positions" in batch else 1
+    without = flops_per_row(config.model, length, 0, pairs)
+    return rows * without + logits * (flops_per_row(config.model, length, 1, pairs) - without)
+
+
+def with_shares_and_ratios(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with what follows from the times and operations of its contenders.
+
+    Results from before there were two peers have one, with the logits of all positions, and shares
+    by bertjax's operations for both. They get the name, the operations and the shares of their own.
+    """
+    runs = {
+        PEER + "all" if name == "transformers" else name: dict(run)
+        for name, run in result["runs"].items()
+    }
+    if not all("flops_per_step" in run for run in runs.values()):
+        config, batch, peer_batch = make_case(result["case"])
+        for name, run in runs.items():
+            if name.startswith(PEER):
+                run["settings"] = {**run["settings"], "mlm_logits": "all"}
+            own = peer_batch if name.startswith(PEER) else batch
+            run["flops_per_step"] = step_flops(config, run["settings"], own)
+            run.pop("ratio_to_peer", None)
+    peak = result["peak_flops"]
+    for run in runs.values():
+        rate = run["flops_per_step"] / min(run["step_seconds"])
+        run["mfu_of_peak"] = peak and rate / peak
+        run["share_of_measured_matmul"] = rate / result["measured_matmul_flops"]
+        run["ratios"] = {
+            logits: {
+                "fastest": _speed(run, min) / _speed(runs[PEER + logits], min),
+                "median": _speed(run, statistics.median)
+                / _speed(runs[PEER + logits], statistics.median),
+            }
+            for logits in LOGITS
+            if PEER + logits in runs
+        }
+    return {**result, "runs": runs}
+
+
+def _speed(run: Mapping[str, Any], turn: Callable[[list[float]], float]) -> float:
+    """Real tokens a second in one of the turns; the stored figure is that of the fastest."""
+    seconds = run["step_seconds"]
+    return run["real_tokens_per_second"] * min(seconds) / turn(seconds)
+
+
+def make_case(case: str) -> tuple[Config, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The configuration of recipe:length:rows[:packed], bertjax's batch and the peer's."""
+    recipe, length, rows, *packed = case.split(":")
+    config = make_config(recipe, int(length), int(rows), DEPTH if packed else 1)
+    batch, peer_batch = make_packed_batches(config) if packed else [make_batch(config)] * 2
+    return config, batch, peer_batch
 
 
 def make_config(recipe: str, length: int, rows: int, depth: int = 1) -> Config:
@@ -273,21 +360,6 @@ def make_packed_batches(config: Config) -> list[dict[str, np.ndarray]]:
         return [PackedRows(pairs, phase.packing_depth).rows(positions), pairs.rows(positions)]
 
 
-def matmul_flops(dtype: str) -> float:
-    """FLOP/s of a large square matrix product, timed here and now."""
-    size = 2_048 if jax.default_backend() == "cpu" else 8_192
-    # Random: on zeros and ones chips draw less power and run faster.
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.dtype(dtype))
-    multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
-    multiply(x, x).block_until_ready()
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        multiply(x, x).block_until_ready()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
-
-
 HEADER = (
     "case",
     "contender",
@@ -295,36 +367,51 @@ HEADER = (
     "rows/s",
     "median",
     "real tokens/s",
+    "GFLOP a row",
     "of peak",
     "of a product",
     "GB",
     "start, s",
-    "ratio",
+    "ratio to all positions",
+    "ratio to equal work",
 )
 
 
 def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The cells of the table."""
     cells: list[tuple[str, ...]] = []
-    for result in results:
+    for result in map(with_shares_and_ratios, results):
+        rows = int(result["case"].split(":")[2])
         for name, run in result["runs"].items():
             peak, memory = run["mfu_of_peak"], run["peak_gigabytes"]
             cells.append(
                 (
                     result["case"],
-                    f"{name}, {result['peer_mode']}" if "bertjax" not in name else name,
+                    f"transformers, {result['peer_mode']}, {name.removeprefix(PEER)} positions"
+                    if name.startswith(PEER)
+                    else name,
                     f"{run['sequences_per_second']:,.4g}",
                     f"{run['rows_per_second']:,.4g}",
                     f"{run['rows_per_second_median']:,.4g}",
                     f"{run['real_tokens_per_second']:,.4g}",
+                    f"{run['flops_per_step'] / rows / 1e9:.1f}",
                     f"{peak:.1%}" if peak else "",
-                    f"{run['share_of_measured_matmul']:.1%}",
+                    f"{run['share_of_measured_matmul']:.1%}" + ("" if _queued(result) else " *"),
                     f"{memory:.2f}" if memory else "",
                     f"{run['seconds_to_start']:.0f}",
-                    f"{run['ratio_to_peer']:.2f}" if "ratio_to_peer" in run else "",
+                    *(_ratio(run["ratios"].get(logits)) for logits in LOGITS),
                 )
             )
     return cells
+
+
+def _queued(result: Mapping[str, Any]) -> bool:
+    """Whether the products that shares are of were queued; in the first results they were not."""
+    return result.get("products_queued", False)
+
+
+def _ratio(ratio: Mapping[str, float] | None) -> str:
+    return f"{ratio['fastest']:.2f} ({ratio['median']:.2f})" if ratio else ""
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -347,30 +434,44 @@ def report(results: list[dict[str, Any]]) -> None:
         "Written by `python -m benchmarks.train_step --report` from "
         "`benchmarks/results/train_step.json`, which has commands, versions, settings and the "
         "time of every turn. The fastest turn counts, the median stands beside it; dropout 0.1, in "
-        "turns in one process, full "
-        "rows and the same batch, or where the case says packed, pairs as long as Wikipedia's. The "
-        "ratio is of real tokens. 'Of peak' is against the vendor's dense bfloat16 figure, 'of a "
-        "product' against a large matrix product timed in the same process.",
+        "turns in one process, full rows and the same batch, or where the case says packed, pairs "
+        "as long as Wikipedia's.",
+        "",
+        "transformers computes the MLM logits of all positions. 'Masked positions' are the same "
+        "modules and parameters with the logits of the masked positions only, the work that "
+        "bertjax does: losses and gradients are equal. Ratios are of real tokens: of the fastest "
+        "turns, and in brackets of the medians. GFLOP are of the operations that each contender "
+        "performs, padding included, and so are both shares: 'of peak' is against the vendor's "
+        "dense bfloat16 figure, 'of a product' against large matrix products timed in the same "
+        "process.",
         "",
     ]
     for device in dict.fromkeys(result["device"] for result in results):
         chosen = [result for result in results if result["device"] == device]
         text += [f"## {device}", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
         text += ["| " + " | ".join(row) + " |" for row in lines(chosen)]
+        if not all(map(_queued, chosen)):
+            text += [
+                "",
+                "\\* Beside products that were waited for one by one, which makes them slower and "
+                "the share larger than beside queued ones. These results are from before the peer "
+                "was timed at masked positions too; its shares, stored by bertjax's operations, "
+                "are computed here by its own.",
+            ]
         text.append("")
     PAGE.write_text(
         "\n".join([*text, "![arithmetic of the step beside a matrix product](train_step.png)", ""])
     )
-    cells = [row[:2] for row in lines(results)]
-    labels = [f"{case}\n{contender}" for case, contender in cells]
-    shares = [
-        run["share_of_measured_matmul"] for result in results for run in result["runs"].values()
-    ]
+    labels, shares = [], []
+    for result in map(with_shares_and_ratios, results):
+        for row, run in zip(lines([result]), result["runs"].values(), strict=True):
+            labels.append(f"{row[0]} on {result['device']}\n{row[1]}")
+            shares.append(run["share_of_measured_matmul"])
     colors = ["tab:blue" if "bertjax" in label else "tab:gray" for label in labels]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(labels)), layout="constrained")
     axes.barh(range(len(labels)), shares, color=colors, tick_label=labels)
     axes.invert_yaxis()
-    axes.set_xlabel("arithmetic of the model / a large matrix product on the same device")
+    axes.set_xlabel("operations a second / those of large matrix products")
     figure.savefig(PAGE.with_suffix(".png"), dpi=120)
 
 

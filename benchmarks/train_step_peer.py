@@ -1,15 +1,18 @@
 """What users of PyTorch train BERT with: transformers' BertForPreTraining, in its best mode.
 
 SDPA attention, torch.compile, fused AdamW and, on a GPU, bfloat16 autocast and TF32 for what is
-left. Its MLM head computes the logits of all positions, not only of the masked ones.
+left. transformers' own forward pass computes the MLM logits of all positions and ignores most. The
+second contender computes them at the masked positions only, as bertjax does: the same modules and
+parameters, the same losses and gradients (tests/test_train_step_peer.py), fewer operations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -17,59 +20,54 @@ import numpy as np
 os.environ.setdefault("USE_TF", "0")  # transformers imports TensorFlow where it finds it
 import torch
 import transformers
+from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from bertjax.config import ModelConfig
 
 WARM_UP_STEPS = 3
 
 
-class Transformers:
-    """One model, optimiser and batch; `run` takes steps."""
+@dataclasses.dataclass
+class Training:
+    """A model and its optimiser, on the device that steps are taken on."""
 
-    def __init__(self, model: ModelConfig, batch: Mapping[str, np.ndarray], *, compiled: bool):
-        """Makes the model, compiles it and takes the first steps.
+    model: transformers.BertForPreTraining
+    optimizer: torch.optim.Optimizer
+
+
+class Transformers:
+    """One way to take steps; `run` takes them."""
+
+    def __init__(
+        self, training: Training, batch: Mapping[str, np.ndarray], *, logits: str, compiled: bool
+    ):
+        """Compiles and takes the first steps.
 
         Args:
-          model: sizes and rates of dropout.
+          training: may be shared: one contender's step leaves nothing to another's but the
+            parameters, whose values do not change how long a step takes.
           batch: arrays of `pretraining_batch`.
+          logits: of the MLM head: of "all" positions or of the "masked" ones.
           compiled: torch.compile; otherwise eager.
         """
         started = time.monotonic()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            torch.set_float32_matmul_precision("high")
-            torch.cuda.reset_peak_memory_stats()
+        self._training = training
+        device = training.model.device
+        self._on_gpu = device.type == "cuda"
+        self._peak_bytes = 0
         self.settings = {
             "package": f"transformers {version('transformers')}, torch {torch.__version__}",
             "attention": "sdpa",
+            "mlm_logits": logits,
             "torch.compile": compiled,
-            "dtype": "bfloat16 autocast" if on_gpu else "float32",
+            "dtype": "bfloat16 autocast" if self._on_gpu else "float32",
             "optimizer": "torch.optim.AdamW(fused=True), clip_grad_norm_",
             "threads": torch.get_num_threads(),
         }
-        torch.manual_seed(0)
-        config = transformers.BertConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            intermediate_size=model.intermediate_size,
-            max_position_embeddings=model.max_positions,
-            hidden_act={"tanh": "gelu_new", "erf": "gelu"}[model.gelu],
-            hidden_dropout_prob=model.dropout_rate,
-            attention_probs_dropout_prob=model.attention_dropout_rate,
-            attn_implementation="sdpa",
-        )
-        self._model = transformers.BertForPreTraining(config).to(self._device).train()
-        self._forward = torch.compile(self._model) if compiled else self._model
-        self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=1e-4, weight_decay=0.01, fused=True
-        )
-        self._inputs = {
-            name: torch.from_numpy(array).long().to(self._device)
-            for name, array in _inputs(batch).items()
-        }
+        make_module, make_inputs = WAYS[logits]
+        module = make_module(training.model)
+        self._forward = torch.compile(module) if compiled else module
+        self._inputs = tensors(make_inputs(batch), device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.run(WARM_UP_STEPS)
@@ -77,29 +75,134 @@ class Transformers:
 
     def run(self, num_steps: int) -> float:
         """Takes steps and waits for the last; returns its loss."""
+        model, optimizer = self._training.model, self._training.optimizer
+        if self._on_gpu:  # the peak is that of this contender's steps
+            torch.cuda.reset_peak_memory_stats()
         for _ in range(num_steps):
-            with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=self._on_gpu):
                 loss = self._forward(**self._inputs).loss
-            self._optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-            self._optimizer.step()
-        return loss.item()  # waits for the device
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        value = loss.item()  # waits for the device
+        if self._on_gpu:
+            self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated())
+        return value
 
     def peak_bytes(self) -> int | None:
         """Of the GPU's memory; None on a CPU."""
-        return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
+        return self._peak_bytes if self._on_gpu else None
 
 
-def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same batch as transformers takes it: a label at each masked position, else -100."""
+def make_contenders(
+    model: ModelConfig, batch: Mapping[str, np.ndarray], logits: Sequence[str], *, compiled: bool
+) -> dict[str, Transformers]:
+    """A contender for each of `logits`, on one model and optimiser, by "transformers, LOGITS".
+
+    One model, because a GPU would otherwise have to hold the parameters and moments of each. What
+    the first compiles may start the next faster, from torch's cache.
+    """
+    training = make_training(model)
+    return {
+        f"transformers, {which}": Transformers(training, batch, logits=which, compiled=compiled)
+        for which in logits
+    }
+
+
+def make_training(model: ModelConfig) -> Training:
+    """transformers' model of these sizes and rates of dropout, and AdamW."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_position_embeddings=model.max_positions,
+        hidden_act={"tanh": "gelu_new", "erf": "gelu"}[model.gelu],
+        hidden_dropout_prob=model.dropout_rate,
+        attention_probs_dropout_prob=model.attention_dropout_rate,
+        attn_implementation="sdpa",
+    )
+    theirs = transformers.BertForPreTraining(config).to(device).train()
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    return Training(theirs, optimizer)
+
+
+class MaskedPositions(torch.nn.Module):
+    """The loss of a BertForPreTraining, from the logits of the masked positions alone.
+
+    Encoder, pooler and heads are the given model's; only its `forward` is not called.
+    """
+
+    def __init__(self, model: transformers.BertForPreTraining):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        masked_positions: torch.Tensor,
+        masked_ids: torch.Tensor,
+        next_sentence_label: torch.Tensor,
+        **inputs: torch.Tensor,
+    ) -> BertForPreTrainingOutput:
+        """The output of a training step: `loss` is all that it reads.
+
+        Args:
+          masked_positions: [n], into the tokens of all rows one after the other.
+          masked_ids: [n].
+          next_sentence_label: [b].
+          inputs: of the encoder.
+        """
+        hidden, pooled = self.model.bert(**inputs)[:2]
+        masked = hidden.flatten(0, 1).index_select(0, masked_positions)
+        mlm_logits, nsp_logits = self.model.cls(masked, pooled)
+        cross_entropy = torch.nn.functional.cross_entropy
+        loss = cross_entropy(mlm_logits, masked_ids) + cross_entropy(
+            nsp_logits, next_sentence_label
+        )
+        return BertForPreTrainingOutput(loss=loss)
+
+
+def inputs_of_all(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch as transformers takes it: a label at each masked position, else -100."""
     labels = np.full(batch["input_ids"].shape, -100)
     rows, slots = np.nonzero(batch["masked_weights"])
     labels[rows, batch["masked_positions"][rows, slots]] = batch["masked_ids"][rows, slots]
     return {
-        "input_ids": batch["input_ids"],
-        "token_type_ids": batch["token_type_ids"],
-        "attention_mask": batch["attention_mask"],
+        **_encoder_inputs(batch),
         "labels": labels,
         "next_sentence_label": batch["next_sentence_labels"],
     }
+
+
+def inputs_of_masked(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch as `MaskedPositions` takes it, without the slots that hold no prediction."""
+    rows, slots = np.nonzero(batch["masked_weights"])
+    length = batch["input_ids"].shape[1]
+    return {
+        **_encoder_inputs(batch),
+        "masked_positions": rows * length + batch["masked_positions"][rows, slots],
+        "masked_ids": batch["masked_ids"][rows, slots],
+        "next_sentence_label": batch["next_sentence_labels"],
+    }
+
+
+# By which MLM logits are computed: the module to call, of a model, and its inputs, of a batch.
+WAYS: dict[str, tuple[Callable[..., torch.nn.Module], Callable[..., dict[str, np.ndarray]]]] = {
+    "all": (lambda model: model, inputs_of_all),
+    "masked": (MaskedPositions, inputs_of_masked),
+}
+
+
+def tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """The arrays as integers on the device."""
+    return {name: torch.from_numpy(array).long().to(device) for name, array in arrays.items()}
+
+
+def _encoder_inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}

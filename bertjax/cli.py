@@ -172,6 +172,11 @@ def recipe_path(name: str) -> str:
     return str(path)
 
 
+def recipe_name(config_flag: flags.FlagHolder) -> str:
+    """Name of the recipe that the command line gives: that of its file."""
+    return Path(config_flags.get_config_filename(flags.FLAGS[config_flag.name])).stem
+
+
 def load_recipe(name: str) -> Config:
     """Loads a recipe by name or path; for notebooks, tests and other programs."""
     path = recipe_path(name)

@@ -19,6 +19,17 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message says what was found, expected and what to do."""
 
 
+# On a field or a whole section: it may differ between the run that saved a checkpoint and the run
+# that resumes from it. It says how to compute the same numbers, when to stop, to save, to evaluate
+# and to report. A field without it may not differ.
+_MAY_CHANGE = {"may_change": True}
+
+
+def _free(default: Any) -> Any:
+    """A field that may change when a run is resumed."""
+    return dataclasses.field(default=default, metadata=_MAY_CHANGE)
+
+
 @dataclasses.dataclass
 class ModelConfig:
     """The encoder and what stands on it (Devlin et al. 2019, section 3)."""
@@ -40,23 +51,22 @@ class ModelConfig:
     head: str = "pretraining"  # or "encoder" (none), "classification", "regression", "span" or
     # "tagging": fine-tuning sets it
     num_labels: int = 0  # of classification and tagging; 1 for regression
-    dtype: str = "auto"  # of the computation: "float32", "bfloat16"; "auto": float32 on CPU only
-    scan_layers: bool = False  # one compiled layer in a loop: faster to compile
-    attention: str = "xla"  # "pallas": kernels for TPU and GPU; "rows": for one CPU device
-    activation_layout: str = (
-        "compiler"  # of hidden states in memory; "row_major": pinned, GPUs only
-    )
-    remat: str = "none"  # recompute in the backward pass: "none", "attention" or "layer"
+    dtype: str = _free("auto")  # of the computation: "float32" or "bfloat16"; "auto": float32 on
+    # CPU only
+    scan_layers: bool = _free(False)  # one compiled layer in a loop: faster to compile
+    attention: str = _free("xla")  # "pallas": kernels for TPU and GPU; "rows": for one CPU device
+    activation_layout: str = _free("compiler")  # of hidden states; "row_major": pinned, for GPUs
+    remat: str = _free("none")  # recompute in the backward pass: "none", "attention" or "layer"
 
 
 @dataclasses.dataclass
 class DataConfig:
     """Where rows come from and what they look like."""
 
-    store: str = ""  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
-    stores: str = ""  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by their sizes,
+    store: str = _free("")  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
+    stores: str = _free("")  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by sizes,
     # "a@0.1" for a share of the documents (docs/design/stream.md)
-    eval_store: str = ""  # "" = the held-out documents of `store` or of all `stores`
+    eval_store: str = _free("")  # "" = the held-out documents of `store` or of all `stores`
     global_batch_size: int = 256  # rows a step, over all devices and microbatches
     max_length: int = 128  # tokens a row, special tokens included
     max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
@@ -66,8 +76,8 @@ class DataConfig:
     short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
     shuffle_window: int = -1  # rows that are read and shuffled together, at least 256; 0 = all;
     # -1 = all, or 2**18 of a store with more than 32 GiB of tokens (docs/design/stream.md)
-    num_threads: int = 0  # tf.data workers; 0 = one a core, at most 16
-    prefetch_batches: int = 4
+    num_threads: int = _free(0)  # tf.data workers; 0 = one a core, at most 16
+    prefetch_batches: int = _free(4)
     packing_depth: int = 1  # pairs in a row at most; 1 = a row is one pair (docs/design/packing.md)
 
 
@@ -111,10 +121,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    """Evaluation on the held-out rows."""
+    """Evaluation on the held-out rows: the same ones, however the training rows are made."""
 
     every_steps: int = 1_000  # and always at the end; 0 = at the end only
     max_rows: int = 4_096  # the same rows every time; 0 = all held-out rows
+    mask_rate: float = 0.15  # these three as in `data`, so that runs which differ there compare
+    masking: str = "token"
+    short_row_rate: float = 0.1
+    max_length: int = 0  # tokens a row; 0 = as in the phase
 
 
 @dataclasses.dataclass
@@ -141,19 +155,21 @@ class Config:
     """Everything that decides a run. The same config and store give the same run."""
 
     seed: int = 0
-    num_steps: int = 0  # stops the whole run early; 0 = the sum of the phases
-    init_from: str = ""  # a workdir or checkpoint (a path or gs://) to take the parameters from, or
-    # hf:FOLDER of a Hugging Face model; heads that it does not have are drawn from the seed
-    num_microbatches: int = 0  # parts of a batch, one after the other; 0 = chosen to fit the memory
-    profile: str = ""  # "100:110" traces the steps after the first 100, up to 110, for xprof
+    num_steps: int = _free(0)  # stops the whole run early; 0 = the sum of the phases
+    init_from: str = _free("")  # a workdir or checkpoint (a path or gs://) to take the parameters
+    # from, or hf:FOLDER of a Hugging Face model; heads that are not there are drawn from the seed
+    num_microbatches: int = _free(0)  # parts of a batch, one after the other; 0 = by the memory
+    profile: str = _free("")  # "100:110" traces the steps after the first 100, up to 110, for xprof
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     phases: tuple[Phase, ...] = ()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=_MAY_CHANGE)
+    checkpoint: CheckpointConfig = dataclasses.field(
+        default_factory=CheckpointConfig, metadata=_MAY_CHANGE
+    )
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig, metadata=_MAY_CHANGE)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig, metadata=_MAY_CHANGE)
 
     def resolved_phases(self) -> tuple[Phase, ...]:
         """Returns the phases with every zero filled in; without phases, one of `num_steps`."""
@@ -165,7 +181,7 @@ class Config:
                 global_batch_size=phase.global_batch_size or self.data.global_batch_size,
                 max_predictions=phase.max_predictions
                 or self.data.max_predictions
-                or _max_predictions(
+                or max_predictions(
                     self.data.mask_rate, length, phase.packing_depth or self.data.packing_depth
                 ),
                 packing_depth=phase.packing_depth or self.data.packing_depth,
@@ -221,8 +237,8 @@ class TaskConfig:
 
     name: str = ""
     options: dict = dataclasses.field(default_factory=dict)  # JSON; label names among them
-    train: str = ""  # files of the training examples, or tfds:NAME:SPLIT
-    eval: str = ""  # the same of the examples that are scored
+    train: str = _free("")  # files of the training examples, or tfds:NAME:SPLIT
+    eval: str = _free("")  # the same of the examples that are scored
     max_length: int = 128  # tokens a row
     batch_size: int = 32  # rows a step
     num_epochs: float = 3.0
@@ -235,7 +251,8 @@ class FineTuningConfig(Config):
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
 
 
-def _max_predictions(mask_rate: float, max_length: int, packing_depth: int) -> int:
+def max_predictions(mask_rate: float, max_length: int, packing_depth: int = 1) -> int:
+    """Places for masks that a row needs, rounded up to a multiple of 4."""
     needed = math.ceil(mask_rate * max_length)
     if packing_depth > 1:
         needed = packed_predictions(mask_rate, max_length, packing_depth)
@@ -304,6 +321,31 @@ def _expect(holds: bool, where: str, value: Any, expected: Any) -> None:
     if not holds:
         name = getattr(expected, "__name__", str(expected))
         raise ConfigError(f"{where} = {value!r} is of type {type(value).__name__}; expected {name}")
+
+
+def may_change(root: type[Config], name: str) -> bool:
+    """Whether a run may be resumed with another value of a field.
+
+    Args:
+      root: `Config` or `FineTuningConfig`.
+      name: dotted, as `differences` gives it: `model.dtype`, `phases[0].num_steps`.
+    """
+    node: Any = root
+    for part in name.split("."):
+        if not dataclasses.is_dataclass(node):
+            break  # inside a field that holds JSON
+        part = part.partition("[")[0]
+        found = [field for field in dataclasses.fields(node) if field.name == part]
+        if any(field.metadata.get("may_change") for field in found):
+            return True
+        node = Phase if part == "phases" else typing.get_type_hints(node).get(part)
+    return False
+
+
+def is_within(name: str, fields: Iterable[str]) -> bool:
+    """Whether a dotted name is one of some fields, or lies in one of them that is a section."""
+    parts = name.replace("[", ".[").split(".")
+    return any(parts[: len(field := other.split("."))] == field for other in fields)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

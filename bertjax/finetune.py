@@ -40,6 +40,7 @@ from bertjax.config import (
     OptimizerConfig,
     Phase,
     TaskConfig,
+    is_within,
 )
 from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
 from bertjax.tasks.task import Task, TaskError
@@ -54,9 +55,9 @@ _LOG = logging.getLogger("bertjax.finetune")  # also where the module is __main_
 # Of the configuration: what flags decide here, and what of these sections they do not.
 _DECIDED = (
     *("task", "data", "phases", "seed", "init_from", "model.head", "model.num_labels"),
-    *("optimizer.learning_rate", "optimizer.warmup_steps", "eval.max_rows"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps", "eval"),
 )
-_FREE = ("data.num_threads", "data.prefetch_batches")
+_FREE = ("data.num_threads", "data.prefetch_batches", "eval.every_steps")
 
 _CONFIG = cli.define_overrides(
     FineTuningConfig(
@@ -201,6 +202,9 @@ def _run(overridden: Config) -> int:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
         try:
             exit_code = fine_tune(config, folder, training, evaluation, tokenizer, initial_hash)
+        except KeyboardInterrupt:  # a step that runs is not waited for
+            print("interrupted", file=sys.stderr)
+            distributed.leave(130)
         except TrainingDivergedError as error:
             if len(configs) == 1:
                 raise
@@ -280,7 +284,7 @@ def _make_config(
         num_epochs=num_epochs,
     )
     for name, value in cli.overrides(_CONFIG).items():
-        if name.startswith(_DECIDED) and name not in _FREE:
+        if is_within(name, _DECIDED) and name not in _FREE:
             raise ConfigError(
                 f"--config.{name} is decided by other flags or the task here: see --help"
             )

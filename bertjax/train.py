@@ -2,10 +2,14 @@
 
     python -m bertjax.train --config=base --workdir=DIR --config.data.store=STORE
 
-Run it again with the same workdir to resume. On Cloud TPU, GKE, Slurm and Open MPI the same command
-on every machine makes one run; elsewhere add --coordinator_address, --num_processes and
---process_id. Exit codes: 0 finished; 75 preempted (SIGTERM or SIGINT) and saved, or another process
-of the run was lost: run it again; 2 a setting that cannot work; 1 any other error.
+Run it again with the same workdir to resume; without --workdir it is runs/base. Without a store the
+text is the documentation of the Python installation, 2 MB.
+
+On Cloud TPU, GKE, Slurm and Open MPI the same command on every machine makes one run; elsewhere add
+--coordinator_address, --num_processes and --process_id.
+
+Exit codes: 0 finished; 75 preempted (SIGTERM or SIGINT) and saved, or another process of the run
+was lost: run it again; 2 a setting that cannot work; 1 any other error.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ from bertjax.bucket import is_bucket_path, require_client
 from bertjax.config import Config, ConfigError
 from bertjax.store_list import store_list
 
+_LOG = logging.getLogger("bertjax.train")  # also where the module is __main__
+
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json. A path, or "
-    "gs://BUCKET/FOLDER.",
+    "gs://BUCKET/FOLDER. Without it runs/NAME, by the recipe's name; a run that is there resumes.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
@@ -42,11 +48,12 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process
 
 def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
+    workdir = _WORKDIR.value or str(Path("runs", cli.recipe_name(_CONFIG)))
     if not _WORKDIR.value:
-        raise ConfigError("--workdir=DIR is missing: the folder that the run is kept in")
-    if Path(_WORKDIR.value).is_file():
-        raise ConfigError(f"--workdir={_WORKDIR.value}: is a file; name a folder")
-    if any(map(is_bucket_path, (_WORKDIR.value, *_paths(config)))):
+        _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
+    if Path(workdir).is_file():
+        raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
+    if any(map(is_bucket_path, (workdir, *_paths(config)))):
         require_client()
     import jax
 
@@ -71,10 +78,13 @@ def main(config: Config) -> int:
         use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
-        exit_code = loop.run(config, _WORKDIR.value)
+        exit_code = loop.run(config, workdir)
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)
         return exit_code
+    except KeyboardInterrupt:  # a step that runs is not waited for
+        print("interrupted", file=sys.stderr)
+        distributed.leave(130)
     except Exception as error:
         if isinstance(error, distributed.PeerLostError) or (
             several and not isinstance(error, foreseen) and distributed.is_loss_of_peer(error)
@@ -84,7 +94,7 @@ def main(config: Config) -> int:
             distributed.leave(EXIT_PREEMPTED)
         of_bucket = isinstance(error, OSError) and is_bucket_path(error.filename)
         if isinstance(error, foreseen) or of_bucket:
-            logging.getLogger(__name__).debug("details", exc_info=True)
+            _LOG.debug("details", exc_info=True)
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -6,6 +6,7 @@ from bertjax.config import Config, ConfigError, check_types, closest, packed_pre
 from bertjax.store_list import store_list
 
 HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
+MASKINGS = ("token", "whole_word", "span")
 
 
 def validate(config: Config) -> None:
@@ -23,7 +24,13 @@ def validate(config: Config) -> None:
         ("model.activation_layout", model.activation_layout, ("compiler", "row_major")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
         ("model.head", model.head, HEADS),
-        ("data.masking", data.masking, ("token", "whole_word", "span")),
+        *(
+            (name, value, ("token", "whole_word", "span"))
+            for name, value in (
+                ("data.masking", data.masking),
+                ("eval.masking", config.eval.masking),
+            )
+        ),
         ("optimizer.name", optimizer.name, ("bert_adamw", "adamw", "lamb")),
         (
             "optimizer.schedule",
@@ -49,7 +56,7 @@ def validate(config: Config) -> None:
         ("optimizer", "warmup_steps decay_steps end_learning_rate weight_decay max_grad_norm"),
         ("optimizer", "frozen_layers"),
         ("checkpoint", "every_minutes keep"),
-        ("eval", "every_steps max_rows"),
+        ("eval", "every_steps max_rows max_length"),
     ):
         for name in not_negative.split():
             value = getattr(getattr(config, section), name)
@@ -65,13 +72,16 @@ def validate(config: Config) -> None:
         ("model.dropout_rate", model.dropout_rate),
         ("model.attention_dropout_rate", model.attention_dropout_rate),
         ("data.short_row_rate", data.short_row_rate),
+        ("eval.short_row_rate", config.eval.short_row_rate),
         ("optimizer.b1", optimizer.b1),
         ("optimizer.b2", optimizer.b2),
     ):
         _require(0 <= rate < 1, f"config.{name} = {rate} is not in [0, 1)")
-    _require(
-        0 < data.mask_rate < 1, f"config.data.mask_rate = {data.mask_rate} is not between 0 and 1"
-    )
+    for name, rate in (
+        ("data.mask_rate", data.mask_rate),
+        ("eval.mask_rate", config.eval.mask_rate),
+    ):
+        _require(0 < rate < 1, f"config.{name} = {rate} is not between 0 and 1")
     _require(
         model.hidden_size % model.num_heads == 0,
         f"config.model.hidden_size = {model.hidden_size} is not divisible by "
@@ -97,6 +107,12 @@ def validate(config: Config) -> None:
         optimizer.frozen_layers <= model.num_layers,
         f"config.optimizer.frozen_layers = {optimizer.frozen_layers} is more than "
         f"config.model.num_layers = {model.num_layers}",
+    )
+    length = config.eval.max_length
+    _require(
+        length == 0 or 8 <= length <= model.max_positions,
+        f"config.eval.max_length = {length}: expected 8 to config.model.max_positions = "
+        f"{model.max_positions} tokens, or 0 for rows as long as those of the phase",
     )
     _validate_phases(config)
     axes = dataclasses.asdict(config.mesh)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -10,8 +11,11 @@ from bertjax.config import (
     Config,
     ConfigError,
     DataConfig,
+    FineTuningConfig,
     Phase,
     differences,
+    is_within,
+    may_change,
 )
 from bertjax.validation import validate
 
@@ -56,6 +60,62 @@ def test_a_run_without_phases_takes_num_steps():
     assert config.resolved_phases() == (Phase(5, 64, 8, 12, 1),)
 
 
+# Every field: whether a run may be resumed with another value of it. A new field has to be put here
+# and, where it may change, marked in config.py.
+MAY_CHANGE = """
+num_steps init_from num_microbatches profile
+model.dtype model.scan_layers model.attention model.activation_layout model.remat
+data.store data.stores data.eval_store data.num_threads data.prefetch_batches
+mesh.data mesh.fsdp mesh.tensor
+checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
+eval.every_steps eval.max_rows eval.mask_rate eval.masking eval.short_row_rate eval.max_length
+log.every_steps log.tensorboard
+task.train task.eval
+"""
+MAY_NOT_CHANGE = """
+seed
+model.vocab_size model.hidden_size model.num_layers model.num_heads model.intermediate_size
+model.max_positions model.num_token_types model.dropout_rate model.attention_dropout_rate
+model.gelu model.layer_norm_eps model.initializer_range model.next_sentence model.pooler
+model.head model.num_labels
+data.global_batch_size data.max_length data.max_predictions data.mask_rate data.masking
+data.short_row_rate data.shuffle_window data.packing_depth
+phases[0].num_steps phases[0].max_length phases[0].global_batch_size phases[0].max_predictions
+phases[0].packing_depth
+optimizer.name optimizer.learning_rate optimizer.warmup_steps optimizer.schedule
+optimizer.decay_steps optimizer.end_learning_rate optimizer.power optimizer.weight_decay
+optimizer.b1 optimizer.b2 optimizer.eps optimizer.max_grad_norm optimizer.layer_decay
+optimizer.frozen_layers
+task.name task.options task.max_length task.batch_size task.num_epochs
+"""
+
+
+def field_names(node, prefix=""):
+    for name, hint in typing.get_type_hints(node).items():
+        node = Phase if name == "phases" else hint
+        name += "[0]" if name == "phases" else ""
+        if dataclasses.is_dataclass(node):
+            yield from field_names(node, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_field_says_whether_it_may_change_on_resume():
+    changeable = {n for n in field_names(FineTuningConfig) if may_change(FineTuningConfig, n)}
+    assert changeable == set(MAY_CHANGE.split())
+    assert set(field_names(FineTuningConfig)) - changeable == set(MAY_NOT_CHANGE.split())
+    assert not may_change(FineTuningConfig, "task.options.labels[0]")
+    assert not may_change(Config, "model.attention_of_another_version")
+
+
+def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
+    assert is_within("mesh.fsdp", ["seed", "mesh"])
+    assert is_within("phases[0].num_steps", ["phases"])
+    assert is_within("model.head", ["model.head"])
+    assert not is_within("model.heads", ["model.head", "mode"])
+    assert not is_within("model", ["model.head"])
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -81,6 +141,11 @@ def test_a_run_without_phases_takes_num_steps():
         ("data.max_predictions", 128, "is not below its max_length"),
         ("data.masking", "words", "data.masking = 'words' is not known"),
         ("data.mask_rate", 0.0, "config.data.mask_rate = 0.0 is not between 0 and 1"),
+        ("eval.mask_rate", 1.0, "config.eval.mask_rate = 1.0 is not between 0 and 1"),
+        ("eval.masking", "spam", "did you mean 'span'?"),
+        ("eval.short_row_rate", 1.0, "config.eval.short_row_rate = 1.0 is not in [0, 1)"),
+        ("eval.max_length", 129, "expected 8 to config.model.max_positions = 128"),
+        ("eval.max_length", 7, "config.eval.max_length = 7: expected 8"),
         ("data.shuffle_window", 100, "config.data.shuffle_window = 100: expected a number of rows"),
         ("data.shuffle_window", -2, "config.data.shuffle_window = -2: expected a number of rows"),
         ("data.store", 3, "config.data.store = 3 is of type int; expected str"),
@@ -181,7 +246,6 @@ def test_a_recipe_of_ones_own(tmp_path):
         (["--config=tinny"], "--config=tinny: no recipe of that name; did you mean 'tiny'?"),
         (["--config=no/such.py"], "no such file"),
         ([], "--config is missing: choose from base, large, small, tiny"),
-        (["--config=tiny"], "--workdir=DIR is missing"),
         (["--config=tiny", f"--workdir={__file__}"], "is a file; name a folder"),
         (
             ["--config=base", "--config.data.max_length=64"],

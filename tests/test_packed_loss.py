@@ -139,8 +139,10 @@ def test_microbatches_of_packed_rows_add_up(params, batches):
             return jax.jit(step)(state, batches[0], jax.random.key(1))
 
         (one, metrics), (four, others) = step(1), step(4)
-        for name, value in metrics.items():
-            np.testing.assert_allclose(others[name], value, rtol=1e-10, err_msg=name)
+        for (path, value), other in zip(
+            jax.tree.leaves_with_path(metrics), jax.tree.leaves(others), strict=True
+        ):
+            np.testing.assert_allclose(other, value, rtol=1e-10, err_msg=str(path))
         for leaf, other in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
             np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-10)
         assert metrics["pairs"] == len(batches[1]["input_ids"])

@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +18,12 @@ import pytest
 from micro_runs import RECIPE, STEPS, assert_same_run, computed, micro, read, summary
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.config import ConfigError
+from bertjax.config import ConfigError, Phase
 from bertjax.data.store_writer import write_store
 from bertjax.training import loop
+from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import DoesNotFitError
-from bertjax.training.preemption import Preempted, PreemptionGuard
+from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.tracker import Tracker, step_keys
 from bertjax.training.workdir_lock import WorkdirInUseError
@@ -121,7 +124,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     """Other parts are added up with other rounding."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with monkeypatch.context() as little:
-        little.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+        little.setattr(loop, "device_memory_bytes", lambda mesh: 2_520_000)
         assert loop.run(micro(store, num_steps=3), stopped) == 0
     assert loop.run(micro(store, num_steps=8), stopped) == 0
     parts = [
@@ -141,7 +144,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
 def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path, monkeypatch):
     """Not after the days that the phases before it take."""
     monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 800_000)
-    with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 a device and microbatch"):
+    with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 per device and microbatch"):
         loop.run(micro(store), tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()
     assert loop.run(micro(store, num_steps=2), tmp_path) == 0
@@ -151,7 +154,7 @@ def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     store, tmp_path, monkeypatch, caplog
 ):
     assert loop.run(micro(store, num_steps=3), tmp_path) == 0
-    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 1_400_000)
+    monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 2_520_000)
     assert loop.run(micro(store, num_steps=5), tmp_path) == 0
     assert "1 before the restart: the rounding will differ" in caplog.text
 
@@ -175,11 +178,97 @@ def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     assert_same_run(tmp_path, whole_run)
 
 
+def test_a_slow_step_is_the_last_one_that_a_signal_waits_for(
+    store, whole_run, tmp_path, monkeypatch
+):
+    """Where the host does not run ahead, no other step is begun before the signal is heard."""
+    waited = []
+
+    def wait_and_preempt(loss):
+        waited.append(loss)
+        if len(waited) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait_until_ready(loss)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_SLOW_STEP_SECONDS", 0.0)
+        patched.setattr(loop, "wait_until_ready", wait_and_preempt)
+        assert loop.run(micro(store), tmp_path) == 75
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000003"]
+    assert loop.run(micro(store), tmp_path) == 0
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tmp_path):
+    assert loop.run(micro(store, log__every_steps=5), tmp_path) == 0
+    steps, lines = read(whole_run), read(tmp_path)
+    assert [line["step"] for line in lines] == [5, 10, 15, 18]
+    for line, before in zip(lines, [0, 5, 10, 15], strict=True):
+        here, last = steps[before : line["step"]], steps[line["step"] - 1]
+        for name in ("rows_sha256", "learning_rate", "position", "phase"):
+            assert line[name] == last[name]
+        norms = [step["grad_norm"] for step in here]
+        assert line["grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-6)
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
+        # Phases have 8 rows of 32 tokens, then 4 of 64: as many places, but not as many pairs.
+        share = sum(step["real_token_share"] for step in here) / len(here)
+        assert line["real_token_share"] == pytest.approx(share, rel=1e-6)
+        rows = [4 if step["phase"] else 8 for step in here]
+        right = sum(step["nsp_accuracy"] * n for step, n in zip(here, rows, strict=True))
+        assert line["nsp_accuracy"] == pytest.approx(right / sum(rows), rel=1e-6)
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+
+
+def test_a_line_after_a_restart_is_that_of_the_run_without(store, tmp_path, monkeypatch):
+    options = {"log__every_steps": 5, "checkpoint__keep": 0}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert loop.run(micro(store, **options), whole) == 0
+    shutil.copytree(whole, stopped)
+    for path in (stopped / "checkpoints").glob("step_*"):
+        if int(path.name[5:]) > 8:  # between the lines of steps 5 and 10
+            shutil.rmtree(path)
+    assert loop.run(micro(store, **options), stopped) == 0
+    assert computed(stopped) == computed(whole)
+
+
 def test_a_signal_is_noted_even_where_its_exception_gets_lost():
     with PreemptionGuard() as guard:
         with contextlib.suppress(Preempted):
             os.kill(os.getpid(), signal.SIGTERM)
         assert guard.requested
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, "KeyboardInterrupt")]
+)
+def test_a_second_signal_ends_at_once_and_the_first_says_so(number, code):
+    """Also where the program waits for a device that never gets done."""
+    program = f"""
+import os, threading, time
+from bertjax.training.preemption import PreemptionGuard, wait_until_ready
+
+class Never:
+    def is_ready(self):
+        return False
+
+def signals():
+    for _ in range(2):
+        time.sleep(0.5)
+        os.kill(os.getpid(), {int(number)})
+
+with PreemptionGuard(deferred=True):
+    threading.Thread(target=signals, daemon=True).start()
+    wait_until_ready(Never())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100
+    )
+    assert "a second signal ends at once, without saving" in result.stderr
+    if code == 143:
+        assert result.returncode == 143
+        assert "SIGTERM again: ending at once, without saving" in result.stderr
+    else:
+        assert result.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_sigterm_while_compiling_exits_75_at_once(store, tmp_path):
@@ -229,6 +318,36 @@ def command(store, workdir, *more):
     ]
 
 
+def test_without_a_workdir_the_run_is_kept_by_the_name_of_its_recipe(store, tmp_path):
+    for steps, said in ((1, "starting at step 0"), (2, "resuming from step 1")):
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "bertjax.train", f"--config={RECIPE}"),
+                *(f"--config.data.store={store}", f"--config.num_steps={steps}"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "the run is kept in runs/micro; --workdir=DIR" in result.stderr.splitlines()[0]
+        assert said in result.stderr
+    assert summary(tmp_path / "runs" / "micro")["steps"] == 2
+
+
+def test_many_epochs_of_the_embedded_corpus_are_said_with_what_to_do(tmp_path, caplog):
+    changes = {"model__vocab_size": 2_048, "phases": (Phase(num_steps=100_000),)}
+    config = micro("", optimizer__warmup_steps=4, num_steps=1, **changes)
+    assert loop.run(config, tmp_path) == 0
+    said = re.search(
+        r"goes over it ([\d,]+) times in this phase, which takes (.*) here", caplog.text
+    )
+    assert int(said[1].replace(",", "")) > 40
+    assert "python -m bertjax.prepare --input='corpus/*.txt' --output=stores/mine" in caplog.text
+    assert "--vocab_size=2048, then --config.data.store=stores/mine" in caplog.text
+
+
 def test_killed_and_restarted_is_the_same_run(store, whole_run, tmp_path):
     process = subprocess.Popen(command(store, tmp_path), stderr=subprocess.DEVNULL)
     while not list((tmp_path / "checkpoints").glob("step_*")):
@@ -257,6 +376,67 @@ def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
     assert read(tmp_path)[0]["loss"] < 8.5
 
 
+BASELINES = ("heldout_unigram_entropy", "heldout_nsp_majority")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__mask_rate": 0.4},
+        {"data__masking": "span", "data__max_predictions": 12},
+        {"data__packing_depth": 3},
+        {"data__short_row_rate": 0.0},
+    ],
+)
+def test_held_out_rows_do_not_follow_the_training_rows(store, whole_run, tmp_path, changes):
+    """The baselines are functions of the masked tokens and of the pairs alone."""
+    assert loop.run(micro(store, num_steps=1, **changes), tmp_path) == 0
+    whole = read(whole_run, "evals.jsonl")[0]
+    assert [summary(tmp_path)[name] for name in BASELINES] == [whole[name] for name in BASELINES]
+
+
+def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
+    evaluation = {"mask_rate": 0.4, "masking": "span", "short_row_rate": 0.5, "max_length": 64}
+    changes = {f"eval__{name}": value for name, value in evaluation.items()}
+    assert loop.run(micro(store, **changes), tmp_path) == 0
+    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert computed(tmp_path) == computed(whole_run)
+    lines, whole = read(tmp_path, "evals.jsonl"), read(whole_run, "evals.jsonl")
+    # Rows of 64 tokens in both phases, the second of which has them anyway.
+    assert len({line["heldout_unigram_entropy"] for line in lines}) == 1
+    assert len({line["heldout_unigram_entropy"] for line in whole}) == 2
+    assert lines[0]["heldout_unigram_entropy"] != whole[-1]["heldout_unigram_entropy"]
+
+
+def test_a_resumed_run_says_that_it_evaluates_on_other_rows(store, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bertjax")
+    assert loop.run(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
+    assert loop.run(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+    assert "do not compare" not in caplog.text
+    changes = {"data__mask_rate": 0.4, "eval__mask_rate": 0.4}
+    assert loop.run(micro(store, num_steps=3, **changes), tmp_path) == 0
+    assert "config.eval.mask_rate changed since the checkpoint: 0.15, now 0.4" in caplog.text
+    assert "the held-out losses from here on do not compare with those before" in caplog.text
+
+
+def test_a_run_of_a_version_whose_held_out_rows_had_the_masks_of_training(
+    store, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, logger="bertjax")
+    save = CheckpointStore.save
+
+    def save_as_then(checkpoints, step, params, opt_state, progress, config):
+        config["eval"] = {name: config["eval"][name] for name in ("every_steps", "max_rows")}
+        save(checkpoints, step, params, opt_state, progress, config)
+
+    with monkeypatch.context() as then:
+        then.setattr(CheckpointStore, "save", save_as_then)
+        assert loop.run(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
+    assert loop.run(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+    assert "config.eval.mask_rate changed since the checkpoint: 0.4, now 0.15" in caplog.text
+    assert "do not compare with those before" in caplog.text
+
+
 def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
     with loop.lock_workdir(tmp_path), pytest.raises(WorkdirInUseError, match="is in use by"):
         loop.run(micro(store), tmp_path)
@@ -268,6 +448,7 @@ def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
         ({"seed": 1}, "config.seed: 0 there, 1 here"),
         ({"optimizer__learning_rate": 1.0}, "config.optimizer.learning_rate: 0.01 there, 1.0"),
         ({"model__num_layers": 1}, "config.model.num_layers: 2 there, 1 here"),
+        ({"model__attention_dropout_rate": 0.5}, "attention_dropout_rate: 0.1 there, 0.5 here"),
         ({"data__global_batch_size": 16}, "config.data.global_batch_size: 8 there, 16 here"),
     ],
 )

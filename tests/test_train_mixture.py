@@ -71,7 +71,10 @@ def test_the_shuffle_window_is_of_training_rows(store, other, tmp_path):
     windows = [reader.order.window for reader in data.training_rows(config, 0)._sources]
     assert windows == [256, 256]
     phase = config.resolved_phases()[0]
-    assert [r.order.window for r in data.evaluation_rows(config, phase)._sources] == [0, 0]
+    assert [r.order.window for r in data.evaluation_rows(config, phase.max_length)._sources] == [
+        0,
+        0,
+    ]
     config.data.shuffle_window = -1
     assert [r.order.window for r in data.training_rows(config, 0)._sources] == [0, 0]
 
@@ -80,9 +83,11 @@ def test_evaluation_and_unigrams_are_of_all_stores(store, other, tmp_path):
     config = mixed(store, other)
     data = open_data(config, open_workdir(str(tmp_path)))
     phase = config.resolved_phases()[0]
-    rows = data.evaluation_rows(config, phase)
+    rows = data.evaluation_rows(config, phase.max_length)
     sizes = [
-        open_data(micro(one), open_workdir(str(tmp_path))).evaluation_rows(config, phase).num_rows
+        open_data(micro(one), open_workdir(str(tmp_path)))
+        .evaluation_rows(config, phase.max_length)
+        .num_rows
         for one in (store, other)
     ]
     assert rows.num_rows == sum(sizes)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.models.layers import product_precision
+from bertjax.training.input import AHEAD
 from bertjax.training.metrics import flops_per_row, peak_flops
 from bertjax.training.objectives import Objective
 from bertjax.training.optimizer import Optimizer
@@ -25,6 +26,10 @@ from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
 USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
+# On a CPU the memory is also that of everything else that runs, and more microbatches cost nothing:
+# a part of so many tokens stays nearer to the caches than a larger one.
+_USABLE_CPU, _TOKENS_CPU = 0.5, 2_048
+_QUEUED_PRODUCTS = 20
 
 
 class DoesNotFitError(ConfigError):
@@ -55,7 +60,9 @@ def compile_train_step(
     """Compiles the step of one phase for the mesh.
 
     With `config.num_microbatches` 0, takes the smallest number of parts whose program fits into a
-    device's memory, as the compiler counts it: first guessed from the activations, then checked.
+    device's memory, as the compiler counts it: first guessed from the activations, then checked. On
+    CPUs into half of it, in parts of at most 2,048 tokens, so that the memory at hand seldom
+    decides and runs are alike.
 
     Args:
       abstract_state: shapes, dtypes and shardings of the state.
@@ -70,12 +77,18 @@ def compile_train_step(
       number of microbatches.
 
     Raises:
-      DoesNotFitError: not even one row a device and microbatch fits, or the given number of
+      DoesNotFitError: not even one row per device and microbatch fits, or the given number of
         microbatches is too small for the compiler to find places in memory.
     """
     if memory is None:
         memory = device_memory_bytes(mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    limit = (_USABLE_CPU if on_cpu else USABLE) * memory
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])  # a device
+    waiting = _waiting_bytes(config, batch, on_cpu)
+    fixed = bytes_a_device(abstract_state) + bytes_a_device(batch) + waiting
+    if memory and fixed > USABLE * memory:
+        raise _does_not_fit(phase, 1, fixed, memory, rows, "at least ")
     candidates = [n for n in range(first or 1, rows + 1) if rows % n == 0]
     if config.num_microbatches:
         candidates = [config.num_microbatches]
@@ -83,14 +96,15 @@ def compile_train_step(
         fitting = [
             n
             for n in candidates
-            if _guessed_bytes(config, phase, abstract_state, rows / n) <= USABLE * memory
+            if waiting + _guessed_bytes(config, phase, abstract_state, rows / n) <= limit
+            and not (on_cpu and rows / n * phase.max_length > _TOKENS_CPU and n < rows)
         ]
         candidates = candidates[candidates.index(fitting[0]) if fitting else -1 :]
     key = jax.ShapeDtypeStruct(
         (), jax.eval_shape(jax.random.key, 0).dtype, sharding=replicated(mesh)
     )
-    needed = 0
-    for parts in candidates:
+    while True:
+        parts = candidates[0]
         started = time.monotonic()
         step = jax.jit(
             functools.partial(train_step, objective, optimizer, parts),
@@ -100,14 +114,14 @@ def compile_train_step(
         compiled = None
         try:
             compiled = step.lower(abstract_state, batch, key).compile()
-            needed = sum(program_bytes(compiled).values())
+            needed = sum(program_bytes(compiled).values()) + waiting
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             needed = _bytes_wanted(str(error), bytes_a_device((abstract_state, batch)))
         _LOG.info(
             "compiled the step of %d rows x %d tokens in %d microbatch%s in %.1f s; "
-            "%.2f GB a device%s",
+            "%.2f GB per device%s",
             phase.global_batch_size,
             phase.max_length,
             parts,
@@ -116,18 +130,41 @@ def compile_train_step(
             needed / 1e9,
             f" of {memory / 1e9:.1f}" if memory else "",
         )
-        if compiled is not None and (
-            config.num_microbatches or not memory or needed <= USABLE * memory
-        ):
+        if compiled is not None and (config.num_microbatches or not memory or needed <= limit):
             return compiled, parts
-    raise DoesNotFitError(
-        f"rows of {phase.max_length} tokens, {rows // parts} a device and microbatch, need "
-        f"{f'{needed / 1e9:.2f} GB' if needed else 'more'}, and a device has {memory / 1e9:.2f} "
-        "GB: take more microbatches (config.num_microbatches), shard the parameters "
-        "(config.mesh.fsdp), recompute (config.model.remat=layer) or shorten the rows",
+        if len(candidates) == 1:
+            if compiled is not None and needed <= USABLE * memory:
+                _LOG.warning(
+                    "the step takes more than half of the memory that is available: another "
+                    "program that needs it may end this one"
+                )
+                return compiled, parts
+            raise _does_not_fit(phase, rows // parts, needed, memory, parts)
+        # What grows with the rows of a part shrinks with them; the next that may fit.
+        candidates = candidates[1:]
+        may_fit = [n for n in candidates if fixed + (needed - fixed) * parts / n <= limit]
+        if needed > fixed:
+            candidates = candidates[candidates.index(may_fit[0]) if may_fit else -1 :]
+
+
+def _does_not_fit(
+    phase: Phase, rows: int, needed: int, memory: int, parts: int, bound: str = ""
+) -> DoesNotFitError:
+    """The error of a step of so many rows per device and microbatch."""
+    needs = f"{bound}{needed / 1e9:.2f} GB" if needed else "more"
+    return DoesNotFitError(
+        f"{phase.global_batch_size:,} rows of {phase.max_length} tokens, {rows:,} per device and "
+        f"microbatch, need {needs}, and a device has {memory / 1e9:.2f} GB: take fewer rows "
+        "(config.data.global_batch_size), more microbatches (config.num_microbatches), shard the "
+        "parameters (config.mesh.fsdp), recompute (config.model.remat=layer) or shorten the rows",
         needed,
         parts,
     )
+
+
+def _waiting_bytes(config: Config, batch: Mapping[str, jax.ShapeDtypeStruct], on_cpu: bool) -> int:
+    """Batches beside the one at work: those on the devices and, on a CPU, those made ahead."""
+    return bytes_a_device(batch) * (AHEAD + (config.data.prefetch_batches if on_cpu else 0))
 
 
 def may_not_fit(
@@ -173,7 +210,7 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     rate = peak_flops(device.device_kind)
     source = f"the peak of {device.device_kind}"
     if rate is None:
-        rate = _measured_matmul_flops(config.model.dtype)
+        rate = measured_matmul_flops(config.model.dtype)
         source = "the rate of a matrix product timed here"
         if device.platform == "cpu":  # simulated devices share the cores that were timed
             rate /= len(mesh.local_devices)
@@ -184,17 +221,33 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     )
 
 
-def _measured_matmul_flops(dtype: str) -> float:
-    size = 1_024
-    x = jnp.ones((size, size), jnp.dtype(dtype))
+def measured_matmul_flops(dtype: str, size: int = 1_024, turns: int = 1) -> float:
+    """FLOP/s of a product of square matrices, timed here and now.
+
+    Products are queued and the last is waited for once, as in a training step: a wait after each
+    would count the launch and the host's wake-up as arithmetic. Each takes the one before it as a
+    factor, so that none runs beside another and the last is done when all are.
+
+    Args:
+      dtype: of factors and product.
+      size: rows and columns.
+      turns: how often to time the queue; the fastest counts.
+    """
+    # Random: on zeros and ones chips draw less power and run faster. Divided by the square root of
+    # the size, so that the entries of one product after the other stay as large.
+    values = np.random.default_rng(0).normal(size=(size, size)) / size**0.5
+    x = jnp.asarray(values, jnp.dtype(dtype))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
     multiply(x, x).block_until_ready()
     times = []
-    for _ in range(5):
+    for _ in range(turns):
         started = time.perf_counter()
-        multiply(x, x).block_until_ready()
+        product = x
+        for _ in range(_QUEUED_PRODUCTS):
+            product = multiply(product, x)
+        product.block_until_ready()
         times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 * _QUEUED_PRODUCTS / min(times)
 
 
 def program_bytes(compiled: Any) -> dict[str, int]:

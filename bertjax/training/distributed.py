@@ -136,12 +136,12 @@ class Agreement:
         )
         self._asked: jax.Array | None = None
 
-    def now(self, answer: bool) -> bool:
-        """Whether any process says yes; waits for all of them."""
-        return answer if self._alone else bool(np.asarray(self._ask([answer]))[0])
+    def now(self, *answers: bool) -> tuple[bool, ...]:
+        """Whether any process says yes, for each of several questions; waits for all of them."""
+        return answers if self._alone else tuple(np.asarray(self._ask(answers)).tolist())
 
     def soon(self, *answers: bool) -> tuple[bool, ...]:
-        """As `now`, for several questions, without waiting: what was agreed at the call before.
+        """As `now`, without waiting: what was agreed at the call before.
 
         So the devices go on. Each process must ask at every step; a single process is told its
         answers at once.
@@ -151,7 +151,7 @@ class Agreement:
         before, self._asked = self._asked, self._ask(answers)
         return (False,) * len(answers) if before is None else tuple(np.asarray(before).tolist())
 
-    def _ask(self, answers: tuple[bool, ...] | list[bool]) -> jax.Array:
+    def _ask(self, answers: tuple[bool, ...]) -> jax.Array:
         votes = jax.make_array_from_callback(
             (self._mesh.size, len(answers)), self._sharding, lambda _: np.array([answers])
         )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bertjax.bucket import BucketPath
-from bertjax.config import Config, ConfigError, Phase
+from bertjax.config import Config, ConfigError, Phase, max_predictions
 from bertjax.data.counter_rng import stream_key
 from bertjax.data.embedded import prepare_embedded
 from bertjax.data.mixture import MixedRows, whole_weights
@@ -32,7 +32,6 @@ _LOG = logging.getLogger(__name__)
 
 # Held-out rows are drawn alike in every run, whatever its seed, so that runs compare.
 _EVALUATION_SEED = 0
-_SMALL = 512  # hidden size up to which the embedded corpus is enough to learn something
 _EVALUATION_STREAM = 2**31 - 1  # no phase has this number
 
 
@@ -49,6 +48,7 @@ class Data:
     evaluation_hash: str  # the same of the stores that the evaluation's documents are in
     tokenizer: Tokenizer
     cache: Path  # for row indexes, where a store is read-only
+    is_embedded: bool  # no store was named
 
     def training_rows(self, config: Config, phase_index: int) -> Rows:
         """Rows of one phase; those of several stores are packed store by store."""
@@ -77,9 +77,9 @@ class Data:
             )
         return mixture
 
-    def evaluation_rows(self, config: Config, phase: Phase) -> Rows:
-        """Held-out rows as long as those of the phase; of several stores all, by size."""
-        spec = row_spec(config, phase)
+    def evaluation_rows(self, config: Config, max_length: int) -> Rows:
+        """Held-out rows of so many tokens, made as `config.eval` says; of several stores all."""
+        spec = evaluation_spec(config, max_length)
         readers = self._readers(self.evaluation, spec, _EVALUATION_SEED, _EVALUATION_STREAM)
         return readers[0] if len(readers) == 1 else MixedRows(readers)
 
@@ -131,11 +131,6 @@ def open_data(config: Config, workdir: Workdir) -> Data:
     named = store_list(config.data)
     stores = tuple(open_store(local_store(entry.path)) for entry in named)
     if not stores:
-        if config.model.hidden_size > _SMALL:
-            _LOG.warning(
-                "no config.data.store is given: training on the embedded corpus, some 2 MB of "
-                "documentation; python -m bertjax.prepare makes a store of your text"
-            )
         stores = (_embedded_store(workdir, config.model.vocab_size),)
     given = [entry.weight for entry in named if entry.weight is not None]
     weights = whole_weights(given) if given else None
@@ -189,6 +184,7 @@ def open_data(config: Config, workdir: Workdir) -> Data:
         evaluation_hash=evaluation_hash,
         tokenizer=first.tokenizer(),
         cache=workdir.local / "rows",
+        is_embedded=not named,
     )
 
 
@@ -237,8 +233,20 @@ def _joint_hash(
     return hashlib.sha256(json.dumps([hashes, weights, shares]).encode()).hexdigest()
 
 
+def evaluation_spec(config: Config, max_length: int) -> RowSpec:
+    """What held-out rows look like: whether they are pairs is all that training decides."""
+    return RowSpec(
+        max_length=max_length,
+        max_predictions=min(max_predictions(config.eval.mask_rate, max_length), max_length),
+        mask_rate=config.eval.mask_rate,
+        masking=config.eval.masking,
+        short_row_rate=config.eval.short_row_rate,
+        next_sentence=config.model.next_sentence,
+    )
+
+
 def row_spec(config: Config, phase: Phase) -> RowSpec:
-    """What the rows of a phase look like."""
+    """What the training rows of a phase look like."""
     return RowSpec(
         max_length=phase.max_length,
         max_predictions=phase.max_predictions,

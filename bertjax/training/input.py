@@ -18,7 +18,7 @@ from bertjax.data.reader import Batch, Rows
 from bertjax.data.stream import BatchStream
 from bertjax.training.sharding import local_rows, row_sharding
 
-_AHEAD = 2  # batches on the devices before they are needed
+AHEAD = 2  # batches on the devices before they are needed
 
 
 class DeviceBatches:
@@ -47,7 +47,7 @@ class DeviceBatches:
 
     def __next__(self) -> tuple[np.ndarray, dict[str, jax.Array]]:
         """Returns this process's row ids [b] on the host, and the global batch on the devices."""
-        for batch in itertools.islice(self._stream, _AHEAD - len(self._ready)):
+        for batch in itertools.islice(self._stream, AHEAD - len(self._ready)):
             on_devices = device_batch(batch, self._mesh, self._global_batch_size)
             self._ready.append((batch["row_ids"], on_devices))
         return self._ready.popleft()

@@ -40,10 +40,12 @@ from bertjax.training.preemption import (
     EXIT_PREEMPTED,
     Preempted,
     PreemptionGuard,
+    wait_until_ready,
 )
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.profiling import Profile
 from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
+from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
 from bertjax.training.start_up import StartUp
 from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
@@ -52,6 +54,9 @@ from bertjax.training.workdir_lock import lock_workdir
 from bertjax.validation import validate
 
 _LOG = logging.getLogger(__name__)
+# Where a step takes so long at least, the host does not run ahead of it: nothing is gained, and a
+# run that is asked to stop would first take another one.
+_SLOW_STEP_SECONDS = 1.0
 
 
 class TrainingDivergedError(RuntimeError):
@@ -147,9 +152,10 @@ class _Trainer:
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.optimizer = make_optimizer(config.optimizer, config.total_steps)
-        self.state, self.seconds_before, self.num_microbatches = start(
+        self.state, self.seconds_before, self.num_microbatches, totals = start(
             config, self.model, job.source, self.optimizer, checkpoints, mesh
         )
+        self.since_logged = SinceLogged(job.objective, totals)
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         self.step = int(self.state.step)
@@ -179,7 +185,7 @@ class _Trainer:
         self._protect_best(tracker)
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
-            stop = self.agreement.now(guard.requested)
+            (stop,) = self.agreement.now(guard.requested)
             index = self.phases.index(self.step)
             finished = not stop and self._train_phase(index, tracker, guard, profile)
             if not finished or self.step < self.config.last_step:
@@ -190,7 +196,10 @@ class _Trainer:
                 _LOG.warning("preempted: %s, run again to resume", saved)
                 return False
         # Process 0 alone knows what evals.jsonl has.
-        if self.agreement.now(jax.process_index() == 0 and tracker.last_evaluation != self.step):
+        (missing,) = self.agreement.now(
+            jax.process_index() == 0 and tracker.last_evaluation != self.step
+        )
+        if missing:
             self._evaluate(tracker)
         self._save()
         self.checkpoints.wait()
@@ -230,6 +239,8 @@ class _Trainer:
             self.start_up.ends("data and state")
         seconds, reason = estimate_step_seconds(self.resolved, phase, self.mesh)
         _LOG.info("phase %d: at least %.3g s a step (%s)", index, seconds, reason)
+        # Agreed on, since every process must take the same turns.
+        is_slow = distributed.smallest(round(1e3 * seconds)) >= 1e3 * _SLOW_STEP_SECONDS
         self.throughput.restart()
         # The compiler is at work while the rows are found and the first of them made. Who is asked
         # to stop does not wait for it.
@@ -263,9 +274,13 @@ class _Trainer:
                 self._report(tracker, index, self.step, last)
                 self.step += 1
                 last = row_ids, metrics
-                stop, save = self.agreement.soon(guard.requested, self._minutes_are_up())
-                # The vote is that of the step before, which did not know of a save since.
-                save &= self.step > self.saved_step + 1
+                if is_slow:  # the next one is not begun before a signal can be heard
+                    self._report(tracker, index, self.step, last)
+                    last = None
+                ask = self.agreement.now if is_slow else self.agreement.soon
+                stop, save = ask(guard.requested, self._minutes_are_up())
+                # The vote may be that of the step before, which did not know of a save since.
+                save &= self.step > self.saved_step + (not is_slow)
                 save |= self._is_due(self.config.checkpoint.every_steps)
                 evaluate = self._is_due(self.config.eval.every_steps)
                 save |= evaluate and self.job.main_metric is not None  # it may be the best
@@ -322,31 +337,37 @@ class _Trainer:
         step: int,
         last: tuple[np.ndarray, dict[str, Any]] | None,
     ) -> None:
-        """Fetches the metrics of a step, checks that they are finite and logs them if due."""
+        """Waits for a step, checks that it is finite and logs the steps since the last line if due.
+
+        What is logged is fetched here alone; of every step three numbers are.
+        """
         if last is None:
             return
         row_ids, on_device = last
-        metrics = {name: value.item() for name, value in jax.device_get(on_device).items()}
+        phase = self.phases[index]
+        self.since_logged.add(on_device, phase)
+        wait_until_ready(on_device["loss"])
+        loss, grad_norm, real_tokens = (
+            x.item()
+            for x in jax.device_get([on_device[n] for n in ("loss", "grad_norm", "real_tokens")])
+        )
         if self.start_up:
             self.start_up.ends("first step")
             _LOG.info("first step done %s", self.start_up)
             self.start_up = None
-        phase = self.phases[index]
         row_flops = self.phases.row_flops(index, self.model)
-        real_tokens, pairs = metrics.pop("real_tokens"), metrics.pop("pairs", None)
         self.throughput.add(
             phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
         )
-        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and step % self.config.log.every_steps and step != self.config.last_step:
             return
         record = {
             "step": step,
             "phase": index,
             "position": self.phases.position(step, index),
-            **metrics,
-            "real_token_share": real_tokens / (phase.global_batch_size * phase.max_length),
-            "pairs_per_row": pairs and pairs / phase.global_batch_size,
+            **self.since_logged.take(),
+            "learning_rate": on_device["learning_rate"].item(),
         }
         row_ids = gather_row_ids(row_ids, self.mesh, phase.global_batch_size)
         record["rows_sha256"] = hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()
@@ -366,7 +387,7 @@ class _Trainer:
         if not finite:
             good = self.checkpoints.wait()
             raise TrainingDivergedError(
-                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; the "
+                f"step {step}: loss {loss}, gradient norm {grad_norm}; the "
                 "last good checkpoint is "
                 + (f"step {good} in {self.checkpoints.directory}" if good is not None else "none")
                 + ". Lower the learning rate or lengthen the warm-up, in a new --workdir (with "
@@ -404,6 +425,7 @@ class _Trainer:
                 position,
                 self.num_microbatches[index],
                 self._seconds(),
+                self.since_logged.totals(),
                 self.job.source,
             ),
             dataclasses.asdict(self.config),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import time
 import types
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 EXIT_FINISHED = 0
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a supervisor should start the same command again
@@ -19,10 +23,12 @@ class Preempted(BaseException):
 
 
 class PreemptionGuard:
-    """Notes SIGTERM and SIGINT while the context is open; a second SIGINT interrupts at once.
+    """Notes SIGTERM and SIGINT while the context is open.
 
     Until `defer` is called a signal raises `Preempted` where the program stands. After it, a
-    signal only sets `requested`, which the loop reads between two steps.
+    signal only sets `requested`, which the loop reads between two steps, and a second one ends at
+    once: SIGTERM the process, with 143, SIGINT with KeyboardInterrupt. A run that ends so is one
+    that was killed: its checkpoints stay, what came after the last of them is lost.
     """
 
     def __init__(self, deferred: bool = False) -> None:
@@ -46,10 +52,26 @@ class PreemptionGuard:
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         again, self.requested = self.requested, True  # also where what is raised gets lost
+        name = signal.Signals(number).name
         if not self._deferred:
-            raise Preempted(signal.Signals(number).name)
+            raise Preempted(name)
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        logging.getLogger(__name__).warning(
-            "%s: stopping after this step and saving", signal.Signals(number).name
+        if again:
+            _LOG.warning("%s again: ending at once, without saving", name)
+            os._exit(128 + number)
+        _LOG.warning(
+            "%s: stopping after this step and saving; a second signal ends at once, without saving",
+            name,
         )
+
+
+def wait_until_ready(array: Any) -> None:
+    """Waits for a `jax.Array` that is being computed, so that signals are heard meanwhile.
+
+    A wait inside JAX would hold them back until the step is done.
+    """
+    seconds = 1e-4
+    while not array.is_ready():
+        time.sleep(seconds)
+        seconds = min(1.1 * seconds, 0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.data.reader import Rows
 from bertjax.models import BertForPreTraining, without_gradients
+from bertjax.training.compilation import estimate_step_seconds
 from bertjax.training.curves import plot_curves, pretraining_panels
 from bertjax.training.documents import open_data
 from bertjax.training.evaluation import Evaluation
@@ -19,6 +22,9 @@ from bertjax.training.job import Source
 from bertjax.training.objectives import pretraining_batch, pretraining_objective
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
+
+_LOG = logging.getLogger(__name__)
+_MANY_EPOCHS = 40  # beyond them more of the same text adds nothing (Muennighoff et al. 2023)
 
 
 class Pretraining:
@@ -52,11 +58,27 @@ class Pretraining:
             "stores (config.data.store or stores)": self._data.store_hash,
             "evaluation store (config.data.eval_store)": self._data.evaluation_hash,
         }
-        self._evaluations: dict[int, Evaluation] = {}  # by phase, for what they have compiled
+        self._evaluations: dict[int, Evaluation] = {}  # by length, for what they have compiled
 
     def training_rows(self, phase_index: int) -> Rows:
         """Rows of the phase's length from the store, packed if the phase says so."""
-        return self._data.training_rows(self._config, phase_index)
+        rows = self._data.training_rows(self._config, phase_index)
+        phase = self._config.resolved_phases()[phase_index]
+        epochs = phase.num_steps * phase.global_batch_size / rows.num_rows
+        if self._data.is_embedded and epochs > _MANY_EPOCHS:
+            step_seconds, _ = estimate_step_seconds(self._config, phase, self._mesh)
+            _LOG.warning(
+                "no config.data.store is given: this trains on the embedded corpus, some 2 MB of "
+                "documentation, and goes over it %s times in this phase, which takes %s here at "
+                "least. To train on your own text, make a store of it and name it: "
+                "python -m bertjax.prepare --input='corpus/*.txt' --output=stores/mine "
+                "--tokenizer=train:wordpiece --vocab_size=%d, then "
+                "--config.data.store=stores/mine and a --workdir of its own",
+                f"{epochs:,.0f}",
+                datetime.timedelta(seconds=round(phase.num_steps * step_seconds)),
+                self._config.model.vocab_size,
+            )
+        return rows
 
     def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of one global batch."""
@@ -65,19 +87,20 @@ class Pretraining:
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
         """Losses and accuracies on held-out rows, beside those of frequencies alone.
 
-        Of a packed phase too each row is one pair: the same rows as without packing.
+        The rows are those of `config.eval`, one pair each, whatever the training rows look like.
         """
-        if phase_index not in self._evaluations:
-            phase = self._config.resolved_phases()[phase_index]
-            self._evaluations[phase_index] = Evaluation(
+        phase = self._config.resolved_phases()[phase_index]
+        length = self._config.eval.max_length or phase.max_length
+        if length not in self._evaluations:
+            self._evaluations[length] = Evaluation(
                 self._heldout_objective,
-                self._data.evaluation_rows(self._config, phase),
+                self._data.evaluation_rows(self._config, length),
                 self._data.unigrams(),
                 self._config.eval.max_rows,
                 self._mesh,
                 next_sentence=self._config.model.next_sentence,
             )
-        return self._evaluations[phase_index].run(params)
+        return self._evaluations[length].run(params)
 
     def describe(self, scores: Mapping[str, Any]) -> str:
         """The held-out losses in one line."""

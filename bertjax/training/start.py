@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import bertjax
-from bertjax.config import Config, ConfigError, FineTuningConfig, ModelConfig, differences
+from bertjax.config import (
+    Config,
+    ConfigError,
+    FineTuningConfig,
+    ModelConfig,
+    differences,
+    is_within,
+    may_change,
+)
 from bertjax.models import abstract_params, init_params
 from bertjax.training.checkpoint import Checkpoint, CheckpointStore
 from bertjax.training.initial_params import initial_params
@@ -28,30 +36,6 @@ from bertjax.training.sharding import parameter_shardings, replicated
 from bertjax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
-
-# What may differ between the run that saved and the run that resumes: it only says how to compute
-# the same numbers, when to stop, to save and to report. Everything else is refused.
-MAY_CHANGE = (
-    "num_steps",
-    "init_from",
-    "num_microbatches",
-    "profile",
-    "mesh.",
-    "checkpoint.",
-    "eval.",
-    "log.",
-    "data.store",  # a path: what the stores hold is compared instead
-    "data.eval_store",
-    "data.num_threads",
-    "data.prefetch_batches",
-    "task.train",  # likewise
-    "task.eval",
-    "model.dtype",
-    "model.scan_layers",
-    "model.remat",
-    "model.attention",
-)
-
 
 # What a checkpoint's progress knows by a hash, and what messages call it in each kind of run.
 _PRETRAINING = {
@@ -65,8 +49,17 @@ _FINE_TUNING = {
     "initial_hash": "the weights that it began with (--init_from)",
 }
 
+# What decides which held-out rows a loss is of.
+_SCALE = (
+    "eval.max_rows",
+    "eval.mask_rate",
+    "eval.masking",
+    "eval.short_row_rate",
+    "eval.max_length",
+)
+
 # What decides how many microbatches the memory needs, beside the devices.
-_MEMORY = ("num_microbatches", "mesh.", "model.")
+_MEMORY = ("num_microbatches", "mesh", "model")
 
 
 class Start(NamedTuple):
@@ -77,11 +70,13 @@ class Start(NamedTuple):
       seconds: that the run took before this start.
       num_microbatches: {phase: parts} of the program that the checkpoint was made with, where
         the settings and devices are those of then; other parts would add up with other rounding.
+      since_logged: see `SinceLogged`.
     """
 
     state: TrainState
     seconds: float
     num_microbatches: dict[int, int]
+    since_logged: dict[str, float]
 
 
 def start(
@@ -111,11 +106,16 @@ def start(
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
         progress, parts = newest.progress, {}
-        same = not any(name.startswith(_MEMORY) for name in changed)
+        same = not any(is_within(name, _MEMORY) for name in changed)
         same &= progress["devices"] == devices_in_words()
         if same and "num_microbatches" in progress:  # earlier checkpoints do not say it
             parts = {progress["phase"]: progress["num_microbatches"]}
-        return Start(TrainState(step, params, opt_state), progress["seconds"], parts)
+        return Start(
+            TrainState(step, params, opt_state),
+            progress["seconds"],
+            parts,
+            progress.get("since_logged", {}),
+        )
     if config.init_from:
         params = initial_params(
             config.init_from,
@@ -136,7 +136,7 @@ def start(
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
     )(params)
     state = TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state)
-    return Start(state, 0.0, {})
+    return Start(state, 0.0, {}, {})
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -160,7 +160,13 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def progress_record(
-    step: int, phase: int, position: int, num_microbatches: int, seconds: float, source: Source
+    step: int,
+    phase: int,
+    position: int,
+    num_microbatches: int,
+    seconds: float,
+    since_logged: dict[str, float],
+    source: Source,
 ) -> dict[str, Any]:
     """What a checkpoint says of the run beside its arrays.
 
@@ -170,6 +176,7 @@ def progress_record(
       position: rows of the phase that were read; with the seed, the whole state of the input.
       num_microbatches: parts that a batch of the phase is run in.
       seconds: time spent in the run, over all restarts.
+      since_logged: see `SinceLogged`.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -178,6 +185,7 @@ def progress_record(
         "position": position,
         "num_microbatches": num_microbatches,
         "seconds": seconds,
+        "since_logged": since_logged,
         **_hashes(source),
         "devices": devices_in_words(),
         "versions": {
@@ -213,10 +221,15 @@ def _check_same_run(
             "starts from is said with init_from)"
         )
     saved = type(config).from_json(json.dumps(checkpoint.config))
+    if "mask_rate" not in checkpoint.config["eval"]:  # held-out rows followed the training rows
+        for name in ("mask_rate", "masking", "short_row_rate"):
+            setattr(saved.eval, name, getattr(saved.data, name))
     changed = differences(saved, config)
+    if any(is_within(name, _SCALE) for name in changed):
+        _LOG.warning("the held-out losses from here on do not compare with those before")
     refused = {}
     for name, (old, new) in changed.items():
-        if name.startswith(MAY_CHANGE):
+        if may_change(type(config), name):
             _LOG.info("config.%s changed since the checkpoint: %r, now %r", name, old, new)
         else:
             refused[f"config.{name}"] = (old, new)

@@ -35,7 +35,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """One update on one global batch.
 
     The run's `key` is folded with the step and each row's number, so dropout depends neither on
@@ -50,8 +50,9 @@ def train_step(
       key: the run's key, the same at every step.
 
     Returns:
-      The new state, and float32 scalars: the objective's metrics, `loss`, `learning_rate`,
-      `grad_norm` (before clipping), `real_tokens` (int32) and, of packed rows, `pairs`.
+      The new state, and scalars of this step: `loss`, `learning_rate`, `grad_norm` (before
+      clipping), `real_tokens` (int32), of packed rows `pairs`, and `sums`, the objective's sums
+      over the batch by name. All but `real_tokens` are float32.
     """
     rows = batch["input_ids"].shape[0]
     step_key = jax.random.fold_in(key, state.step)
@@ -70,12 +71,8 @@ def train_step(
         grads, sums = sum_over_data(functools.partial(_accumulate, gradient))(state.params, parts)
 
     params, opt_state, info = optimizer.update(grads, state.opt_state, state.params, state.step)
-    metrics = {
-        **objective.metrics(sums),
-        **info,
-        "loss": objective.loss(sums, denominators),
-        **_counts(batch),
-    }
+    loss = objective.loss(sums, denominators)
+    metrics = {**info, "loss": loss, **_counts(batch), "sums": sums}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

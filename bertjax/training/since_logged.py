@@ -1,0 +1,79 @@
+"""What the lines of metrics.jsonl say of the steps since the line before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.config import Phase
+from bertjax.training.objectives import Objective
+
+
+@jax.jit
+def _add(totals: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return {name: totals[name] + jnp.float32(more[name]) for name in more}
+
+
+class SinceLogged:
+    """Sums over the steps since the last logged line, kept on the devices.
+
+    Losses and accuracies are means over all their labels, as if the steps were one batch.
+    """
+
+    def __init__(self, objective: Objective, totals: Mapping[str, float]):
+        """Goes on from `totals`, those of the checkpoint that a run resumes from; else empty."""
+        self._objective = objective
+        self._totals: dict[str, Any] = {name: np.float32(x) for name, x in totals.items()}
+
+    def add(self, metrics: Mapping[str, Any], phase: Phase) -> None:
+        """Adds a step of the phase, without waiting for it.
+
+        Args:
+          metrics: of `train_step`.
+        """
+        rows = phase.global_batch_size
+        step = {
+            **{f"sum/{name}": total for name, total in metrics["sums"].items()},
+            "grad_norm": metrics["grad_norm"],
+            "real_tokens": metrics["real_tokens"],
+            "pairs": metrics.get("pairs", np.float32(0)),
+            "packed_rows": np.float32(rows if "pairs" in metrics else 0),
+            "places": np.float32(rows * phase.max_length),
+            "steps": np.float32(1),
+        }
+        totals = self._totals if self._totals.keys() == step.keys() else dict.fromkeys(step, 0.0)
+        self._totals = _add(totals, step)
+
+    def totals(self) -> dict[str, float]:
+        """What a checkpoint keeps, so that the next line of a resumed run is the same."""
+        return {name: float(total) for name, total in jax.device_get(self._totals).items()}
+
+    def take(self) -> dict[str, Any]:
+        """Means by their names in metrics.jsonl; and begins anew.
+
+        Returns:
+          The objective's metrics, loss and grad_norm, real_token_share and pairs_per_row (None
+          where no rows were packed).
+        """
+        totals = {name: jnp.float32(total) for name, total in self.totals().items()}
+        self._totals = {}
+        sums = {
+            name.removeprefix("sum/"): total
+            for name, total in totals.items()
+            if name.startswith("sum/")
+        }
+        packed = totals["packed_rows"]
+        means: dict[str, Any] = {
+            **self._objective.metrics(sums),
+            "loss": self._objective.loss(sums, sums),
+            "grad_norm": totals["grad_norm"] / totals["steps"],
+            "real_token_share": totals["real_tokens"] / totals["places"],
+        }
+        return {
+            **{name: float(mean) for name, mean in means.items()},
+            "pairs_per_row": float(totals["pairs"] / packed) if packed else None,
+        }
