@@ -220,7 +220,8 @@ def leases() -> dict[int, tuple[Part, ...]]:
         ),
         Part("attention_time", "attention_kernel", arguments=("--time",), seconds=60),
         variant("base_512", "base:512:128", KERNELS, best=True),
-        variant("large_512_xla", "large:512:64", best=True, seconds=60, against="large_512"),
+        # Pinned and without Triton it needs 80.9 GB, as compiled for an H100; so 64.0.
+        variant("large_512_xla", "large:512:64", seconds=60, against="large_512"),
     )
     return {1: first, 2: second}
 
