@@ -14,7 +14,7 @@ masked positions only, which is the work that bertjax does. Each has its own cou
 and bertjax a ratio to each. --peer_logits=masked leaves one out.
 
 Imports neither TensorFlow nor the command line of bertjax, so that it runs where there is only JAX
-and PyTorch; on a GPU benchmarks.gpu runs the cases. Writes benchmarks/results/train_step.json (or
+and PyTorch; on a GPU benchmarks.gpu_variants runs it. Writes benchmarks/results/train_step.json (or
 --output) and prints its table last; --report writes docs/results/train_step.md and .png from the
 results.
 """
@@ -114,10 +114,6 @@ class Bertjax:
         for _ in range(num_steps):
             self._state, metrics = self._step(self._state, self._batch, self._key)
         return float(metrics["loss"])
-
-    def program_text(self) -> str:
-        """The optimised program, in HLO."""
-        return self._step.as_text() or ""
 
     def peak_bytes(self) -> int:
         """Of the program, as the compiler counts it."""
