@@ -59,6 +59,9 @@ class ModelConfig:
     remat: str = _free("none")  # recompute in the backward pass: "none", "attention" or "layer"
 
 
+MASKINGS = ("token", "whole_word", "span")  # "span": Joshi et al. 2020
+
+
 @dataclasses.dataclass
 class DataConfig:
     """Where rows come from and what they look like."""
@@ -72,7 +75,7 @@ class DataConfig:
     max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
     # (or what packed pairs can have), rounded up to a multiple of 4 (20 at length 128, 80 at 512)
     mask_rate: float = 0.15  # share of the tokens that are predicted
-    masking: str = "token"  # "token", "whole_word" or "span" (Joshi et al. 2020)
+    masking: str = "token"  # one of MASKINGS
     short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
     shuffle_window: int = -1  # rows that are read and shuffled together, at least 256; 0 = all;
     # -1 = all, or 2**18 of a store with more than 32 GiB of tokens (docs/design/stream.md)
@@ -125,7 +128,8 @@ class EvalConfig:
 
     every_steps: int = 1_000  # and always at the end; 0 = at the end only
     max_rows: int = 4_096  # the same rows every time; 0 = all held-out rows
-    mask_rate: float = 0.15  # these three as in `data`, so that runs which differ there compare
+    # The next three mean what they mean in `data` but do not follow it: runs compare.
+    mask_rate: float = 0.15
     masking: str = "token"
     short_row_rate: float = 0.1
     max_length: int = 0  # tokens a row; 0 = as in the phase

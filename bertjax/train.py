@@ -49,8 +49,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process
 def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
     workdir = _WORKDIR.value or str(Path("runs", cli.recipe_name(_CONFIG)))
-    if not _WORKDIR.value:
-        _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
     if Path(workdir).is_file():
         raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
     if any(map(is_bucket_path, (workdir, *_paths(config)))):
@@ -78,6 +76,8 @@ def main(config: Config) -> int:
         use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
+        if not _WORKDIR.value:
+            _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
         exit_code = loop.run(config, workdir)
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)

@@ -2,11 +2,17 @@
 
 import dataclasses
 
-from bertjax.config import Config, ConfigError, check_types, closest, packed_predictions
+from bertjax.config import (
+    MASKINGS,
+    Config,
+    ConfigError,
+    check_types,
+    closest,
+    packed_predictions,
+)
 from bertjax.store_list import store_list
 
 HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
-MASKINGS = ("token", "whole_word", "span")
 
 
 def validate(config: Config) -> None:
@@ -24,13 +30,8 @@ def validate(config: Config) -> None:
         ("model.activation_layout", model.activation_layout, ("compiler", "row_major")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
         ("model.head", model.head, HEADS),
-        *(
-            (name, value, ("token", "whole_word", "span"))
-            for name, value in (
-                ("data.masking", data.masking),
-                ("eval.masking", config.eval.masking),
-            )
-        ),
+        ("data.masking", data.masking, MASKINGS),
+        ("eval.masking", config.eval.masking, MASKINGS),
         ("optimizer.name", optimizer.name, ("bert_adamw", "adamw", "lamb")),
         (
             "optimizer.schedule",

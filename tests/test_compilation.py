@@ -72,8 +72,9 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_compiled(monkeypa
     monkeypatch.setattr(compilation, "train_step", None)
     with pytest.raises(
         DoesNotFitError,
-        match=r"9,000,000 rows of 64 tokens, .* need at least [\d.]+ GB, and a device has 24.00 "
-        r"GB: take fewer rows \(config.data.global_batch_size\)",
+        match=r"9,000,000 rows of 64 tokens, however they are cut, need 0.00 GB per device for "
+        r"parameters and moments and [\d.]+ GB for the batches .*, and a device has 24.00 GB: take "
+        r"fewer rows \(config.data.global_batch_size\)",
     ):
         compile_step(9_000_000, 24 * 10**9, monkeypatch)
 
@@ -88,3 +89,13 @@ def test_few_programs_are_compiled_where_the_guess_was_too_low(monkeypatch):
     assert tried[0] == 1
     assert tried[-1] == parts > 4
     assert len(tried) <= 3  # of 6 that divide the rows
+
+
+def test_a_state_that_cannot_fit_is_refused_with_advice_that_helps(monkeypatch):
+    monkeypatch.setattr(compilation, "train_step", None)
+    with pytest.raises(DoesNotFitError, match=r"shard the parameters \(config.mesh.fsdp\)"):
+        compile_step(4, 200_000, monkeypatch)
+
+
+def test_a_given_number_of_microbatches_is_taken_as_it_is_told(monkeypatch):
+    assert compile_step(4, 200_000, monkeypatch, num_microbatches=2)[1] == 2

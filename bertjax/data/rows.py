@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bertjax.config import MASKINGS
 from bertjax.data.atomic_files import ArrayFile
 from bertjax.data.store import MANIFEST, Split
 
@@ -48,10 +49,8 @@ class RowSpec:
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
-        if self.masking not in ("token", "whole_word", "span"):
-            raise ValueError(
-                f'masking is "{self.masking}", expected "token", "whole_word" or "span"'
-            )
+        if self.masking not in MASKINGS:
+            raise ValueError(f'masking is "{self.masking}", expected one of {", ".join(MASKINGS)}')
 
     @property
     def room(self) -> int:

@@ -6,7 +6,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +36,8 @@ class DoesNotFitError(ConfigError):
     """The step needs more memory than a device has.
 
     Attributes:
-      needed_bytes: of the smallest program that was tried; 0 where the compiler does not say.
+      needed_bytes: of the smallest program that was tried, or that any program needs where none
+        was; 0 where the compiler does not say.
       num_microbatches: of that program.
     """
 
@@ -86,9 +87,22 @@ def compile_train_step(
     limit = (_USABLE_CPU if on_cpu else USABLE) * memory
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])  # a device
     waiting = _waiting_bytes(config, batch, on_cpu)
-    fixed = bytes_a_device(abstract_state) + bytes_a_device(batch) + waiting
-    if memory and fixed > USABLE * memory:
-        raise _does_not_fit(phase, 1, fixed, memory, rows, "at least ")
+    batches = bytes_a_device(batch) + waiting
+    fixed = bytes_a_device(abstract_state) + batches  # however the batch is cut
+    if memory and not config.num_microbatches and fixed > USABLE * memory:
+        raise DoesNotFitError(
+            f"{phase.global_batch_size:,} rows of {phase.max_length} tokens, however they are cut, "
+            f"need {(fixed - batches) / 1e9:.2f} GB per device for parameters and moments and "
+            f"{batches / 1e9:.2f} GB for the batches that are made ahead, and a device has "
+            f"{memory / 1e9:.2f} GB: "
+            + (
+                "take fewer rows (config.data.global_batch_size)"
+                if batches > fixed / 2
+                else "shard the parameters (config.mesh.fsdp) or take a smaller model"
+            ),
+            fixed,
+            rows,
+        )
     candidates = [n for n in range(first or 1, rows + 1) if rows % n == 0]
     if config.num_microbatches:
         candidates = [config.num_microbatches]
@@ -147,11 +161,9 @@ def compile_train_step(
             candidates = candidates[candidates.index(may_fit[0]) if may_fit else -1 :]
 
 
-def _does_not_fit(
-    phase: Phase, rows: int, needed: int, memory: int, parts: int, bound: str = ""
-) -> DoesNotFitError:
+def _does_not_fit(phase: Phase, rows: int, needed: int, memory: int, parts: int) -> DoesNotFitError:
     """The error of a step of so many rows per device and microbatch."""
-    needs = f"{bound}{needed / 1e9:.2f} GB" if needed else "more"
+    needs = f"{needed / 1e9:.2f} GB" if needed else "more"
     return DoesNotFitError(
         f"{phase.global_batch_size:,} rows of {phase.max_length} tokens, {rows:,} per device and "
         f"microbatch, need {needs}, and a device has {memory / 1e9:.2f} GB: take fewer rows "
@@ -168,7 +180,12 @@ def _waiting_bytes(config: Config, batch: Mapping[str, jax.ShapeDtypeStruct], on
 
 
 def may_not_fit(
-    config: Config, phase: Phase, abstract_state: TrainState, mesh: Mesh, memory: int
+    config: Config,
+    phase: Phase,
+    abstract_state: TrainState,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+    memory: int,
 ) -> bool:
     """Whether a phase needs so much memory that only the compiler can tell if it fits.
 
@@ -176,7 +193,9 @@ def may_not_fit(
     """
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     part = rows / (config.num_microbatches or rows)
-    return bool(memory) and _guessed_bytes(config, phase, abstract_state, part) > memory / 2
+    needed = _guessed_bytes(config, phase, abstract_state, part)
+    needed += _waiting_bytes(config, batch, mesh.devices.flat[0].platform == "cpu")
+    return bool(memory) and needed > memory / 2
 
 
 def _guessed_bytes(config: Config, phase: Phase, abstract_state: TrainState, rows: float) -> float:
@@ -210,7 +229,7 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     rate = peak_flops(device.device_kind)
     source = f"the peak of {device.device_kind}"
     if rate is None:
-        rate = measured_matmul_flops(config.model.dtype)
+        rate = _matmul_flops_here(config.model.dtype)
         source = "the rate of a matrix product timed here"
         if device.platform == "cpu":  # simulated devices share the cores that were timed
             rate /= len(mesh.local_devices)
@@ -219,6 +238,12 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
         f"{phase.global_batch_size} rows x {flops / phase.global_batch_size / 1e9:.1f} GFLOP at "
         f"{rate * mesh.size / 1e12:.3g} TFLOP/s, {source}"
     )
+
+
+@functools.cache
+def _matmul_flops_here(dtype: str) -> float:
+    """Timed once, before the compiler is at work beside it."""
+    return measured_matmul_flops(dtype, turns=3)
 
 
 def measured_matmul_flops(dtype: str, size: int = 1_024, turns: int = 1) -> float:
@@ -242,12 +267,16 @@ def measured_matmul_flops(dtype: str, size: int = 1_024, turns: int = 1) -> floa
     times = []
     for _ in range(turns):
         started = time.perf_counter()
-        product = x
-        for _ in range(_QUEUED_PRODUCTS):
-            product = multiply(product, x)
-        product.block_until_ready()
+        _queue_products(multiply, x).block_until_ready()
         times.append(time.perf_counter() - started)
     return 2 * size**3 * _QUEUED_PRODUCTS / min(times)
+
+
+def _queue_products(multiply: Callable[[Any, Any], Any], x: Any) -> Any:
+    product = x
+    for _ in range(_QUEUED_PRODUCTS):
+        product = multiply(product, x)
+    return product
 
 
 def program_bytes(compiled: Any) -> dict[str, int]:

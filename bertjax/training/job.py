@@ -67,7 +67,7 @@ class Job(Protocol):
         ...
 
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
-        """Scores held-out rows as long as those of the phase; names begin with `heldout_`."""
+        """Scores the held-out rows of the phase; names begin with `heldout_`."""
         ...
 
     def describe(self, scores: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from bertjax.models import check_backend, compute_dtype
 from bertjax.training import distributed
 from bertjax.training.checkpoint import CheckpointStore
 from bertjax.training.compilation import (
+    bytes_a_device,
     compile_train_step,
     device_memory_bytes,
     estimate_step_seconds,
@@ -40,7 +41,6 @@ from bertjax.training.preemption import (
     EXIT_PREEMPTED,
     Preempted,
     PreemptionGuard,
-    wait_until_ready,
 )
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.profiling import Profile
@@ -54,8 +54,8 @@ from bertjax.training.workdir_lock import lock_workdir
 from bertjax.validation import validate
 
 _LOG = logging.getLogger(__name__)
-# Where a step takes so long at least, the host does not run ahead of it: nothing is gained, and a
-# run that is asked to stop would first take another one.
+# Where a step takes so long at least, by its bound, the host does not run ahead of it: little is
+# gained, and a run that is asked to stop would first take another one.
 _SLOW_STEP_SECONDS = 1.0
 
 
@@ -246,7 +246,7 @@ class _Trainer:
         # to stop does not wait for it.
         beside = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         try:
-            memory = distributed.smallest(device_memory_bytes(self.mesh))
+            memory = distributed.smallest(self._memory_bytes())
             compiling = beside.submit(self._compile, index, memory)
             reader = self.job.training_rows(index)
             position = self.phases.position(self.step, index)
@@ -257,7 +257,7 @@ class _Trainer:
         _LOG.info(
             "%s rows an epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
-            phase.num_steps * phase.global_batch_size / reader.num_rows,
+            self.phases.num_steps(index) * phase.global_batch_size / reader.num_rows,
         )
         guard.defer()
         with batches:
@@ -274,6 +274,8 @@ class _Trainer:
                 self._report(tracker, index, self.step, last)
                 self.step += 1
                 last = row_ids, metrics
+                # Before another step is begun, behind which the sums would have to wait.
+                self.since_logged.add(metrics, phase)
                 if is_slow:  # the next one is not begun before a signal can be heard
                     self._report(tracker, index, self.step, last)
                     last = None
@@ -304,7 +306,9 @@ class _Trainer:
             if self.step == 0:  # found out now, and not after days
                 state = abstract_state(self.model, self.optimizer, self.mesh)
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
-                    if may_not_fit(self.resolved, self.phases[later], state, self.mesh, memory):
+                    phase = self.phases[later]
+                    batch = self.job.abstract_batch(phase, self.mesh)
+                    if may_not_fit(self.resolved, phase, state, batch, self.mesh, memory):
                         _LOG.info("phase %d may not fit the memory: compiled to find out", later)
                         self._compile_phase(later, memory)
         if before not in (None, parts):
@@ -313,6 +317,13 @@ class _Trainer:
             )
         self.num_microbatches[index] = parts
         return step_function
+
+    def _memory_bytes(self) -> int:
+        """Memory of a device that the run may use; what its state takes already is part of it."""
+        memory = device_memory_bytes(self.mesh)
+        if self.mesh.devices.flat[0].platform == "cpu":  # where it is what nobody uses yet
+            memory += bytes_a_device(self.state)
+        return memory
 
     def _compile_phase(
         self, index: int, memory: int, first: int | None = None
@@ -339,14 +350,13 @@ class _Trainer:
     ) -> None:
         """Waits for a step, checks that it is finite and logs the steps since the last line if due.
 
-        What is logged is fetched here alone; of every step three numbers are.
+        Of every step it fetches three numbers; the rest only when a line is due.
         """
         if last is None:
             return
         row_ids, on_device = last
         phase = self.phases[index]
-        self.since_logged.add(on_device, phase)
-        wait_until_ready(on_device["loss"])
+        jax.block_until_ready(on_device["loss"])  # .item() would hold signals back until it is done
         loss, grad_norm, real_tokens = (
             x.item()
             for x in jax.device_get([on_device[n] for n in ("loss", "grad_norm", "real_tokens")])

@@ -30,7 +30,7 @@ class Objective(NamedTuple):
       sums: (params, batch, row_keys) -> float32 scalars that add up over the parts of a batch.
       denominators: batch -> float32 scalars of the whole global batch.
       loss: (sums, denominators) -> the loss; linear in the sums.
-      metrics: sums of a whole batch -> what is logged.
+      metrics: sums of whole batches -> what is logged.
     """
 
     sums: Callable[[Any, Batch, jax.Array | None], Sums]

@@ -29,6 +29,10 @@ class Phases:
         """Updates made when the phase ends."""
         return min(self._first[index + 1], self._last_step)
 
+    def num_steps(self, index: int) -> int:
+        """Steps of the phase, as far as the run goes."""
+        return max(0, self.end(index) - self._first[index])
+
     def position(self, step: int, index: int) -> int:
         """Rows of the phase that were read after `step` updates."""
         return (step - self._first[index]) * self._phases[index].global_batch_size

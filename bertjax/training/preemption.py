@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import time
 import types
 from typing import Any
+
+from bertjax.training.distributed import leave
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,19 +59,9 @@ class PreemptionGuard:
             raise KeyboardInterrupt
         if again:
             _LOG.warning("%s again: ending at once, without saving", name)
-            os._exit(128 + number)
+            leave(128 + number)
         _LOG.warning(
-            "%s: stopping after this step and saving; a second signal ends at once, without saving",
+            "%s: stopping after the step or evaluation at hand and saving; a second signal ends at "
+            "once, without saving",
             name,
         )
-
-
-def wait_until_ready(array: Any) -> None:
-    """Waits for a `jax.Array` that is being computed, so that signals are heard meanwhile.
-
-    A wait inside JAX would hold them back until the step is done.
-    """
-    seconds = 1e-4
-    while not array.is_ready():
-        time.sleep(seconds)
-        seconds = min(1.1 * seconds, 0.05)

@@ -20,6 +20,7 @@ from bertjax.training.documents import open_data
 from bertjax.training.evaluation import Evaluation
 from bertjax.training.job import Source
 from bertjax.training.objectives import pretraining_batch, pretraining_objective
+from bertjax.training.phases import Phases
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 
@@ -64,7 +65,8 @@ class Pretraining:
         """Rows of the phase's length from the store, packed if the phase says so."""
         rows = self._data.training_rows(self._config, phase_index)
         phase = self._config.resolved_phases()[phase_index]
-        epochs = phase.num_steps * phase.global_batch_size / rows.num_rows
+        num_steps = Phases(self._config).num_steps(phase_index)
+        epochs = num_steps * phase.global_batch_size / rows.num_rows
         if self._data.is_embedded and epochs > _MANY_EPOCHS:
             step_seconds, _ = estimate_step_seconds(self._config, phase, self._mesh)
             _LOG.warning(
@@ -75,7 +77,7 @@ class Pretraining:
                 "--tokenizer=train:wordpiece --vocab_size=%d, then "
                 "--config.data.store=stores/mine and a --workdir of its own",
                 f"{epochs:,.0f}",
-                datetime.timedelta(seconds=round(phase.num_steps * step_seconds)),
+                datetime.timedelta(seconds=round(num_steps * step_seconds)),
                 self._config.model.vocab_size,
             )
         return rows

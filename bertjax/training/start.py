@@ -225,8 +225,6 @@ def _check_same_run(
         for name in ("mask_rate", "masking", "short_row_rate"):
             setattr(saved.eval, name, getattr(saved.data, name))
     changed = differences(saved, config)
-    if any(is_within(name, _SCALE) for name in changed):
-        _LOG.warning("the held-out losses from here on do not compare with those before")
     refused = {}
     for name, (old, new) in changed.items():
         if may_change(type(config), name):
@@ -252,6 +250,12 @@ def _check_same_run(
             f"{checkpoint.path} belongs to a run with other settings ({listed}): use the same "
             "settings to resume it, or another --workdir (with init_from to start from its "
             "parameters)"
+        )
+    if scale := [name for name in changed if is_within(name, _SCALE)]:
+        _LOG.warning(
+            "the held-out losses from here on do not compare with those before; to keep the scale: "
+            "%s",
+            " ".join(f"--config.{name}={changed[name][0]}" for name in scale),
         )
     if config.num_steps and config.num_steps < checkpoint.step:
         _LOG.warning(
