@@ -41,6 +41,7 @@ from bertjax.training.preemption import (
     EXIT_PREEMPTED,
     Preempted,
     PreemptionGuard,
+    wait_until_ready,
 )
 from bertjax.training.pretraining import Pretraining
 from bertjax.training.profiling import Profile
@@ -356,7 +357,7 @@ class _Trainer:
             return
         row_ids, on_device = last
         phase = self.phases[index]
-        jax.block_until_ready(on_device["loss"])  # .item() would hold signals back until it is done
+        wait_until_ready(on_device["loss"])
         loss, grad_norm, real_tokens = (
             x.item()
             for x in jax.device_get([on_device[n] for n in ("loss", "grad_norm", "real_tokens")])

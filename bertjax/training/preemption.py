@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 import types
 from typing import Any
 
@@ -65,3 +66,14 @@ class PreemptionGuard:
             "once, without saving",
             name,
         )
+
+
+def wait_until_ready(array: Any) -> None:
+    """Waits for a `jax.Array` that is being computed, so that signals are heard meanwhile.
+
+    Some of JAX's own waits hold them back until the array is done.
+    """
+    seconds = 1e-4
+    while not array.is_ready():
+        time.sleep(seconds)
+        seconds = min(1.1 * seconds, 0.005)
