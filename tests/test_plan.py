@@ -387,7 +387,9 @@ def test_a_step_larger_than_the_memory_is_refused_with_its_size():
     config = phase_plan.resolve(cli.load_recipe("tests/recipes/micro.py"), target)
     config.mesh.data = 1
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    with pytest.raises(DoesNotFitError, match="1 per device and microbatch, need") as error:
+    with pytest.raises(
+        DoesNotFitError, match="4 rows of 64 tokens, however they are cut, need"
+    ) as error:
         phase_plan.compile_phase(config, config.resolved_phases()[1], target, mesh, 1_000)
     assert error.value.num_microbatches == 4
     assert error.value.needed_bytes > 3 * 4 * 20_000
