@@ -36,8 +36,8 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks import h100
 from benchmarks.hardware import cpu_name
 from bertjax.models.attention import dot_product_attention
-from bertjax.models.fused_attention import fused_attention
-from bertjax.planning.topology import open_target
+from bertjax.models.kernels.fused_attention import fused_attention
+from bertjax.plan.topology import open_target
 from bertjax.training.compilation import program_bytes
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))

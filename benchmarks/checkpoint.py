@@ -24,10 +24,10 @@ from typing import Any
 import jax
 
 from benchmarks.hardware import cpu_name
+from bertjax.checkpoints import checkpoint_directory
+from bertjax.checkpoints.checkpoint import CheckpointStore, resolve
 from bertjax.config import ModelConfig
 from bertjax.models import abstract_params
-from bertjax.training import checkpoint_directory
-from bertjax.training.checkpoint import CheckpointStore, resolve
 
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.hardware import cpu_name
 from benchmarks.prepare import write_input
-from bertjax.data.build_store import num_cores
+from bertjax.prepare.build_store import num_cores
 
 RESULT = Path(__file__).parent / "results" / "engines.json"
 NUM_WORKERS = 4

@@ -29,11 +29,11 @@ import numpy as np
 
 from benchmarks.hardware import cpu_name
 from bertjax.config import Config
-from bertjax.data.reader import RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.data.store import Store, open_store
+from bertjax.data.store.store import Store, open_store
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.rows import RowSpec
 from bertjax.models import BertForPreTraining, init_params
-from bertjax.training.objectives import pretraining_objective
+from bertjax.objectives.pretraining import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 

@@ -43,16 +43,16 @@ from bertjax.config import (
     Phase,
     TaskConfig,
 )
-from bertjax.data.example_rows import ExampleRows
-from bertjax.interop.bertjax_checkpoint import SCORES
-from bertjax.interop.hugging_face_folder import read_folder
+from bertjax.data.stream.example_rows import ExampleRows
+from bertjax.fine_tuning.job import Examples
+from bertjax.fine_tuning.run import fine_tune
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import join_outputs
 from bertjax.training.compilation_cache import use_compilation_cache
-from bertjax.training.fine_tuning import Examples
-from bertjax.training.fine_tuning_run import fine_tune
 from bertjax.training.optimizer import make_schedule
+from bertjax.weights.bertjax_checkpoint import SCORES
+from bertjax.weights.hugging_face_folder import read_folder
 
 RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
 TASKS = {  # name: (task, training files, evaluation file, tokens a row)

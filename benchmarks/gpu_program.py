@@ -74,8 +74,8 @@ def compile_case(args: argparse.Namespace) -> None:
 
     from benchmarks import program_account, step_case
     from benchmarks.hardware import cpu_name
+    from bertjax.parallel.sharding import make_mesh
     from bertjax.training.compilation import program_bytes
-    from bertjax.training.sharding import make_mesh
 
     jax.config.update("jax_enable_compilation_cache", False)  # its programs have no text
     config = step_case.step_config(args.case, args.set, backend="gpu")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import cpu_name
-from bertjax.linting.report import inspect_texts
+from bertjax.inspect.report import inspect_texts
 
 RESULT = Path(__file__).parent / "results" / "linter.json"
 NAMES = ("novels", "novels_eltec")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop_overhead --store=STORE --case=tiny:32:32 --case=small:128:16
 
-Times the bare step on a batch that lies on the device, then `bertjax.training.loop.run` on the store, in turns, and
+Times the bare step on a batch that lies on the device, then `pretrain` on the store, in turns, and
 compares the fastest of either: what is left is the share of the time in which the device waits for the loop. Writes
 benchmarks/results/loop_overhead.json.
 """  # noqa: E501
@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks.hardware import record
 from benchmarks.train_step import Bertjax, make_batch, make_config
 from bertjax.config import CheckpointConfig, Config, EvalConfig, LogConfig
-from bertjax.data.store import open_store
-from bertjax.training import loop
+from bertjax.data.store.store import open_store
+from bertjax.pretraining.run import pretrain
 
 RESULT = Path(__file__).parent / "results" / "loop_overhead.json"
 ROUNDS = 3
@@ -79,7 +79,7 @@ def fastest_rate(config: Config, store: Path, steps: int) -> float:
         log=LogConfig(every_steps=every),
     )
     with tempfile.TemporaryDirectory() as folder:
-        loop.run(config, Path(folder) / "run")
+        pretrain(config, Path(folder) / "run")
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     return json.loads(lines[0])["sequences_per_second"]
 

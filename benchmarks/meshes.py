@@ -37,14 +37,14 @@ import numpy as np  # noqa: E402
 from benchmarks.hardware import cpu_name  # noqa: E402
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig  # noqa: E402
 from bertjax.models import BertForPreTraining, init_params  # noqa: E402
-from bertjax.training.objectives import pretraining_objective  # noqa: E402
-from bertjax.training.optimizer import make_optimizer  # noqa: E402
-from bertjax.training.sharding import (  # noqa: E402
+from bertjax.objectives.pretraining import pretraining_objective  # noqa: E402
+from bertjax.parallel.sharding import (  # noqa: E402
     make_mesh,
     parameter_shardings,
     replicated,
     row_sharding,
 )
+from bertjax.training.optimizer import make_optimizer  # noqa: E402
 from bertjax.training.step import TrainState, train_step  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "meshes.json"

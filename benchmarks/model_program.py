@@ -21,13 +21,13 @@ import jax
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
 from bertjax.models import BertForPreTraining, abstract_params
-from bertjax.training.objectives import (
+from bertjax.objectives.pretraining import (
     pretraining_batch,
     pretraining_denominators,
     pretraining_loss,
     pretraining_sums,
 )
-from bertjax.training.sharding import make_mesh
+from bertjax.parallel.sharding import make_mesh
 
 RESULT = Path(__file__).parent / "results" / "model_program.json"
 BASE = ModelConfig(dtype="bfloat16", scan_layers=True)

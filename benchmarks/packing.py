@@ -31,14 +31,14 @@ import numpy as np
 
 from benchmarks.hardware import cpu_name
 from bertjax.config import ModelConfig, OptimizerConfig, packed_predictions
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.reader import Batch, RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.data.store import Store, open_store
-from bertjax.data.store_writer import write_store
-from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.store.store import Store, open_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.packed_rows import PackedRows
+from bertjax.data.stream.reader import Batch, RowReader
+from bertjax.data.stream.rows import RowSpec
+from bertjax.data.tokenizers.tokenizer import Tokenizer
 from bertjax.models import BertForPreTraining, init_params
-from bertjax.training.objectives import (
+from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
     pretraining_objective,

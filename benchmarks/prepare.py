@@ -36,8 +36,8 @@ from pathlib import Path
 import tokenizers
 
 from benchmarks.hardware import cpu_name
-from bertjax.data.build_store import num_cores
-from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.prepare.build_store import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "tests"))

@@ -32,12 +32,12 @@ from absl import app, flags
 from filelock import FileLock
 
 from benchmarks.hardware import device_name
-from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.formats import read_weights
-from bertjax.interop.weights import Weights
+from bertjax.fine_tuning.table import TABLE
 from bertjax.models import init_params
-from bertjax.training.fine_tuning_table import TABLE
-from bertjax.training.tracker import SUMMARY
+from bertjax.reports.tracker import SUMMARY
+from bertjax.weights.bertjax_checkpoint import write_checkpoint
+from bertjax.weights.formats import read_weights
+from bertjax.weights.weights import Weights
 
 RESULT = Path(__file__).parent / "results" / "pretraining_helps.json"
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "pretraining_helps.md"

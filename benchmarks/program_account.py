@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.step_profile import direction_of, part_of
-from bertjax.planning import hlo, work
-from bertjax.planning.hlo import Array, Instruction, Module
+from bertjax.plan import hlo, work
+from bertjax.plan.hlo import Array, Instruction, Module
 
 _KINDS = (  # what else a kernel does is told by the first of these that is in it
     ("scatter", "scatter"),

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.data.atomic_files import ArrayFile
-from bertjax.data.store import FORMAT, FORMAT_VERSION, MANIFEST
-from bertjax.data.tokenizer import WordPieceTokenizer
+from bertjax.data.store.store import FORMAT, FORMAT_VERSION, MANIFEST
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
+from bertjax.storage.atomic_files import ArrayFile
 
 VOCAB_SIZE = 70_000  # so that a token has four bytes
 SENTENCE_TOKENS = 63  # two fill a row of 128

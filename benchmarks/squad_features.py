@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.hardware import cpu_name
-from bertjax.data.offsets import OffsetEncoder
-from bertjax.data.tokenizer import from_argument
+from bertjax.data.tokenizers.offsets import OffsetEncoder
+from bertjax.data.tokenizers.tokenizer import from_argument
 from bertjax.tasks.registry import make_task
-from bertjax.tasks.squad_metrics import normalize
-from bertjax.tasks.squad_windows import answer_pieces
+from bertjax.tasks.squad.metrics import normalize
+from bertjax.tasks.squad.windows import answer_pieces
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 384

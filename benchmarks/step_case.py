@@ -20,12 +20,12 @@ from jax.sharding import Mesh
 from benchmarks.train_step import DEPTH, make_batch, make_config, make_packed_batches
 from bertjax.config import Config, ConfigError, ModelConfig, OptimizerConfig, closest
 from bertjax.models import BertForPreTraining, compute_dtype, make_model
-from bertjax.planning.program import make_state
+from bertjax.objectives.fine_tuning import fine_tuning_batch, fine_tuning_objective
+from bertjax.objectives.pretraining import Objective, pretraining_batch, pretraining_objective
+from bertjax.parallel.sharding import make_mesh, replicated
+from bertjax.plan.program import make_state
 from bertjax.training.compilation import compile_train_step
-from bertjax.training.fine_tuning_objectives import fine_tuning_batch, fine_tuning_objective
-from bertjax.training.objectives import Objective, pretraining_batch, pretraining_objective
 from bertjax.training.optimizer import make_optimizer
-from bertjax.training.sharding import make_mesh, replicated
 from bertjax.training.step import TrainState
 
 _SIX_LAYERS = {"hidden_size": 384, "num_layers": 6, "intermediate_size": 1_536}

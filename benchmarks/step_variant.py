@@ -26,10 +26,10 @@ import jax
 from benchmarks import program_account
 from benchmarks.hardware import record
 from benchmarks.step_case import Runner, activation_size, step_config
+from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
+from bertjax.reports.flops import flops_per_row, peak_flops
 from bertjax.training.compilation import program_bytes
-from bertjax.training.metrics import flops_per_row, peak_flops
-from bertjax.training.params_hash import params_sha256
 
 WARM_UP, TURNS = 3, 3
 

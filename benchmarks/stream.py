@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.hardware import cpu_name
-from bertjax.data.reader import Batch, RowReader
-from bertjax.data.rows import RowSpec, build_row_index
-from bertjax.data.store import Store, open_store
-from bertjax.data.stream import BatchStream
+from bertjax.data.store.store import Store, open_store
+from bertjax.data.stream.reader import Batch, RowReader
+from bertjax.data.stream.rows import RowSpec, build_row_index
+from bertjax.data.stream.tf_data import BatchStream
 
 RESULT = Path(__file__).parent / "results" / "stream.json"
 FAR = 10**7  # position to start from

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.simulated_store import make_store
-from bertjax.data.reader import RowReader
-from bertjax.data.row_order import shuffle_window
-from bertjax.data.rows import RowSpec
-from bertjax.data.store import open_store
-from bertjax.data.stream import BatchStream
+from bertjax.data.store.store import open_store
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.row_order import shuffle_window
+from bertjax.data.stream.rows import RowSpec
+from bertjax.data.stream.tf_data import BatchStream
 
 FAR = 10**9  # position
 BATCH_SIZE = 256

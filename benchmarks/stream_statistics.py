@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.counter_rng import keys_at
-from bertjax.data.pairs import draw_segments
-from bertjax.data.reader import RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.data.store import Split, open_store
+from bertjax.data.store.store import Split, open_store
+from bertjax.data.stream.pairs import draw_segments
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.rows import RowSpec
 
 RESULT = Path(__file__).parent / "results" / "stream_statistics.json"
 

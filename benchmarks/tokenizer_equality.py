@@ -24,8 +24,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import wordpiece_oracle  # noqa: E402
 
-from bertjax.data.basic_tokenizer import basic_tokenize, fine_chunks  # noqa: E402
-from bertjax.data.wordpiece import WordPieceTokenizer, load_wordpiece  # noqa: E402
+from bertjax.data.tokenizers.basic_tokenizer import basic_tokenize, fine_chunks  # noqa: E402
+from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, load_wordpiece  # noqa: E402
 
 PARTS = 8  # of a corpus, each the documents with one remainder, so that two processes share it
 

@@ -54,15 +54,15 @@ import numpy as np  # noqa: E402
 from benchmarks.hardware import device_name  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
 from bertjax.models import BertForPreTraining, compute_dtype, init_params  # noqa: E402
+from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective  # noqa: E402
+from bertjax.parallel.sharding import make_mesh, replicated  # noqa: E402
+from bertjax.reports.flops import flops_per_row, peak_flops  # noqa: E402
 from bertjax.training.compilation import (  # noqa: E402
     compile_train_step,
     measured_matmul_flops,
     program_bytes,
 )
-from bertjax.training.metrics import flops_per_row, peak_flops  # noqa: E402
-from bertjax.training.objectives import pretraining_batch, pretraining_objective  # noqa: E402
 from bertjax.training.optimizer import make_optimizer  # noqa: E402
-from bertjax.training.sharding import make_mesh, replicated  # noqa: E402
 from bertjax.training.step import TrainState  # noqa: E402
 
 
@@ -339,10 +339,10 @@ def make_batch(config: Config) -> dict[str, np.ndarray]:
 def make_packed_batches(config: Config) -> list[dict[str, np.ndarray]]:
     """Pairs as long as Wikipedia's, packed, and as many rows of one such pair each."""
     from benchmarks.packing import short_documents
-    from bertjax.data.packed_rows import PackedRows
-    from bertjax.data.reader import RowReader
-    from bertjax.data.rows import RowSpec
-    from bertjax.data.wordpiece import WordPieceTokenizer
+    from bertjax.data.stream.packed_rows import PackedRows
+    from bertjax.data.stream.reader import RowReader
+    from bertjax.data.stream.rows import RowSpec
+    from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer
 
     (phase,) = config.resolved_phases()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

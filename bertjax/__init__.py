@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bertjax import moved
 from bertjax.config import Config, ConfigError
+from bertjax.version import __version__
 
 if TYPE_CHECKING:
     from bertjax.encoder import Encoder, load
 
-__all__ = ["Config", "ConfigError", "Encoder", "load"]
-__version__ = "0.1.0"
+__all__ = ["Config", "ConfigError", "Encoder", "__version__", "load"]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

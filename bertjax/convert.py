@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from bertjax import command_line
+from bertjax.cli import command_line
 from bertjax.config import ConfigError
 
 _INPUT = flags.DEFINE_string(
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
     """Converts; 0 = converted, 2 = something that cannot work."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}: expected --input=... --output=...")
-    from bertjax.data.tokenizer import TokenizerError, load_folder
-    from bertjax.interop.conversion import convert
-    from bertjax.interop.weights import WeightsError
-    from bertjax.training.sealing import CheckpointError
+    from bertjax.checkpoints.sealing import CheckpointError
+    from bertjax.data.tokenizers.tokenizer import TokenizerError, load_folder
+    from bertjax.weights.conversion import convert
+    from bertjax.weights.weights import WeightsError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("bertjax").setLevel(logging.INFO)

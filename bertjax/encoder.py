@@ -23,9 +23,8 @@ import numpy as np
 
 from bertjax.config import ModelConfig
 from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, pad_rows
-from bertjax.data.tokenizer import load_folder
-from bertjax.data.vocabulary import Tokenizer
-from bertjax.interop.formats import read_weights
+from bertjax.data.tokenizers.tokenizer import load_folder
+from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.models import (
     BertEncoder,
     apply_model,
@@ -36,6 +35,7 @@ from bertjax.models import (
 )
 from bertjax.models.inspection import inspect_layers
 from bertjax.tasks.task import join_outputs
+from bertjax.weights.formats import read_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Encoder:
     Attributes:
       model: the Flax module that `config.head` names, for use with `model.apply`.
       params: its parameters, nested dict of jax.Array in float32.
-      tokenizer: see `bertjax.data.tokenizer`.
+      tokenizer: see `bertjax.data.tokenizers.tokenizer`.
       config: `ModelConfig`, its dtype resolved.
       labels: names of the labels of a classification or tagging head, where they are known.
       task: the fields of `TaskConfig` that a bertjax model was fine-tuned with, else None.

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from bertjax import cli
-from bertjax.bucket import is_bucket_path
+from bertjax.cli import recipe_flags
 from bertjax.config import (
     CheckpointConfig,
     Config,
@@ -42,13 +41,14 @@ from bertjax.config import (
     TaskConfig,
     is_within,
 )
+from bertjax.config.checks import validate
+from bertjax.storage.bucket import is_bucket_path
 from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
 from bertjax.tasks.task import Task, TaskError
-from bertjax.validation import validate
 
 if TYPE_CHECKING:
-    from bertjax.interop.weights import Weights
-    from bertjax.training.fine_tuning import Examples
+    from bertjax.fine_tuning.job import Examples
+    from bertjax.weights.weights import Weights
 
 _LOG = logging.getLogger("bertjax.finetune")  # also where the module is __main__
 
@@ -59,7 +59,7 @@ _DECIDED = (
 )
 _FREE = ("data.num_threads", "data.prefetch_batches", "eval.every_steps")
 
-_CONFIG = cli.define_overrides(
+_CONFIG = recipe_flags.define_overrides(
     FineTuningConfig(
         optimizer=OptimizerConfig(name="adamw", warmup_steps=0),
         checkpoint=CheckpointConfig(keep=1),
@@ -114,9 +114,9 @@ def main(overridden: Config) -> int:
         raise ConfigError(
             f"--workdir={_WORKDIR.value}: fine-tuning keeps its results on a disk; name a folder"
         )
+    from bertjax.checkpoints.checkpoint import CheckpointError
+    from bertjax.storage.workdir_lock import WorkdirInUseError
     from bertjax.training import loop
-    from bertjax.training.checkpoint import CheckpointError
-    from bertjax.training.workdir_lock import WorkdirInUseError
 
     try:
         return _run(overridden)
@@ -129,12 +129,12 @@ def main(overridden: Config) -> int:
 
 
 def _run(overridden: Config) -> int:
-    from bertjax.training import distributed
+    from bertjax.checkpoints.params_hash import params_sha256
+    from bertjax.fine_tuning.job import Examples
+    from bertjax.fine_tuning.run import fine_tune
+    from bertjax.parallel import distributed
     from bertjax.training.compilation_cache import use_compilation_cache
-    from bertjax.training.fine_tuning import Examples
-    from bertjax.training.fine_tuning_run import fine_tune
     from bertjax.training.loop import TrainingDivergedError
-    from bertjax.training.params_hash import params_sha256
     from bertjax.training.preemption import EXIT_PREEMPTED
 
     use_compilation_cache()
@@ -181,7 +181,7 @@ def _run(overridden: Config) -> int:
     ]
     for config in configs:
         validate(config)
-    if cli.PRINT_CONFIG.value:
+    if recipe_flags.PRINT_CONFIG.value:
         print("\n".join(config.to_json() for config in configs))
         return 0
     _LOG.info(
@@ -216,7 +216,7 @@ def _run(overridden: Config) -> int:
         if exit_code:
             return exit_code
     if len(configs) > 1:
-        from bertjax.training.fine_tuning_table import summarize
+        from bertjax.fine_tuning.table import summarize
 
         print(summarize(workdir, folders, diverged))
         for folder, reason in diverged.items():
@@ -230,11 +230,11 @@ def _read_initial(init_from: str) -> Weights:
     Raises:
       ConfigError: there are none that can be read.
     """
-    from bertjax.data.vocabulary import TokenizerError
-    from bertjax.interop.formats import HUGGING_FACE, TF1, detect_format, read_weights
-    from bertjax.interop.hugging_face_folder import read_folder
-    from bertjax.interop.weights import WeightsError
-    from bertjax.training.checkpoint import CheckpointError
+    from bertjax.checkpoints.checkpoint import CheckpointError
+    from bertjax.data.tokenizers.vocabulary import TokenizerError
+    from bertjax.weights.formats import HUGGING_FACE, TF1, detect_format, read_weights
+    from bertjax.weights.hugging_face_folder import read_folder
+    from bertjax.weights.weights import WeightsError
 
     try:
         if init_from.startswith("hf:"):
@@ -283,7 +283,7 @@ def _make_config(
         batch_size=batch_size,
         num_epochs=num_epochs,
     )
-    for name, value in cli.overrides(_CONFIG).items():
+    for name, value in recipe_flags.overrides(_CONFIG).items():
         if is_within(name, _DECIDED) and name not in _FREE:
             raise ConfigError(
                 f"--config.{name} is decided by other flags or the task here: see --help"
@@ -329,7 +329,7 @@ def _numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
 
 def _name(config: FineTuningConfig) -> str:
     """Folder of one run of several."""
-    from bertjax.training.fine_tuning_table import in_full
+    from bertjax.fine_tuning.table import in_full
 
     task = config.task
     rate, epochs = in_full(config.optimizer.learning_rate), in_full(task.num_epochs)
@@ -337,4 +337,4 @@ def _name(config: FineTuningConfig) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG, recipe=False)
+    recipe_flags.run(main, _CONFIG, recipe=False)

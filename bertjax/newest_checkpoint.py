@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 
-from bertjax.bucket import as_path
+from bertjax.checkpoints.checkpoint_bucket import open_directory
 from bertjax.config import ConfigError
-from bertjax.training.checkpoint_bucket import open_directory
+from bertjax.storage.bucket import as_path
 
 
 def main(workdir: str) -> int:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TextIO
 
 from absl import flags
 
-from bertjax import command_line
+from bertjax.cli import command_line
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -95,12 +95,12 @@ class InputError(ValueError):
 
 def main(argv: list[str]) -> int:
     """Predicts; 0 = done, 2 = something that cannot work."""
+    from bertjax.checkpoints.sealing import CheckpointError
     from bertjax.config import ConfigError
-    from bertjax.data.tokenizer import TokenizerError
+    from bertjax.data.tokenizers.tokenizer import TokenizerError
     from bertjax.encoder import HeadError
-    from bertjax.interop.weights import WeightsError
     from bertjax.tasks.task import TaskError
-    from bertjax.training.sealing import CheckpointError
+    from bertjax.weights.weights import WeightsError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     try:
@@ -324,8 +324,8 @@ def _open_examples(kind: str, encoder: Any) -> tuple[Iterator[Any], Predict]:
 def _run_task(
     kind: str, encoder: Any, task: Any, max_length: int, texts: list[Text]
 ) -> Iterator[dict[str, Any]]:
-    from bertjax.tasks.ner_data import Sentence, split_words
-    from bertjax.tasks.squad_data import Question
+    from bertjax.tasks.ner.data import Sentence, split_words
+    from bertjax.tasks.squad.data import Question
     from bertjax.tasks.text_task import TextExample
 
     examples: list[Any] = []
@@ -365,9 +365,9 @@ def _rounded(value: Any) -> Any:
 
 def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     """The task that the model was fine-tuned for, or one that fits its head, and its row length."""
-    from bertjax.tasks.ner import NerTask
+    from bertjax.tasks.ner.ner import NerTask
     from bertjax.tasks.registry import make_task
-    from bertjax.tasks.squad import SquadTask
+    from bertjax.tasks.squad.squad import SquadTask
     from bertjax.tasks.text_task import Columns, TextTask
 
     config, settings = encoder.config, encoder.task

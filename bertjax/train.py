@@ -21,14 +21,14 @@ from pathlib import Path
 
 from absl import flags
 
-from bertjax import cli
-from bertjax.bucket import is_bucket_path, require_client
+from bertjax.cli import recipe_flags
 from bertjax.config import Config, ConfigError
-from bertjax.store_list import store_list
+from bertjax.config.store_list import store_list
+from bertjax.storage.bucket import is_bucket_path, require_client
 
 _LOG = logging.getLogger("bertjax.train")  # also where the module is __main__
 
-_CONFIG = cli.define_config()
+_CONFIG = recipe_flags.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -48,19 +48,21 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process
 
 def main(config: Config) -> int:
     """Runs the training and turns foreseen errors into one line on stderr."""
-    workdir = _WORKDIR.value or str(Path("runs", cli.recipe_name(_CONFIG)))
+    workdir = _WORKDIR.value or str(Path("runs", recipe_flags.recipe_name(_CONFIG)))
     if Path(workdir).is_file():
         raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
     if any(map(is_bucket_path, (workdir, *_paths(config)))):
         require_client()
     import jax
 
-    from bertjax.data.store import StoreError
-    from bertjax.training import distributed, loop
-    from bertjax.training.checkpoint import CheckpointError
+    from bertjax.checkpoints.checkpoint import CheckpointError
+    from bertjax.data.store.store import StoreError
+    from bertjax.parallel import distributed
+    from bertjax.pretraining.run import pretrain
+    from bertjax.storage.workdir_lock import WorkdirInUseError
+    from bertjax.training import loop
     from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.preemption import EXIT_PREEMPTED
-    from bertjax.training.workdir_lock import WorkdirInUseError
 
     foreseen = (
         CheckpointError,
@@ -78,7 +80,7 @@ def main(config: Config) -> int:
             logging.getLogger("bertjax").setLevel(logging.WARNING)
         if not _WORKDIR.value:
             _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
-        exit_code = loop.run(config, workdir)
+        exit_code = pretrain(config, workdir)
         if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
             distributed.leave(exit_code)
         return exit_code
@@ -110,4 +112,4 @@ def _paths(config: Config) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG)
+    recipe_flags.run(main, _CONFIG)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax.bucket import BucketPath
+from bertjax.storage.bucket import BucketPath
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.training.checkpoint import CheckpointStore
+from bertjax.checkpoints.checkpoint import CheckpointStore
 
 TESTS = Path(__file__).resolve().parent
 

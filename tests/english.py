@@ -4,7 +4,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from bertjax.data.tokenizer import train_sentencepiece, train_wordpiece
+from bertjax.data.tokenizers.tokenizer import train_sentencepiece, train_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = [line for topic in sorted(topics) for line in topics[topic].split("\n") if line.strip()]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from stream_store import make_documents, make_tokenizer
 
-from bertjax import cli
-from bertjax.data.store_writer import write_store
+from bertjax.cli import recipes
+from bertjax.data.store.store_writer import write_store
 
 RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
 STEPS = 18
@@ -22,7 +22,7 @@ def store(tmp_path_factory):
 
 
 def micro(store, **changes):
-    config = cli.load_recipe(RECIPE)
+    config = recipes.load_recipe(RECIPE)
     config.data.store = str(store)
     for name, value in changes.items():
         section, _, field = name.rpartition("__")
@@ -46,10 +46,10 @@ def computed(workdir):
 @pytest.fixture(scope="session")
 def whole_run(store, tmp_path_factory):
     """The run that nothing interrupts."""
-    from bertjax.training import loop  # imports jax, which few tests need
+    from bertjax.pretraining.run import pretrain  # imports jax, which few tests need
 
     workdir = tmp_path_factory.mktemp("train") / "whole"
-    assert loop.run(micro(store), workdir) == 0
+    assert pretrain(micro(store), workdir) == 0
     return workdir
 
 

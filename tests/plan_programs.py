@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import MeshConfig, Phase
-from bertjax.planning import collectives, hlo, phase_plan, topology, work
-from bertjax.planning.report import collectives_table
+from bertjax.plan import collectives, hlo, phase_plan, topology, work
+from bertjax.plan.report import collectives_table
 
 LOOP = 5
 
@@ -99,7 +99,7 @@ def traffic() -> dict:
 def steps() -> dict:
     """The real training step of a small model on several meshes."""
     target = topology.open_target("", 1)
-    config = cli.load_recipe("tests/recipes/micro.py")
+    config = recipes.load_recipe("tests/recipes/micro.py")
     # No two sizes alike, so that a shape tells what it is of.
     model = dataclasses.replace(
         config.model,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.data.prepare_options import PrepareOptions
+from bertjax.prepare.options import PrepareOptions
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROOT = Path(__file__).parents[1]

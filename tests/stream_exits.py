@@ -15,8 +15,8 @@ import time
 import tensorflow  # noqa: F401 (so that the forks need not import it)
 from stream_store import make_reader
 
-from bertjax.data.store import open_store
-from bertjax.data.stream import BatchStream
+from bertjax.data.store.store import open_store
+from bertjax.data.stream.tf_data import BatchStream
 
 SECONDS = 30  # for one to end
 OPEN: list[BatchStream] = []  # still referred to when the interpreter ends

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from bertjax.data.counter_rng import bits64, keys_at, stream_key, uniform_float, uniform_int
-from bertjax.data.reader import RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.data.store import Store
-from bertjax.data.store_writer import write_store
-from bertjax.data.tokenizer import WordPieceTokenizer
+from bertjax.data.store.store import Store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.rows import RowSpec
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB_SIZE = 1000

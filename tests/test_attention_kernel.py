@@ -16,16 +16,11 @@ import pytest
 from attention_reference import kept, reference
 
 from bertjax.config import ConfigError, ModelConfig
-from bertjax.models import (
-    BertForPreTraining,
-    attention_kernel,
-    check_backend,
-    init_params,
-    without_gradients,
-)
+from bertjax.models import BertForPreTraining, check_backend, init_params, without_gradients
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.dropout import plane_words
-from bertjax.models.fused_attention import fused_attention
+from bertjax.models.kernels import attention_kernel
+from bertjax.models.kernels.fused_attention import fused_attention
 
 EPSILON = float(np.finfo(np.float32).eps)
 TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}
@@ -174,8 +169,8 @@ import dataclasses, json
 from benchmarks import meshes
 import jax, jax.numpy as jnp, numpy as np
 from bertjax.config import MeshConfig, ModelConfig
-from bertjax.models.fused_attention import fused_attention
-from bertjax.training.sharding import make_mesh
+from bertjax.models.kernels.fused_attention import fused_attention
+from bertjax.parallel.sharding import make_mesh
 
 rng = np.random.default_rng(0)
 q, k, v, gradient = (rng.normal(size=(8, 24, 8, 16)).astype(np.float32) for _ in range(4))

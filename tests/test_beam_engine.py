@@ -11,13 +11,13 @@ import pytest
 from prepare_runs import contents, finish, options, random_text, running, start
 from tfds_data import write_tfds
 
-from bertjax.data.beam_engine import Cut, Encode, _run_pipeline
-from bertjax.data.blocks import Block
-from bertjax.data.build_store import prepare
-from bertjax.data.corpus import find_sources
-from bertjax.data.encode import make_encoder
-from bertjax.data.prepare_options import PrepareError
-from bertjax.data.staged_blocks import NumberedBlock, StagedBlocks, staged_bytes
+from bertjax.data.corpus.blocks import Block
+from bertjax.data.corpus.corpus import find_sources
+from bertjax.prepare.beam_engine import Cut, Encode, _run_pipeline
+from bertjax.prepare.build_store import prepare
+from bertjax.prepare.encode import make_encoder
+from bertjax.prepare.options import PrepareError
+from bertjax.prepare.staged_blocks import NumberedBlock, StagedBlocks, staged_bytes
 
 pytest.importorskip("apache_beam", reason="no Apache Beam: pip install 'bertjax[beam]'")
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from bertjax.bucket import BucketPath, as_path, is_bucket_path
 from bertjax.config import ConfigError
+from bertjax.storage.bucket import BucketPath, as_path, is_bucket_path
 
 
 def test_paths():
@@ -84,7 +84,7 @@ def test_a_large_file_is_read_in_pieces(bucket, tmp_path):
 def test_without_the_libraries_the_extra_is_named():
     code = (
         "import sys; sys.modules['gcsfs'] = None\n"
-        "from bertjax.bucket import BucketPath\n"
+        "from bertjax.storage.bucket import BucketPath\n"
         "BucketPath('gs://bucket/x').read_bytes()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

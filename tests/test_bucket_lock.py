@@ -8,8 +8,8 @@ import time
 import pytest
 from test_workdir_lock import start_holder
 
-from bertjax.training import bucket_lock
-from bertjax.training.workdir_lock import WorkdirInUseError, lock_workdir
+from bertjax.storage import bucket_lock
+from bertjax.storage.workdir_lock import WorkdirInUseError, lock_workdir
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_dead_run_of_another_machine_is_taken_over_after_a_while(bucket, quick
 HOLDER = """
 import sys
 from bertjax.training import bucket_lock
-from bertjax.training.workdir_lock import lock_workdir
+from bertjax.storage.workdir_lock import lock_workdir
 bucket_lock.BEAT_SECONDS = 0.2
 with lock_workdir(sys.argv[1]):
     print("holds", flush=True)

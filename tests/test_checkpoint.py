@@ -23,9 +23,9 @@ from checkpoint_states import (
     write_two_checkpoints,
 )
 
-from bertjax.training import checkpoint_directory
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore, resolve
-from bertjax.training.params_hash import params_sha256
+from bertjax.checkpoints import checkpoint_directory
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore, resolve
+from bertjax.checkpoints.params_hash import params_sha256
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ EIGHT_DEVICES = """
 import sys, jax
 from jax.sharding import NamedSharding, PartitionSpec
 from checkpoint_states import *
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore
 mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("fsdp"))
 whole = NamedSharding(mesh, PartitionSpec())
@@ -170,8 +170,8 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
 from jax.sharding import NamedSharding, PartitionSpec
 from checkpoint_states import *
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore
-from bertjax.training.params_hash import params_sha256
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore
+from bertjax.checkpoints.params_hash import params_sha256
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 rows = NamedSharding(mesh, PartitionSpec("fsdp"))
 whole = NamedSharding(mesh, PartitionSpec())
@@ -217,7 +217,7 @@ import sys, time, jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
 from checkpoint_states import *
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore
 def fail():
     raise OSError("no uploads today")
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -12,10 +12,10 @@ import pytest
 from checkpoint_states import assert_is_step, save
 
 from bertjax import newest_checkpoint
-from bertjax.bucket import BucketPath
-from bertjax.training import sealing
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore, resolve
-from bertjax.training.checkpoint_directory import find_faults
+from bertjax.checkpoints import sealing
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore, resolve
+from bertjax.checkpoints.checkpoint_directory import find_faults
+from bertjax.storage.bucket import BucketPath
 
 
 def names_in(workdir: BucketPath) -> list[str]:

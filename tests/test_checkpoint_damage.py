@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from checkpoint_states import assert_is_step, names_in, run_python, save, write_two_checkpoints
 
-from bertjax.training import sealing
-from bertjax.training.checkpoint import CheckpointError, CheckpointStore, resolve
+from bertjax.checkpoints import sealing
+from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore, resolve
 
 # What a failed write of orbax leaves behind; pytest hides the filter that `quiet_orbax` sets.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'async_serialize:RuntimeWarning")
@@ -190,7 +190,7 @@ ROWS_OF_A_SLOW_SAVE = 20_000  # 1.3 MB a kernel, three kernels a checkpoint
 RUNS = """
 import os, sys
 from checkpoint_states import *
-from bertjax.training.checkpoint import CheckpointStore
+from bertjax.checkpoints.checkpoint import CheckpointStore
 for line in sys.stdin:
     pid = os.fork()
     if pid:

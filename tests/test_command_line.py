@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bertjax import command_line
+from bertjax.cli import command_line
 
 FOLDER = Path(__file__).parent / "goldens" / "hugging_face" / "encoder"
 COMMANDS = ("train", "finetune", "predict", "convert", "prepare", "inspect", "plan")

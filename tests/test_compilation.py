@@ -4,20 +4,20 @@ import jax
 import pytest
 from micro_runs import RECIPE
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import MeshConfig, Phase
 from bertjax.models import BertForPreTraining
+from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective
+from bertjax.parallel.sharding import make_mesh
 from bertjax.training import compilation
 from bertjax.training.compilation import DoesNotFitError, compile_train_step, program_bytes
-from bertjax.training.objectives import pretraining_batch, pretraining_objective
 from bertjax.training.optimizer import make_optimizer
-from bertjax.training.sharding import make_mesh
 from bertjax.training.start import abstract_state
 
 
 def compile_step(rows, memory, monkeypatch, **changes):
     """Compiles the step of rows of 64 tokens; returns it, its parts and what was tried."""
-    config = cli.load_recipe(RECIPE)
+    config = recipes.load_recipe(RECIPE)
     config.model.dtype, config.model.num_layers = "float32", 1
     for name, value in changes.items():
         setattr(config, name, value)

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import (
     Config,
     ConfigError,
@@ -17,7 +17,7 @@ from bertjax.config import (
     is_within,
     may_change,
 )
-from bertjax.validation import validate
+from bertjax.config.checks import validate
 
 
 def train(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -30,15 +30,15 @@ def train(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("name", cli.recipe_names())
+@pytest.mark.parametrize("name", recipes.recipe_names())
 def test_recipes_are_valid_and_survive_json(name):
-    config = cli.load_recipe(name)
+    config = recipes.load_recipe(name)
     validate(config)
     assert Config.from_json(config.to_json()) == config
 
 
 def test_base_is_the_papers():
-    config = cli.load_recipe("base")
+    config = recipes.load_recipe("base")
     first, second = config.resolved_phases()
     assert (first.num_steps, first.max_length, first.max_predictions) == (900_000, 128, 20)
     assert (second.num_steps, second.max_length, second.max_predictions) == (100_000, 512, 80)
@@ -47,7 +47,7 @@ def test_base_is_the_papers():
 
 
 def test_num_steps_stops_early_but_leaves_the_schedule():
-    config = cli.load_recipe("base")
+    config = recipes.load_recipe("base")
     config.num_steps = 30
     validate(config)
     assert (config.last_step, config.total_steps) == (30, 1_000_000)
@@ -162,7 +162,7 @@ def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
     ],
 )
 def test_what_cannot_work_is_refused(field, value, message):
-    config = cli.load_recipe("tiny")
+    config = recipes.load_recipe("tiny")
     *parents, name = field.split(".")
     section = config
     for parent in parents:
@@ -174,21 +174,21 @@ def test_what_cannot_work_is_refused(field, value, message):
 
 
 def test_an_int_may_stand_for_a_float():
-    config = cli.load_recipe("tiny")
+    config = recipes.load_recipe("tiny")
     config.optimizer.power = 1
     validate(config)
-    assert config == cli.load_recipe("tiny")
+    assert config == recipes.load_recipe("tiny")
 
 
 def test_json_with_an_unknown_field_names_the_closest():
-    values = dataclasses.asdict(cli.load_recipe("tiny"))
+    values = dataclasses.asdict(recipes.load_recipe("tiny"))
     values["optimizer"]["learning_rat"] = 1.0
     with pytest.raises(ConfigError, match=r"config.optimizer.learning_rat .*mean 'learning_rate'"):
         Config.from_json(json.dumps(values))
 
 
 def test_differences_are_dotted():
-    old, new = cli.load_recipe("base"), cli.load_recipe("base")
+    old, new = recipes.load_recipe("base"), recipes.load_recipe("base")
     new.phases[1].num_steps = 7
     new.optimizer.learning_rate = 1.0
     assert differences(old, new) == {

@@ -11,9 +11,9 @@ import tracemalloc
 import pytest
 from tfds_data import write_tfds
 
-from bertjax.data.blocks import BLOCK_BYTES, MAX_LINE_BYTES, PROBLEMS, CorpusError, Source
-from bertjax.data.corpus import find_sources, read_blocks, read_documents, split_sentences
-from bertjax.data.wiki40b import wiki40b_text
+from bertjax.data.corpus.blocks import BLOCK_BYTES, MAX_LINE_BYTES, PROBLEMS, CorpusError, Source
+from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents, split_sentences
+from bertjax.data.corpus.wiki40b import wiki40b_text
 
 
 def read(pattern, data_dir=None):

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from bertjax.config import MeshConfig
+from bertjax.parallel.sharding import make_mesh
 from bertjax.training.compilation import device_memory_bytes
-from bertjax.training.sharding import make_mesh
 
 MEMORY = Path("/proc/meminfo")
 

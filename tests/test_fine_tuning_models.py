@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bertjax.config import ModelConfig
+from bertjax.config.checks import HEADS
 from bertjax.models import MODELS, BertEncoder, dropout, init_params, make_model, split_row_keys
-from bertjax.validation import HEADS
 
 SMALL = ModelConfig(
     vocab_size=101,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
-from bertjax.data.example_rows import ExampleRows, batches_by_length, take_rows
+from bertjax.data.stream.example_rows import ExampleRows, batches_by_length, take_rows
 from bertjax.models import init_params, make_model
-from bertjax.training.fine_tuning_objectives import (
+from bertjax.objectives.fine_tuning import (
     ANSWERS,
     fine_tuning_batch,
     fine_tuning_objective,
     fine_tuning_sums,
     run_model,
 )
-from bertjax.training.sharding import make_mesh
+from bertjax.parallel.sharding import make_mesh
 
 ROWS, LENGTH, LABELS = 6, 9, 4
 

@@ -23,18 +23,18 @@ from bertjax.config import (
     Phase,
     TaskConfig,
 )
-from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.formats import read_weights
-from bertjax.interop.weights import Weights, WeightsError
+from bertjax.fine_tuning import job as fine_tuning_job
+from bertjax.fine_tuning.job import Examples, FineTuning, Scorer
+from bertjax.fine_tuning.run import fine_tune
 from bertjax.models import init_params
+from bertjax.parallel.sharding import make_mesh, parameter_shardings
+from bertjax.storage.workdir_lock import WorkdirInUseError, lock_workdir
 from bertjax.tasks.registry import make_task
-from bertjax.training import fine_tuning
-from bertjax.training.fine_tuning import Examples, FineTuning, Scorer
-from bertjax.training.fine_tuning_run import fine_tune
-from bertjax.training.initial_params import initial_params
-from bertjax.training.sharding import make_mesh, parameter_shardings
 from bertjax.training.start import with_shardings
-from bertjax.training.workdir_lock import WorkdirInUseError, lock_workdir
+from bertjax.weights.bertjax_checkpoint import write_checkpoint
+from bertjax.weights.formats import read_weights
+from bertjax.weights.initial_params import initial_params
+from bertjax.weights.weights import Weights, WeightsError
 
 MODEL = ModelConfig(
     vocab_size=1_000,
@@ -436,7 +436,7 @@ def test_scores_do_not_depend_on_how_rows_are_batched(wordpiece, tmp_path, monke
     )
     mesh, params = make_mesh(FineTuningConfig().mesh, jax.devices()[:1]), init_params(model, 0)
     whole = Scorer(evaluation, model, mesh).run(params)
-    monkeypatch.setattr(fine_tuning, "_TOKENS_CPU", evaluation.max_length)
+    monkeypatch.setattr(fine_tuning_job, "_TOKENS_CPU", evaluation.max_length)
     scorer = Scorer(evaluation, model, mesh)
     shapes = {(len(positions), length) for positions, length in scorer._batches}
     assert len(shapes) > 1

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import program_account, step_case
 from bertjax.config import ConfigError
-from bertjax.training.sharding import make_mesh
+from bertjax.parallel.sharding import make_mesh
 
 # 8 tokens (4 rows x 2), 16 wide. The tuple of the product's room to work, 999 bytes, is no result.
 PROGRAM = """\

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 
 import bertjax
 from bertjax.config import ModelConfig
-from bertjax.data.tokenizer import TokenizerError, load_folder
-from bertjax.interop.hugging_face_folder import read_folder, write_folder
-from bertjax.interop.weights import WeightsError, flatten, parameter_shapes
+from bertjax.data.tokenizers.tokenizer import TokenizerError, load_folder
 from bertjax.models import abstract_params
+from bertjax.weights.hugging_face_folder import read_folder, write_folder
+from bertjax.weights.weights import WeightsError, flatten, parameter_shapes
 
 TOLERANCE = 2e-5
 POOLED = {"pretraining", "encoder", "sharded", "classification", "regression"}

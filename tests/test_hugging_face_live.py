@@ -12,7 +12,7 @@ from hugging_face_goldens import MODELS, texts
 from test_hugging_face import TOLERANCE, real_weights  # noqa: F401 (a fixture)
 
 import bertjax
-from bertjax.interop.hugging_face_folder import read_folder, write_folder
+from bertjax.weights.hugging_face_folder import read_folder, write_folder
 
 for package in ("torch", "transformers"):
     pytest.importorskip(
@@ -98,7 +98,7 @@ def test_transformers_opens_what_we_write(functions, folders, name, tmp_path):
 def test_transformers_opens_a_sentence_piece_tokenizer_of_ours(sentence_piece, tmp_path):
     import transformers
 
-    from bertjax.data.hugging_face_tokenizer import hugging_face_files
+    from bertjax.data.tokenizers.hugging_face_tokenizer import hugging_face_files
 
     for name, text in hugging_face_files(sentence_piece, 40).items():
         (tmp_path / name).write_text(text)

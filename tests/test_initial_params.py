@@ -9,12 +9,12 @@ import pytest
 from hugging_face_goldens import FOLDER
 
 from bertjax.config import ConfigError, MeshConfig
-from bertjax.interop.conversion import convert
-from bertjax.interop.hugging_face_folder import read_folder
-from bertjax.interop.weights import flatten
 from bertjax.models import abstract_params, init_params
-from bertjax.training.initial_params import initial_params
-from bertjax.training.sharding import make_mesh, parameter_shardings
+from bertjax.parallel.sharding import make_mesh, parameter_shardings
+from bertjax.weights.conversion import convert
+from bertjax.weights.hugging_face_folder import read_folder
+from bertjax.weights.initial_params import initial_params
+from bertjax.weights.weights import flatten
 
 HASH = read_folder(FOLDER / "encoder").tokenizer.hash
 BASE = dataclasses.replace(read_folder(FOLDER / "pretraining").config, dtype="float32")

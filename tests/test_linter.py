@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from bertjax.data.build_store import prepare
-from bertjax.data.duplicates import DUPLICATES
-from bertjax.data.embedded import embedded_documents
-from bertjax.data.fingerprints import Fingerprints
-from bertjax.data.prepare_options import PrepareOptions
-from bertjax.data.store import open_store
-from bertjax.data.train_tokenizer import train_wordpiece
-from bertjax.linting.page import page
-from bertjax.linting.report import inspect_store, inspect_texts
+from bertjax.data.corpus.duplicates import DUPLICATES
+from bertjax.data.corpus.embedded import embedded_documents
+from bertjax.data.corpus.fingerprints import Fingerprints
+from bertjax.data.store.store import open_store
+from bertjax.data.tokenizers.train_tokenizer import train_wordpiece
+from bertjax.inspect.page import page
+from bertjax.inspect.report import inspect_store, inspect_texts
+from bertjax.prepare.build_store import prepare
+from bertjax.prepare.options import PrepareOptions
 
 
 @pytest.fixture(scope="module")

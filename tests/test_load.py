@@ -16,16 +16,16 @@ from hugging_face_goldens import FOLDER, outputs, texts
 from safetensors.numpy import load_file
 
 import bertjax
-from bertjax.data.atomic_files import whole_folder
-from bertjax.data.tokenizer import TokenizerError, load_tokenizer
+from bertjax.checkpoints.checkpoint import CheckpointError
+from bertjax.data.tokenizers.tokenizer import TokenizerError, load_tokenizer
 from bertjax.encoder import Encoder, HeadError
-from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.conversion import convert
-from bertjax.interop.formats import read_weights
-from bertjax.interop.hugging_face_folder import read_folder, write_folder
-from bertjax.interop.weights import WeightsError, flatten
 from bertjax.models import init_params
-from bertjax.training.checkpoint import CheckpointError
+from bertjax.storage.atomic_files import whole_folder
+from bertjax.weights.bertjax_checkpoint import write_checkpoint
+from bertjax.weights.conversion import convert
+from bertjax.weights.formats import read_weights
+from bertjax.weights.hugging_face_folder import read_folder, write_folder
+from bertjax.weights.weights import WeightsError, flatten
 
 
 @pytest.fixture(scope="module")

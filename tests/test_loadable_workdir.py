@@ -8,13 +8,13 @@ import pytest
 from stream_store import make_documents, make_tokenizer
 
 import bertjax
-from bertjax import cli
+from bertjax.checkpoints.loadable_workdir import keep_tokenizer
+from bertjax.cli import recipes
 from bertjax.config import ConfigError
-from bertjax.data.store_writer import write_store
-from bertjax.data.tokenizer import WordPieceTokenizer, load_tokenizer
-from bertjax.interop.conversion import convert
-from bertjax.training import loop
-from bertjax.training.loadable_workdir import keep_tokenizer
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, load_tokenizer
+from bertjax.pretraining.run import pretrain
+from bertjax.weights.conversion import convert
 
 RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
 
@@ -71,9 +71,9 @@ def test_a_run_loads_converts_and_starts_another(tmp_path):
     write_store(
         tmp_path / "store", make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2)
     )
-    config = cli.load_recipe(RECIPE)
+    config = recipes.load_recipe(RECIPE)
     config.data.store, config.num_steps = str(tmp_path / "store"), 2
-    assert loop.run(config, tmp_path / "run") == 0
+    assert pretrain(config, tmp_path / "run") == 0
 
     bert = bertjax.load(tmp_path / "run")
     assert bert.tokenizer.hash == make_tokenizer().hash
@@ -84,7 +84,7 @@ def test_a_run_loads_converts_and_starts_another(tmp_path):
 
     convert(tmp_path / "run", tmp_path / "hf")
     config.init_from, config.num_steps = f"hf:{tmp_path / 'hf'}", 1
-    assert loop.run(config, tmp_path / "next") == 0
+    assert pretrain(config, tmp_path / "next") == 0
     # The rate of the first step is 0, so it leaves the parameters as they were.
     hashes = [
         json.loads((tmp_path / name / "summary.json").read_text())["params_sha256"]

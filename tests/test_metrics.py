@@ -3,7 +3,8 @@
 import pytest
 
 from bertjax.config import ModelConfig
-from bertjax.training.metrics import Throughput, flops_per_row, mfu, peak_flops
+from bertjax.reports.flops import flops_per_row, mfu, peak_flops
+from bertjax.reports.throughput import Throughput
 
 BASE = ModelConfig()
 LARGE = ModelConfig(hidden_size=1_024, num_layers=24, num_heads=16, intermediate_size=4_096)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from stream_store import make_documents, make_reader, make_tokenizer, shared_store
 
-from bertjax.data.mixture import MixedRows, whole_weights
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.reader import evaluation_batches
-from bertjax.data.store_writer import write_store
-from bertjax.data.stream import BatchStream
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.mixture import MixedRows, whole_weights
+from bertjax.data.stream.packed_rows import PackedRows
+from bertjax.data.stream.reader import evaluation_batches
+from bertjax.data.stream.tf_data import BatchStream
 
 SPEC = {"max_length": 48, "max_predictions": 12}
 

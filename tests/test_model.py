@@ -27,7 +27,7 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
 from bertjax.models.layers import LayerNorm, dense
 from bertjax.models.layers import gelu as activation
-from bertjax.models.partition import AXES
+from bertjax.parallel.partition import AXES
 
 GOLDENS = Path(__file__).parent / "goldens"
 BASE = ModelConfig()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from bertjax.config import ModelConfig
-from bertjax.interop.hugging_face import parameter_names, to_bertjax
 from bertjax.models import BertForPreTraining, abstract_params
-from bertjax.training.objectives import (
+from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
     pretraining_sums,
 )
+from bertjax.weights.hugging_face import parameter_names, to_bertjax
 
 GOLDENS = Path(__file__).parent / "goldens" / "transformers_pretraining.npz"
 

@@ -10,7 +10,7 @@ import pytest
 
 from bertjax.config import ModelConfig
 from bertjax.models import BertForPreTraining, init_params
-from bertjax.training.objectives import (
+from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
     pretraining_metrics,

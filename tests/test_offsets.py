@@ -5,8 +5,8 @@ import sys
 import pytest
 from english import SPECIAL, TEXT
 
-from bertjax.data.offsets import OffsetEncoder
-from bertjax.data.tokenizer import WordPieceTokenizer, from_argument
+from bertjax.data.tokenizers.offsets import OffsetEncoder
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, from_argument
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 HANGUL = ["ᄒ", "##ᅡ", "##ᆫ"]  # the parts of one syllable, taken apart

@@ -10,19 +10,19 @@ import pytest
 from stream_store import make_documents, make_reader, make_tokenizer
 
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.store_writer import write_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.models import BertForPreTraining, Packing, init_params
 from bertjax.models.attention import dot_product_attention
-from bertjax.training.objectives import (
+from bertjax.objectives.pretraining import (
     pretraining_batch,
     pretraining_denominators,
     pretraining_loss,
     pretraining_objective,
     pretraining_sums,
 )
+from bertjax.parallel.sharding import make_mesh
 from bertjax.training.optimizer import make_optimizer
-from bertjax.training.sharding import make_mesh
 from bertjax.training.step import TrainState, train_step
 
 LENGTH, SLOTS, DEPTH, ROWS = 64, 12, 3, 8

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from stream_store import make_documents, make_reader, make_tokenizer
 
-from bertjax.data import packed_rows
-from bertjax.data.build_store import prepare
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.prepare_options import PrepareOptions
-from bertjax.data.reader import RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.data.store_writer import write_store
-from bertjax.data.stream import BatchStream
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream import packed_rows
+from bertjax.data.stream.packed_rows import PackedRows
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.rows import RowSpec
+from bertjax.data.stream.tf_data import BatchStream
+from bertjax.prepare.build_store import prepare
+from bertjax.prepare.options import PrepareOptions
 
 SPEC = {"max_length": 64, "max_predictions": 12}
 SPECS = [
@@ -181,8 +181,8 @@ def test_seed_and_stream_change_everything():
 @pytest.mark.parametrize("has_tensorflow", [True, False])
 def test_several_processes_and_threads_read_the_same(monkeypatch, has_tensorflow):
     """Windows of a few rows, so that threads plan several at a time and drop old ones."""
-    monkeypatch.setattr("bertjax.data.stream._has_tensorflow", lambda: has_tensorflow)
-    monkeypatch.setattr("bertjax.data.stream._BLOCK_TOKENS", 2**12)
+    monkeypatch.setattr("bertjax.data.stream.tf_data._has_tensorflow", lambda: has_tensorflow)
+    monkeypatch.setattr("bertjax.data.stream.tf_data._BLOCK_TOKENS", 2**12)
     monkeypatch.setattr(packed_rows, "_WINDOW_PAIRS", 40)
     monkeypatch.setattr(packed_rows, "_KEPT_WINDOWS", 3)
     expected = make_packed()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertjax.config import packed_predictions
-from bertjax.data.packing import fit_rows, pack_lengths, rows_for
+from bertjax.data.stream.packing import fit_rows, pack_lengths, rows_for
 
 
 def draw(name, count, seed=0):

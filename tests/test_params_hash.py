@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.training.params_hash import params_sha256
+from bertjax.checkpoints.params_hash import params_sha256
 
 
 def test_the_bytes_are_those_of_the_docstring():

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import MeshConfig, Phase
-from bertjax.planning import arithmetic, hlo, phase_plan, roofline, search, topology, work
-from bertjax.planning.chips import CHIPS
-from bertjax.planning.collectives import Collective, read_collectives
-from bertjax.planning.program import check_program
-from bertjax.training import sharding
+from bertjax.parallel import sharding
+from bertjax.parallel.sharding import make_mesh
+from bertjax.plan import arithmetic, hlo, phase_plan, roofline, search, topology, work
+from bertjax.plan.chips import CHIPS
+from bertjax.plan.collectives import Collective, read_collectives
+from bertjax.plan.program import check_program
+from bertjax.reports.flops import peak_flops
 from bertjax.training.compilation import DoesNotFitError
-from bertjax.training.metrics import peak_flops
-from bertjax.training.sharding import make_mesh
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 NO_LIBTPU = "libtpu is not installed: pip install 'bertjax[plan]'"
@@ -290,7 +290,7 @@ def test_the_bound_is_the_slowest_part():
 
 
 def test_days_of_the_schedule():
-    config = cli.load_recipe("base")
+    config = recipes.load_recipe("base")
     assert roofline.schedule_days(config, [0.0864, 0.864]) == pytest.approx(0.9 + 1.0)
     config.num_steps = 450_000
     assert roofline.schedule_days(config, [0.0864, 0.864]) == pytest.approx(0.45)
@@ -332,7 +332,7 @@ def gpu_target(name: str) -> topology.Target:
 
 def test_arithmetic_of_a_gpu_is_labelled():
     target = gpu_target("h100:8")
-    plan = phase_plan.plan_phase(phase_plan.resolve(cli.load_recipe("base"), target), 0, target)
+    plan = phase_plan.plan_phase(phase_plan.resolve(recipes.load_recipe("base"), target), 0, target)
     assert plan.source == phase_plan.ARITHMETIC
     assert plan.fits
     assert plan.mesh == {"data": 8, "fsdp": 1, "tensor": 1}
@@ -345,7 +345,7 @@ def test_arithmetic_of_a_gpu_is_labelled():
 
 def test_what_does_not_fit_says_what_would():
     target = gpu_target("a100:8")
-    config = phase_plan.resolve(cli.load_recipe("large"), target)
+    config = phase_plan.resolve(recipes.load_recipe("large"), target)
     config.data.global_batch_size, config.num_microbatches = 4_096, 1
     plan = phase_plan.plan_phase(config, 1, target)
     assert not plan.fits
@@ -362,7 +362,7 @@ def test_what_does_not_fit_says_what_would():
 
 def test_search_prefers_what_fits_and_is_faster():
     target = gpu_target("a100:8")
-    config = phase_plan.resolve(cli.load_recipe("base"), target)
+    config = phase_plan.resolve(recipes.load_recipe("base"), target)
     result = search.search(config, [0], target, num_compiles=3)  # nothing to compile for
     assert result.best is not None
     assert result.best.seconds <= min(x.seconds for x in result.layouts if x.fits) * 1.02
@@ -373,7 +373,7 @@ def test_search_prefers_what_fits_and_is_faster():
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
-    config = cli.load_recipe("base")
+    config = recipes.load_recipe("base")
     config.mesh.fsdp = 3
     with pytest.raises(ValueError, match="does not multiply to 16 chips"):
         arithmetic.mesh_sizes(config.mesh, 16)
@@ -384,7 +384,7 @@ def test_a_mesh_that_does_not_divide_is_refused():
 
 def test_a_step_larger_than_the_memory_is_refused_with_its_size():
     target = topology.open_target("", 1)
-    config = phase_plan.resolve(cli.load_recipe("tests/recipes/micro.py"), target)
+    config = phase_plan.resolve(recipes.load_recipe("tests/recipes/micro.py"), target)
     config.mesh.data = 1
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with pytest.raises(
@@ -477,7 +477,7 @@ def test_the_attention_kernels_compile_for_a_tpu_slice_and_are_counted():
         phase = json.loads(result.stdout)["phases"][0]
         assert phase["checks"]["every kernel says its arithmetic"] is True
         flops[attention] = phase["flops_per_chip"]
-    config = cli.load_recipe("tests/recipes/micro.py")
+    config = recipes.load_recipe("tests/recipes/micro.py")
     # A chip has 16 rows and 2 heads of 64: 6 products of a row's length, or 7 of it padded to 128.
     product = config.model.num_layers * 16 * 2 * 64 * 2
     length = config.resolved_phases()[0].max_length
@@ -490,7 +490,7 @@ def test_the_attention_kernels_compile_for_a_tpu_slice_and_are_counted():
 def test_libtpu_gives_a_program_the_memory_of_the_table(name):
     code = f"""
 import jax, jax.numpy as jnp
-from bertjax.planning.topology import open_target
+from bertjax.plan.topology import open_target
 target = open_target({name!r}, 1)
 place = jax.sharding.SingleDeviceSharding(target.devices[0])
 huge = jax.ShapeDtypeStruct((1 << 15, 1 << 20), jnp.float32, sharding=place)

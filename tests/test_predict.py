@@ -11,10 +11,10 @@ import pytest
 
 from bertjax.config import ModelConfig
 from bertjax.encoder import Encoder
-from bertjax.interop.bertjax_checkpoint import write_checkpoint
-from bertjax.interop.weights import Weights
 from bertjax.models import init_params, make_model
-from bertjax.training.fine_tuning_objectives import run_model
+from bertjax.objectives.fine_tuning import run_model
+from bertjax.weights.bertjax_checkpoint import write_checkpoint
+from bertjax.weights.weights import Weights
 
 OUTPUTS = {
     "classification": {"logits"},

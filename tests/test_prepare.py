@@ -24,16 +24,17 @@ from prepare_runs import (
     start,
 )
 
-from bertjax.data import build_store
-from bertjax.data import corpus as corpus_module
-from bertjax.data.atomic_files import write_file
-from bertjax.data.build_store import prepare
-from bertjax.data.corpus import split_sentences
-from bertjax.data.embedded import embedded_documents, prepare_embedded
-from bertjax.data.encode import is_held_out
-from bertjax.data.prepare_options import PrepareError
-from bertjax.data.prepare_resume import locked
-from bertjax.data.store import StoreError, open_store, verify_store
+from bertjax.data.corpus import corpus as corpus_module
+from bertjax.data.corpus.corpus import split_sentences
+from bertjax.data.corpus.embedded import embedded_documents
+from bertjax.data.store.store import StoreError, open_store, verify_store
+from bertjax.prepare import build_store
+from bertjax.prepare.build_store import prepare
+from bertjax.prepare.embedded_store import prepare_embedded
+from bertjax.prepare.encode import is_held_out
+from bertjax.prepare.options import PrepareError
+from bertjax.prepare.resume import locked
+from bertjax.storage.atomic_files import write_file
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +163,7 @@ def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch
 
     for name, replacement in (("write_file", kill_at_manifest), ("shutil.rmtree", kill)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"bertjax.data.store_writer.{name}", replacement)
+            patch.setattr(f"bertjax.data.store.store_writer.{name}", replacement)
             with pytest.raises(Killed):
                 prepare(chosen)
         assert (tmp_path / "s" / "unfinished").exists()

@@ -5,10 +5,10 @@ import re
 import pytest
 from prepare_runs import contents, finish, options, start
 
-from bertjax.bucket import find_objects
-from bertjax.data.blocks import BLOCK_BYTES, CorpusError
-from bertjax.data.corpus import find_sources, read_blocks
-from bertjax.data.staging import fetch_store
+from bertjax.data.corpus.blocks import BLOCK_BYTES, CorpusError
+from bertjax.data.corpus.corpus import find_sources, read_blocks
+from bertjax.data.store.staging import fetch_store
+from bertjax.storage.bucket import find_objects
 
 
 def test_globs_of_objects(bucket):

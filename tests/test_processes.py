@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store_writer import write_store
-from bertjax.training.distributed import HEARTBEAT_SECONDS
+from bertjax.data.store.store_writer import write_store
+from bertjax.parallel.distributed import HEARTBEAT_SECONDS
 
 RECIPE = str(Path(__file__).parent / "recipes" / "micro.py")
 # Dropout is on. A rate at which rounding does not grow; a schedule that every run here shares.

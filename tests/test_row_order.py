@@ -13,13 +13,13 @@ from stream_store import (
     shared_store,
 )
 
-from bertjax.data import read_ahead
 from bertjax.data.counter_rng import bits64, keys_at, permute, stream_key
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.reader import RowReader
-from bertjax.data.row_order import WINDOW_BLOCKS, RowOrder, shuffle_window
-from bertjax.data.rows import RowSpec
-from bertjax.data.store_writer import write_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream import read_ahead
+from bertjax.data.stream.packed_rows import PackedRows
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.row_order import WINDOW_BLOCKS, RowOrder, shuffle_window
+from bertjax.data.stream.rows import RowSpec
 
 SPEC = {"max_length": 48, "max_predictions": 12}
 KEY = stream_key(7)

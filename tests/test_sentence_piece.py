@@ -6,9 +6,9 @@ import pytest
 import sentencepiece
 from english import SPECIAL, TEXT
 
-from bertjax.data.sentence_piece_model import read_model
 from bertjax.data.texts import encode_masked
-from bertjax.data.tokenizer import (
+from bertjax.data.tokenizers.sentence_piece_model import read_model
+from bertjax.data.tokenizers.tokenizer import (
     SentencePieceTokenizer,
     TokenizerError,
     from_argument,

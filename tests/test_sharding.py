@@ -8,17 +8,17 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import ConfigError, MeshConfig
+from bertjax.config.checks import HEADS
 from bertjax.models import abstract_params
-from bertjax.models.partition import PARAMETER_AXES, logical_axes, parameter_spec, path_name
-from bertjax.training import sharding
-from bertjax.training.sharding import make_mesh
-from bertjax.validation import HEADS
+from bertjax.parallel import sharding
+from bertjax.parallel.partition import PARAMETER_AXES, logical_axes, parameter_spec, path_name
+from bertjax.parallel.sharding import make_mesh
 
 
 def test_every_parameter_matches_exactly_one_line():
-    models = [cli.load_recipe(name).model for name in ("tiny", "base", "large")]
+    models = [recipes.load_recipe(name).model for name in ("tiny", "base", "large")]
     models += [dataclasses.replace(models[0], head=head, num_labels=3) for head in HEADS]
     leaves = [
         leaf
@@ -40,7 +40,7 @@ def test_an_unknown_parameter_raises():
 
 
 def test_shardings_follow_the_rules():
-    params = abstract_params(cli.load_recipe("tiny").model)
+    params = abstract_params(recipes.load_recipe("tiny").model)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     specs = jax.tree.map(lambda s: s.spec, sharding.parameter_shardings(params, mesh))
     layer = specs["encoder"]["layer_0"]
@@ -106,8 +106,8 @@ import jax
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
 from bertjax.models import BertForPreTraining
 from bertjax.training import sharding
-from bertjax.training.objectives import pretraining_batch
-from bertjax.training.objectives import pretraining_objective
+from bertjax.objectives.pretraining import pretraining_batch
+from bertjax.objectives.pretraining import pretraining_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.start import abstract_state
 from bertjax.training.step import train_step

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.bucket import BucketPath
-from bertjax.cache import cache_folder
-from bertjax.data import staging
-from bertjax.data.staging import fetch_store, local_store, upload_store
-from bertjax.data.store import StoreError, open_store, verify_store
-from bertjax.data.store_writer import write_store
+from bertjax.data.store import staging
+from bertjax.data.store.staging import fetch_store, local_store, upload_store
+from bertjax.data.store.store import StoreError, open_store, verify_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.storage.bucket import BucketPath
+from bertjax.storage.cache import cache_folder
 
 DAMAGED = "train/sentences.npy"
 

@@ -4,14 +4,14 @@ import subprocess
 import sys
 import time
 
-from bertjax.training.start_up import StartUp
+from bertjax.reports.start_up_times import StartUp
 
 
 def test_a_process_knows_how_long_it_has_run():
     started = time.monotonic()
     code = (
-        "import time; time.sleep(0.5); from bertjax.training.start_up import process_seconds as p;"
-        "print(p())"
+        "import time; time.sleep(0.5);"
+        "from bertjax.reports.start_up_times import process_seconds as p; print(p())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # The kernel counts starts in hundredths of a second.

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from bertjax.data.store import StoreError, open_store, verify_store
-from bertjax.data.store_writer import StoreWriter, write_store
-from bertjax.data.tokenizer import WordPieceTokenizer
+from bertjax.data.store.store import StoreError, open_store, verify_store
+from bertjax.data.store.store_writer import StoreWriter, write_store
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -94,7 +94,7 @@ def test_gather(tmp_path, shard_tokens):
 def test_a_store_may_have_more_shards_than_a_process_may_open_files(tmp_path):
     code = """
 import resource, sys
-from bertjax.data.store import StoreError, open_store
+from bertjax.data.store.store import StoreError, open_store
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[2])))
 try:
     print(len(open_store(sys.argv[1]).train.token_shards))

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from bertjax import cli
+from bertjax.cli import recipes
 from bertjax.config import ConfigError, DataConfig
-from bertjax.store_list import NamedStore, store_list
-from bertjax.validation import validate
+from bertjax.config.checks import validate
+from bertjax.config.store_list import NamedStore, store_list
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_one_store_is_a_list_of_one():
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, message):
-    config = cli.load_recipe("tiny")
+    config = recipes.load_recipe("tiny")
     config.data = dataclasses.replace(config.data, **data)
     with pytest.raises(ConfigError) as error:
         validate(config)

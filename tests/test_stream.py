@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from stream_store import make_reader, shared_store
 
-from bertjax.data.stream import BatchStream, StreamError
+from bertjax.data.stream.tf_data import BatchStream, StreamError
 
 TESTS = Path(__file__).parent
 
@@ -22,7 +22,9 @@ TESTS = Path(__file__).parent
 def pipeline(request):
     """Both ways to make batches: `threads` is what is used where TensorFlow is not installed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertjax.data.stream._has_tensorflow", lambda: request.param == "tf.data")
+        patch.setattr(
+            "bertjax.data.stream.tf_data._has_tensorflow", lambda: request.param == "tf.data"
+        )
         yield request.param
 
 
@@ -140,7 +142,7 @@ def test_interpreters_end():
 def test_tensorflow_comes_without_keras_which_stays_within_reach():
     code = (
         "import os, sys; sys.path.insert(0, 'tests');"
-        "from stream_store import make_reader; from bertjax.data.stream import BatchStream;"
+        "from stream_store import make_reader; from bertjax.data.stream.tf_data import BatchStream;"
         "stream = BatchStream(make_reader(), global_batch_size=2); next(stream); stream.close();"
         "print('keras' in sys.modules, 'TF_USE_LEGACY_KERAS' in os.environ);"
         "import tensorflow as tf; print(tf.keras.__version__.split('.')[0])"
@@ -155,7 +157,7 @@ def test_without_tensorflow_threads_are_used_and_named():
     code = (
         "import sys; sys.path.insert(0, 'tests'); import importlib.util as u; find = u.find_spec;"
         "u.find_spec = lambda name, *a: None if name == 'tensorflow' else find(name, *a);"
-        "from stream_store import make_reader; from bertjax.data.stream import BatchStream;"
+        "from stream_store import make_reader; from bertjax.data.stream.tf_data import BatchStream;"
         "print(next(BatchStream(make_reader(), global_batch_size=2))['input_ids'].shape);"
         "print('tensorflow' in sys.modules)"
     )

@@ -5,8 +5,8 @@ import pytest
 from stream_store import VOCAB_SIZE, chi_square_excess, make_reader, make_tokenizer
 
 from bertjax.data.counter_rng import bits32, bits64, keys_at, stream_key
-from bertjax.data.masking import mask_rows
-from bertjax.data.rows import RowSpec
+from bertjax.data.stream.masking import mask_rows
+from bertjax.data.stream.rows import RowSpec
 
 TOKENS = make_tokenizer()
 CLS, SEP, MASK = TOKENS.cls_id, TOKENS.sep_id, TOKENS.mask_id

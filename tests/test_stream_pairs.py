@@ -14,9 +14,9 @@ from stream_store import (
 )
 
 from bertjax.data.counter_rng import keys_at, stream_key
-from bertjax.data.pairs import draw_segments, truncated_lengths
-from bertjax.data.rows import RowSpec
-from bertjax.data.store_writer import write_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.pairs import draw_segments, truncated_lengths
+from bertjax.data.stream.rows import RowSpec
 
 ROOM = 29
 SPEC = RowSpec(max_length=ROOM + 3, max_predictions=5)

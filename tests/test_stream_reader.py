@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from stream_store import make_reader, shared_store
 
-from bertjax.data.reader import RowReader, evaluation_batches
-from bertjax.data.rows import RowSpec
-from bertjax.data.tokenizer import WordPieceTokenizer
+from bertjax.data.stream.reader import RowReader, evaluation_batches
+from bertjax.data.stream.rows import RowSpec
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 
 
 def assert_same(one, other):
@@ -163,7 +163,7 @@ def test_reader_alone_needs_no_tensorflow(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from stream_store import make_reader\n"
-        "from bertjax.data.store import open_store\n"
+        "from bertjax.data.store.store import open_store\n"
         "import numpy as np\n"
         "rows = make_reader(open_store(sys.argv[2]), max_length=48, max_predictions=8).rows(\n"
         "    np.arange(10))\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from english import SPECIAL
 
-from bertjax.data.tokenizer import WordPieceTokenizer
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 from bertjax.tasks.glue import GLUE
 from bertjax.tasks.metrics import METRICS
 from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option

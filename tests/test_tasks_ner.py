@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from bertjax.data.tokenizer import from_argument
-from bertjax.tasks.ner import entity_scores
-from bertjax.tasks.ner_data import scheme_of, to_bio
+from bertjax.data.tokenizers.tokenizer import from_argument
+from bertjax.tasks.ner.data import scheme_of, to_bio
+from bertjax.tasks.ner.ner import entity_scores
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import TaskError
 

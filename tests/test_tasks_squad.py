@@ -8,9 +8,9 @@ import pytest
 import squad_reference as reference
 from english import SPECIAL, TEXT
 
-from bertjax.data.tokenizer import WordPieceTokenizer, from_argument
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, from_argument
 from bertjax.tasks.registry import make_task
-from bertjax.tasks.squad_metrics import evaluate
+from bertjax.tasks.squad.metrics import evaluate
 from bertjax.tasks.task import TaskError, join_outputs
 
 WORDS = [f"w{i}" for i in range(40)]

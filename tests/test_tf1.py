@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import bertjax
-from bertjax.interop.formats import detect_format
-from bertjax.interop.weights import WeightsError
+from bertjax.weights.formats import detect_format
+from bertjax.weights.weights import WeightsError
 
 
 def test_checkpoints_of_the_reference_are_read(tmp_path):

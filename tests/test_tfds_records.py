@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bertjax.data.blocks import CorpusError
-from bertjax.data.tfds_records import read_tfds_records
+from bertjax.data.corpus.blocks import CorpusError
+from bertjax.data.corpus.tfds_records import read_tfds_records
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import TaskError
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from english import SPECIAL, TEXT
 
-from bertjax.data.tokenizer import (
+from bertjax.data.tokenizers.tokenizer import (
     TokenizerError,
     WordPieceTokenizer,
     from_argument,
     load_tokenizer,
 )
-from bertjax.data.vocabulary import with_filler
+from bertjax.data.tokenizers.vocabulary import with_filler
 
 SAMPLE = "The quick brown fox isn't over 1,234 lazy dogs; naïve caf\u00e9!"
 
@@ -238,7 +238,7 @@ def test_the_shared_vocabularies(name, size, shared_data):
 
 def test_importing_needs_neither_library():
     script = (
-        "import sys, bertjax.data.tokenizer;"
+        "import sys, bertjax.data.tokenizers.tokenizer;"
         "print({'jax', 'tensorflow', 'sentencepiece', 'tokenizers'} & sys.modules.keys())"
     )
     root = Path(__file__).parents[1]

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertjax.config import Config, LogConfig
-from bertjax.training.curves import plot_curves, pretraining_panels
-from bertjax.training.pretraining import Pretraining
-from bertjax.training.tracker import Tracker, step_keys, write_summary
+from bertjax.pretraining.job import Pretraining
+from bertjax.reports.curves import plot_curves, pretraining_panels
+from bertjax.reports.tracker import Tracker, step_keys, write_summary
 
 NAMES = Pretraining.metric_names
 CONFIG = Config(num_steps=20, log=LogConfig(tensorboard=False))
@@ -228,7 +228,7 @@ def test_tensorboard_forgets_a_run_that_starts_over(tmp_path):
 
 def test_tensorboard_files_are_written_without_tensorflow(tmp_path):
     code = (
-        "import sys, pathlib; from bertjax.training.event_files import EventWriter\n"
+        "import sys, pathlib; from bertjax.reports.event_files import EventWriter\n"
         "writer = EventWriter(pathlib.Path(sys.argv[1]), 0); writer.add(1, {'loss': 2.5})\n"
         "assert not {'tensorflow', 'matplotlib'} & set(sys.modules)"
     )

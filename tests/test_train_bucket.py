@@ -13,11 +13,11 @@ import pytest
 from micro_runs import RECIPE, STEPS, assert_same_run, micro, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertjax.bucket import BucketPath
 from bertjax.config import ConfigError
-from bertjax.data.staging import upload_store
-from bertjax.training import loop
-from bertjax.training.documents import open_data
+from bertjax.data.store.staging import upload_store
+from bertjax.pretraining.documents import open_data
+from bertjax.pretraining.run import pretrain
+from bertjax.storage.bucket import BucketPath
 from bertjax.training.workdir import open_workdir
 
 
@@ -57,7 +57,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
     left = fetch(workdir, tmp_path / "left")
     assert len(read(left)) >= 4  # what counts was uploaded before the checkpoint
     monkeypatch.setenv("BERTJAX_CACHE", str(tmp_path / "another machine"))
-    assert loop.run(micro(bucket / "store"), str(workdir)) == 0
+    assert pretrain(micro(bucket / "store"), str(workdir)) == 0
     assert "resuming from step" in caplog.text
     found = fetch(workdir, tmp_path / "found")
     assert_same_run(found, whole_run)
@@ -74,7 +74,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     bucket, store, whole_run, tmp_path, caplog
 ):
-    assert loop.run(micro(store, num_steps=8), str(bucket)) == 0
+    assert pretrain(micro(store, num_steps=8), str(bucket)) == 0
     newest = bucket / "checkpoints" / "step_00000008"
     name = next(name for name in newest.files() if name.startswith("opt_state/ocdbt.process_0/d/"))
     (newest / name).unlink()
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     (bucket / "metrics.jsonl").write_bytes(lines + b'{"step": 9}\n{"step": 1')
     (bucket / "checkpoints" / "step_00000009" / "progress.json").write_text("{}")  # never sealed
     caplog.set_level(logging.INFO)
-    assert loop.run(micro(store), str(bucket)) == 0
+    assert pretrain(micro(store), str(bucket)) == 0
     assert (
         f"{newest} is unsound, set aside as unsound_step_00000008: {name}: missing" in caplog.text
     )
@@ -94,10 +94,10 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     # Parameters of a run in the bucket, and one more run that finds its workdir's settings changed.
     caplog.clear()
     config = micro(store, init_from=str(bucket), num_steps=1)
-    assert loop.run(config, tmp_path / "next") == 0
+    assert pretrain(config, tmp_path / "next") == 0
     assert f"with the parameters of {bucket}/checkpoints/step_00000018" in caplog.text
     with pytest.raises(ConfigError, match=r"gs://.*step_00000018 belongs to a run with other"):
-        loop.run(micro(store, seed=2), str(bucket))
+        pretrain(micro(store, seed=2), str(bucket))
 
 
 def test_the_embedded_corpus_is_kept_in_the_bucket(bucket, tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_the_embedded_corpus_is_kept_in_the_bucket(bucket, tmp_path, monkeypatch
     workdir.upload()
     assert list(bucket.folders()) == ["store"]
     monkeypatch.setenv("BERTJAX_CACHE", str(tmp_path / "another machine"))
-    monkeypatch.setattr("bertjax.data.embedded.prepare", None)  # it is not prepared twice
+    monkeypatch.setattr("bertjax.prepare.embedded_store.prepare", None)  # it is not prepared twice
     again = open_data(config, open_workdir(str(bucket)))
     assert again.store_hash == data.store_hash
     assert again.stores[0].path.is_relative_to(tmp_path / "another machine" / "stores")

@@ -9,12 +9,12 @@ from micro_runs import computed, micro, read, summary
 from stream_store import VOCAB_SIZE, make_documents, make_tokenizer
 
 from bertjax.config import ConfigError
-from bertjax.data.reader import RowReader
-from bertjax.data.store import StoreError, open_store
-from bertjax.data.store_writer import write_store
-from bertjax.data.tokenizer import WordPieceTokenizer
-from bertjax.training import loop
-from bertjax.training.documents import open_data, row_spec
+from bertjax.data.store.store import StoreError, open_store
+from bertjax.data.store.store_writer import write_store
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
+from bertjax.pretraining.documents import open_data, row_spec
+from bertjax.pretraining.run import pretrain
 from bertjax.training.workdir import open_workdir
 
 
@@ -31,18 +31,18 @@ def mixed(store, other, weights=(7, 3), **changes):
 
 def test_stopped_and_continued_is_the_same_run(store, other, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert loop.run(mixed(store, other), tmp_path / "whole") == 0
+    assert pretrain(mixed(store, other), tmp_path / "whole") == 0
     assert "the weights sum to 10 and are divided by it" in caplog.text
     assert f"mixture: 30.00 % of the rows from {other}, once through its" in caplog.text
-    assert loop.run(mixed(store, other, num_steps=14), tmp_path / "stopped") == 0
+    assert pretrain(mixed(store, other, num_steps=14), tmp_path / "stopped") == 0
     # The same weights, said in another way.
-    assert loop.run(mixed(store, other, weights=(0.7, 0.3)), tmp_path / "stopped") == 0
+    assert pretrain(mixed(store, other, weights=(0.7, 0.3)), tmp_path / "stopped") == 0
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
     assert computed(stopped) == computed(whole)
     assert read(stopped, "evals.jsonl")[-1] == read(whole, "evals.jsonl")[-1]
     with pytest.raises(ConfigError, match=r"the text \(config.data.store or stores\): "):
-        loop.run(mixed(store, other, weights=(0.6, 0.4)), tmp_path / "stopped")
+        pretrain(mixed(store, other, weights=(0.6, 0.4)), tmp_path / "stopped")
 
 
 def test_one_store_named_as_a_mixture_is_the_store(store, tmp_path):

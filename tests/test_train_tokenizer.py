@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from english import SPECIAL, TEXT
 
-from bertjax.data import train_tokenizer
-from bertjax.data.tokenizer import (
+from bertjax.data.tokenizers import train_tokenizer
+from bertjax.data.tokenizers.tokenizer import (
     TokenizerError,
     load_tokenizer,
     train_sentencepiece,
@@ -96,7 +96,7 @@ def test_training_gives_the_same_bytes_in_any_process(train, tmp_path):
     """Whatever the hash seed of Python and the threads of the library."""
     script = (
         "import sys; from pydoc_data.topics import topics;"
-        f"from bertjax.data.tokenizer import {train};"
+        f"from bertjax.data.tokenizers.tokenizer import {train};"
         "lines = [line for t in sorted(topics) for line in topics[t].split('\\n')][:3000];"
         # Frequent alone, too rare inside of a word to be in the alphabet there.
         "lines += ['α β γ δ ε ζ η θ'] * 300 + ['aαa aβa aγa aδa aεa aζa aηa aθa'] * 2;"

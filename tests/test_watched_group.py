@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prepare_runs import running
 
-from bertjax.data.watched_group import GroupError, GroupKilled, run_watched
+from bertjax.prepare.watched_group import GroupError, GroupKilled, run_watched
 
 NUM_STARTS = 3
 
@@ -83,7 +83,7 @@ def test_an_error_is_handed_on_and_not_tried_again(starts, tmp_path, capfd):
 def test_nothing_outlives_the_process_that_watches(starts, tmp_path):
     code = (
         "import sys; from pathlib import Path; from test_watched_group import wait\n"
-        "from bertjax.data.watched_group import run_watched\n"
+        "from bertjax.prepare.watched_group import run_watched\n"
         f"run_watched(wait, (Path(sys.argv[1]),), 1, Path({str(tmp_path / 'log')!r}), print)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(starts)], cwd=Path(__file__).parent)

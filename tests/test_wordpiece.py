@@ -13,9 +13,9 @@ import pytest
 from wordpiece_oracle import basic_tokenize as oracle_words
 from wordpiece_oracle import encode as oracle_encode
 
-from bertjax.data.basic_tokenizer import SENTENCE_END, basic_tokenize, fine_chunks
-from bertjax.data.tokenizer import WordPieceTokenizer
-from bertjax.data.wordpiece import load_wordpiece
+from bertjax.data.tokenizers.basic_tokenizer import SENTENCE_END, basic_tokenize, fine_chunks
+from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
+from bertjax.data.tokenizers.wordpiece import load_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASINGS = pytest.mark.parametrize("lower_case", [True, False])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bertjax.config import ConfigError
-from bertjax.training.workdir_lock import WorkdirInUseError, lock_workdir
+from bertjax.storage.workdir_lock import WorkdirInUseError, lock_workdir
 
 HOLDER = """
 import sys
-from bertjax.training.workdir_lock import lock_workdir
+from bertjax.storage.workdir_lock import lock_workdir
 with lock_workdir(sys.argv[1]):
     print("holds", flush=True)
     sys.stdin.read()

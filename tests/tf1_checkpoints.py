@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 from hugging_face_goldens import FOLDER
 
-from bertjax.interop.formats import read_weights
-from bertjax.interop.hugging_face_folder import read_folder
-from bertjax.interop.weights import WeightsError, flatten
+from bertjax.weights.formats import read_weights
+from bertjax.weights.hugging_face_folder import read_folder
+from bertjax.weights.weights import WeightsError, flatten
 
 # Variables of google-research/bert, modeling.py and run_pretraining.py, by our paths.
 DENSE = {"kernel": "kernel", "bias": "bias"}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.data.pairs import truncated_lengths
-from bertjax.data.vocabulary import Tokenizer
+from bertjax.data.stream.pairs import truncated_lengths
+from bertjax.data.tokenizers.vocabulary import Tokenizer
 
 Text = str | tuple[str, str]  # one text, or a pair
 

@@ -106,7 +106,7 @@ class SelfAttention(nn.Module):
         )
         if config.attention == "pallas" and not self.is_initializing():
             # Pallas takes 0.2 s to import.
-            from bertjax.models.fused_attention import fused_attention
+            from bertjax.models.kernels.fused_attention import fused_attention
 
             attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
         elif config.attention == "rows":

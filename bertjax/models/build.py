@@ -14,8 +14,8 @@ from flax import linen as nn
 from bertjax.config import ConfigError, ModelConfig
 from bertjax.models.bert import BertEncoder
 from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
-from bertjax.models.partition import gather_params
 from bertjax.models.pretraining import BertForPreTraining
+from bertjax.parallel.partition import gather_params
 
 _LOG = logging.getLogger(__name__)
 

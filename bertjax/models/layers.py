@@ -14,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
-from bertjax.models.partition import multiply_gathered, split_rows
+from bertjax.parallel.partition import multiply_gathered, split_rows
 
 # What is cheap to compute is computed again in the backward pass, from its input alone: a scan over
 # layers would keep every array in between (half of BASE's activations). Unrolled, XLA decides.

@@ -7,8 +7,8 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.bert import BertEncoder, Packing
-from bertjax.models.heads import MaskedLanguageModelHead
 from bertjax.models.layers import output_layer
+from bertjax.models.mlm_head import MaskedLanguageModelHead
 
 
 class BertForPreTraining(nn.Module):

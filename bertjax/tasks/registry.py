@@ -8,8 +8,8 @@ from typing import Any
 
 from bertjax.config import closest
 from bertjax.tasks.glue import GLUE, TEXT_OPTIONS, glue_task, text_task
-from bertjax.tasks.ner import NER_OPTIONS, ner_task
-from bertjax.tasks.squad import SQUAD_OPTIONS, squad_task
+from bertjax.tasks.ner.ner import NER_OPTIONS, ner_task
+from bertjax.tasks.squad.squad import SQUAD_OPTIONS, squad_task
 from bertjax.tasks.task import Task, TaskError
 
 _OTHERS: dict[str, Callable[[dict[str, Any]], Task[Any]]] = {

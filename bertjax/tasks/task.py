@@ -31,7 +31,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from bertjax.config import closest
-from bertjax.data.vocabulary import Tokenizer
+from bertjax.data.tokenizers.vocabulary import Tokenizer
 
 Arrays = dict[str, np.ndarray]
 Head = Literal["classification", "regression", "span", "tagging"]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.data.blocks import CorpusError
-from bertjax.data.tfds_records import read_tfds_records
-from bertjax.data.vocabulary import Tokenizer
+from bertjax.data.corpus.blocks import CorpusError
+from bertjax.data.corpus.tfds_records import read_tfds_records
+from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.tasks.metrics import METRICS
 from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, take_column
 from bertjax.tasks.task import Arrays, Head, Task, TaskError, check_same_number, take_output

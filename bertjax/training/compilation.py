@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.models.layers import product_precision
+from bertjax.objectives.pretraining import Objective
+from bertjax.parallel.sharding import replicated
+from bertjax.reports.flops import flops_per_row, peak_flops
 from bertjax.training.input import AHEAD
-from bertjax.training.metrics import flops_per_row, peak_flops
-from bertjax.training.objectives import Objective
 from bertjax.training.optimizer import Optimizer
-from bertjax.training.sharding import replicated
 from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)

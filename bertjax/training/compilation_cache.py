@@ -6,7 +6,7 @@ import logging
 
 import jax
 
-from bertjax.cache import cache_folder
+from bertjax.storage.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _MAX_BYTES = 10 << 30  # the oldest programs go first

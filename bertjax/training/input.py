@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertjax.config import Config, Phase
-from bertjax.data.reader import Batch, Rows
-from bertjax.data.stream import BatchStream
-from bertjax.training.sharding import local_rows, row_sharding
+from bertjax.data.stream.reader import Batch, Rows
+from bertjax.data.stream.tf_data import BatchStream
+from bertjax.parallel.sharding import local_rows, row_sharding
 
 AHEAD = 2  # batches on the devices before they are needed
 

@@ -11,9 +11,9 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, Phase
-from bertjax.data.reader import Rows
-from bertjax.data.tokenizer import Tokenizer
-from bertjax.training.objectives import Objective
+from bertjax.data.stream.reader import Rows
+from bertjax.data.tokenizers.tokenizer import Tokenizer
+from bertjax.objectives.pretraining import Objective
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 

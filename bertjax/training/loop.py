@@ -17,11 +17,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import bertjax
+from bertjax.checkpoints.checkpoint import CheckpointStore
+from bertjax.checkpoints.loadable_workdir import SCORES, keep_labels, keep_tokenizer
+from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
+from bertjax.config.checks import validate
 from bertjax.models import check_backend, compute_dtype
-from bertjax.training import distributed
-from bertjax.training.checkpoint import CheckpointStore
+from bertjax.parallel import distributed
+from bertjax.parallel.sharding import check_fits_mesh, make_mesh, replicated
+from bertjax.reports.flops import mfu
+from bertjax.reports.profiling import Profile
+from bertjax.reports.start_up_times import StartUp
+from bertjax.reports.throughput import Throughput
+from bertjax.reports.tracker import EVALS, Tracker, read_lines, write_summary
+from bertjax.storage.workdir_lock import lock_workdir
 from bertjax.training.compilation import (
     bytes_a_device,
     compile_train_step,
@@ -31,10 +40,7 @@ from bertjax.training.compilation import (
 )
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
-from bertjax.training.loadable_workdir import SCORES, keep_labels, keep_tokenizer
-from bertjax.training.metrics import Throughput, mfu
 from bertjax.training.optimizer import make_optimizer
-from bertjax.training.params_hash import params_sha256
 from bertjax.training.phases import Phases
 from bertjax.training.preemption import (
     EXIT_FINISHED,
@@ -43,16 +49,10 @@ from bertjax.training.preemption import (
     PreemptionGuard,
     wait_until_ready,
 )
-from bertjax.training.pretraining import Pretraining
-from bertjax.training.profiling import Profile
-from bertjax.training.sharding import check_fits_mesh, make_mesh, replicated
 from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
-from bertjax.training.start_up import StartUp
-from bertjax.training.tracker import EVALS, Tracker, read_lines, write_summary
 from bertjax.training.workdir import Workdir, open_workdir
-from bertjax.training.workdir_lock import lock_workdir
-from bertjax.validation import validate
+from bertjax.version import __version__
 
 _LOG = logging.getLogger(__name__)
 # Where a step takes so long at least, by its bound, the host does not run ahead of it: little is
@@ -64,7 +64,7 @@ class TrainingDivergedError(RuntimeError):
     """A loss or gradient is not finite; names the step and the last good checkpoint."""
 
 
-def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) -> int:
+def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:
     """Trains until `config.last_step`, from wherever the workdir stands.
 
     Args:
@@ -87,7 +87,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob = Pretraining) ->
     validate(config)
     distributed.check_alike(
         {
-            "version of bertjax": bertjax.__version__,
+            "version of bertjax": __version__,
             "version of jax": jax.__version__,
             "recipe (--print_config shows it)": config.to_json(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from bertjax.config import Config, ModelConfig, Phase
-from bertjax.training.metrics import flops_per_row
+from bertjax.reports.flops import flops_per_row
 
 
 class Phases:

@@ -8,7 +8,7 @@ import time
 import types
 from typing import Any
 
-from bertjax.training.distributed import leave
+from bertjax.parallel.distributed import leave
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-import bertjax
+from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from bertjax.config import (
     Config,
     ConfigError,
@@ -28,12 +28,12 @@ from bertjax.config import (
     may_change,
 )
 from bertjax.models import abstract_params, init_params
-from bertjax.training.checkpoint import Checkpoint, CheckpointStore
-from bertjax.training.initial_params import initial_params
+from bertjax.parallel.sharding import parameter_shardings, replicated
 from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
-from bertjax.training.sharding import parameter_shardings, replicated
 from bertjax.training.step import TrainState
+from bertjax.version import __version__
+from bertjax.weights.initial_params import initial_params
 
 _LOG = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def progress_record(
         **_hashes(source),
         "devices": devices_in_words(),
         "versions": {
-            "bertjax": bertjax.__version__,
+            "bertjax": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
         },

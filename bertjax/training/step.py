@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertjax.models.partition import ROWS, constrain, sum_over_data
-from bertjax.training.objectives import Objective, is_packed
+from bertjax.objectives.pretraining import Objective, is_packed
+from bertjax.parallel.partition import ROWS, constrain, sum_over_data
 from bertjax.training.optimizer import Optimizer
 
 Tree = Any  # nested dicts of arrays

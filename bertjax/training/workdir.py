@@ -17,9 +17,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertjax.bucket import BucketPath, as_path, in_parallel
-from bertjax.cache import cache_folder
-from bertjax.training.tracker import EVALS, METRICS
+from bertjax.reports.tracker import EVALS, METRICS
+from bertjax.storage.bucket import BucketPath, as_path, in_parallel
+from bertjax.storage.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _UPLOAD_SECONDS = 60.0

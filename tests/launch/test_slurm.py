@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store_writer import write_store
+from bertjax.data.store.store_writer import write_store
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"

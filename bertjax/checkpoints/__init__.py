@@ -1,0 +1,1 @@
+"""Checkpoints: sealed, verified, in folders and buckets; and what makes a workdir loadable."""

@@ -1,0 +1,151 @@
+"""What all commands share: a `--help` that fits a terminal, and wrong flags in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import app, flags
+
+from bertjax.config import Config, ConfigError, closest
+from bertjax.storage.bucket import is_bucket_path
+
+_HELP = {"--help", "-help", "-h", "-?"}
+_FLAG_WIDTH = 26  # of the column of flags
+_VALUES = {"int": "N", "float": "X", "comma separated list of strings": "A,B,..."}
+_NO_DEFAULT = (None, False, "", 0, -1)  # stand for "not given"
+
+
+def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
+    """Parses the command line and exits with what `main(argv)` returns.
+
+    A wrong flag and a `ConfigError` become one line on stderr and exit code 2; a bucket that fails
+    one line and 1; `--help` is printed and exits with 0.
+    """
+    show_help_if_asked()
+    expand_home()
+    with errors_in_one_line():
+        app.run(main, flags_parser=parse_flags)
+    raise AssertionError("app.run returned")
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program: 2 after a `ConfigError`, 1 after a bucket that fails, 130 on Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not is_bucket_path(error.filename):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; returns what is none.
+
+    Raises:
+      ConfigError: a flag does not exist, is missing or has a value that it cannot have.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        known = [flag.name for flag in _own_flags()]
+        missing = re.match(r"flag --(\w+)=None: .* must have a value", str(error))
+        if missing:
+            help_text = flags.FLAGS[missing[1]].help
+            raise ConfigError(f"--{missing[1]} is missing: {help_text}") from error
+        unknown = getattr(error, "flagname", "")
+        advice = f"; {closest(unknown, known)}" if unknown and unknown not in known else ""
+        text = str(error).split(" Did you mean")[0].rstrip(".")
+        raise ConfigError(f"{text}{advice}") from error
+
+
+def expand_home() -> None:
+    """Puts the home folder for the ~/ of --workdir=~/runs, which shells leave as it is."""
+    for i, argument in enumerate(sys.argv[1:], 1):
+        if argument == "--":
+            return
+        if argument.startswith("-") and not argument.lstrip("-").startswith("option="):
+            sys.argv[i] = re.sub(r"(?<=[=:,])~(?=/)", lambda _: os.path.expanduser("~"), argument)
+
+
+def show_help_if_asked() -> None:
+    """Prints the help and exits with 0 where the command line asks for it."""
+    arguments = sys.argv[1:]
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    if _HELP & set(arguments):
+        width = min(100, shutil.get_terminal_size(fallback=(100, 24)).columns)
+        print(help_text(sys.modules["__main__"].__doc__ or "", max(width, 60)))
+        sys.exit(0)
+
+
+def help_text(description: str, width: int) -> str:
+    """What the command is and each of our own flags, in the order they are defined.
+
+    Args:
+      description: paragraphs; indented lines stay as they are.
+      width: of a line.
+    """
+    parts = []
+    for paragraph in description.strip().split("\n\n"):
+        lines = paragraph.splitlines()
+        as_it_is = all(line.startswith(" ") for line in lines)
+        parts.append(paragraph if as_it_is else textwrap.fill(" ".join(lines), width))
+    described = "\n".join(line for flag in _own_flags() for line in _describe(flag, width))
+    parts += [f"Flags:\n{described}", "--helpfull lists those of the libraries too."]
+    return "\n\n".join(parts)
+
+
+def _own_flags() -> Iterator[flags.Flag]:
+    """The command's flags: the recipe before them, overrides of a recipe after."""
+    modules = flags.FLAGS.flags_by_module_dict()
+    command = list(modules.get(sys.argv[0], ()))
+    shared = {flag.name: flag for flag in modules.get("bertjax.cli.recipe_flags", ())}
+    recipe = [shared[name] for name in ("config",) if name in shared]
+    is_overridden = bool(recipe) and isinstance(recipe[0].default, Config)
+    yield from command + recipe if is_overridden else recipe + command
+    if "print_config" in shared:
+        yield shared["print_config"]
+
+
+def _describe(flag: flags.Flag, width: int) -> Iterator[str]:
+    """The lines of one flag: its name and value, then the text in a column of its own."""
+    text = re.sub(r"^<[^>]*>: |;\s+repeat this option to .*", "", flag.help.strip())  # absl's own
+    if flag.default not in _NO_DEFAULT and not isinstance(flag.default, (bool, Config)):
+        default = flag.default
+        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+        text += f" Default: {shown}." if shown else ""
+    head = f"  {_head(flag)}"
+    lines = textwrap.wrap(text, width - _FLAG_WIDTH - 2, break_on_hyphens=False)
+    if len(head) <= _FLAG_WIDTH:
+        yield f"{head:{_FLAG_WIDTH + 2}}{lines[0]}"
+        lines = lines[1:]
+    else:
+        yield head
+    for line in lines:
+        yield " " * (_FLAG_WIDTH + 2) + line
+
+
+def _head(flag: flags.Flag) -> str:
+    """A flag as it is written on the command line."""
+    if isinstance(flag.default, Config):
+        return f"--{flag.name}.FIELD=..."
+    if flag.boolean:
+        return f"--{'' if flag.default is False else '[no]'}{flag.name}"
+    if isinstance(flag, flags.EnumFlag):
+        return f"--{flag.name}={'|'.join(flag.parser.enum_values)}"
+    return f"--{flag.name}={_VALUES.get(flag.flag_type(), '...')}"

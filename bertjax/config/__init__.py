@@ -1,0 +1,46 @@
+"""What a run is: its fields, the checks on them, and the lists of stores."""
+
+from bertjax.config.schema import (
+    MASKINGS,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    FineTuningConfig,
+    LogConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Phase,
+    TaskConfig,
+    check_types,
+    differences,
+    is_within,
+    max_predictions,
+    may_change,
+    packed_predictions,
+)
+from bertjax.errors import ConfigError, closest
+
+__all__ = [
+    "MASKINGS",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "FineTuningConfig",
+    "LogConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Phase",
+    "TaskConfig",
+    "check_types",
+    "closest",
+    "differences",
+    "is_within",
+    "max_predictions",
+    "may_change",
+    "packed_predictions",
+]

@@ -1,0 +1,122 @@
+"""Rows of fine-tuning as a pure function of (seed, position), from arrays in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.data.counter_rng import keys_at, permute, stream_key
+from bertjax.data.stream.reader import Batch
+
+_ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
+_LENGTH_UNIT = 8  # tokens; a length is a multiple of it
+_LEAST_BATCHES = 4  # of one shape, but for the longest: fewer are not worth compiling for
+
+
+class ExampleRows:
+    """Training rows: epoch after epoch, each time in another order, every row once an epoch."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], *, seed: int):
+        """Keeps the arrays.
+
+        Args:
+            arrays: [n, ...] each, with input_ids [n, t].
+            seed: of the run.
+        """
+        self._arrays = dict(arrays)
+        self.num_rows, self._max_length = arrays["input_ids"].shape
+        self._key = stream_key(seed, 0, _ORDER)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a row."""
+        return self._max_length
+
+    def rows(self, positions: np.ndarray) -> Batch:
+        """The rows at positions [b], at least 0, as arrays [b, ...]; `row_ids` says which."""
+        epoch, index = np.divmod(np.asarray(positions, np.int64), self.num_rows)
+        row_ids = permute(index, self.num_rows, keys_at(self._key, epoch))
+        return {
+            **{name: array[row_ids] for name, array in self._arrays.items()},
+            "row_ids": row_ids,
+        }
+
+
+class LengthBatch(NamedTuple):
+    """Rows of like lengths.
+
+    Attributes:
+      positions: int64 [b], which rows; the last ones of a batch may be -1, no row.
+      length: tokens that hold the longest of them.
+    """
+
+    positions: np.ndarray
+    length: int
+
+
+def batches_by_length(
+    lengths: np.ndarray, max_length: int, *, num_lengths: int, shards: int, tokens_per_shard: int
+) -> list[LengthBatch]:
+    """Every row once, with those of like lengths together, so that little of a batch is padding.
+
+    Rows are cut to one of a few equally spaced lengths, where several whole batches of them are so
+    short: few shapes, for each is compiled.
+
+    Args:
+      lengths: int [n], real tokens of the rows.
+      max_length: tokens of the longest row at most.
+      num_lengths: at most; the last is max_length.
+      shards: equal parts that each batch is split into.
+      tokens_per_shard: at most, but for a shard of one row.
+
+    Returns:
+      Batches in ascending order of their lengths.
+    """
+    batches: list[LengthBatch] = []
+    waiting = np.argsort(lengths, kind="stable")
+    for part in range(1, num_lengths + 1):
+        length = rounded_length(max_length * part / num_lengths, max_length)
+        size = shards * max(1, min(tokens_per_shard // length, -(-len(waiting) // shards)))
+        count = int(np.searchsorted(lengths[waiting], length, "right"))
+        if length < max_length:
+            count -= count % size  # what does not fill a batch goes with the longer ones
+            if count < _LEAST_BATCHES * size:
+                continue
+        for begin in range(0, count, size):
+            positions = np.full(size, -1, np.int64)
+            rows = waiting[begin : min(begin + size, count)]
+            positions[: len(rows)] = rows
+            batches.append(LengthBatch(positions, length))
+        waiting = waiting[count:]
+    return batches
+
+
+def rounded_length(length: float, most: int) -> int:
+    """The next multiple of 8 tokens, but not above `most`."""
+    return min(_LENGTH_UNIT * math.ceil(length / _LENGTH_UNIT), most)
+
+
+def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
+    """The arrays [n, ...], those of one number a token, as wide as input_ids, cut to `length`."""
+    width = arrays["input_ids"].shape[1:2]
+    return {
+        name: array[:, :length] if array.shape[1:2] == width else array
+        for name, array in arrays.items()
+    }
+
+
+def take_rows(arrays: Mapping[str, np.ndarray], positions: np.ndarray, length: int) -> Batch:
+    """Rows of the arrays, those of one number a token cut to `length`; no row has row_weights 0.
+
+    Args:
+      arrays: [n, ...] each, with input_ids [n, t] and row_weights [n].
+      positions: integer [b]; -1 = no row.
+      length: tokens.
+    """
+    rows = np.maximum(positions, 0)
+    batch = cut_tokens({name: array[rows] for name, array in arrays.items()}, length)
+    batch["row_weights"] = batch["row_weights"] * (positions >= 0).astype(np.float32)
+    return batch

@@ -1,0 +1,1 @@
+"""Text to ids and back: WordPiece, SentencePiece and Hugging Face's tokenizers."""

@@ -1,0 +1,156 @@
+"""The result of all checks, and how it is gathered from files or from a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.corpus.blocks import Problem
+from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents
+from bertjax.data.corpus.duplicates import DuplicateFinder
+from bertjax.data.counter_rng import mix64
+from bertjax.data.store.store import Split, Store
+from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.inspect.findings import Finding
+from bertjax.inspect.lengths import Lengths, row_lengths
+from bertjax.inspect.stores import store_findings, unknown_share
+from bertjax.inspect.texts import TextChecks
+from bertjax.inspect.training_rows import Piece, training_rows
+from bertjax.inspect.works import WorkPair, duplicate_findings, work_pairs
+
+LENGTHS = (128, 512)
+_MASKED, _PLAIN = "\x1b[7m", "\x1b[0m"  # reversed colours
+
+
+@dataclasses.dataclass
+class Report:
+    """What was looked at and what was found."""
+
+    name: str
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    works: list[WorkPair] = dataclasses.field(default_factory=list)
+    shares: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # by source
+    scripts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # letters sampled
+    languages: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # of a sample
+    lengths: list[Lengths] = dataclasses.field(default_factory=list)
+    rows: list[list[Piece]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it."""
+        return dataclasses.asdict(self)
+
+    def text(self, colours: bool) -> str:
+        """Everything to read; with colours, masked tokens are reversed, else in brackets."""
+        lines = [self.name]
+        lines += [f"  letters of {source}: {_mix(found)}" for source, found in self.scripts.items()]
+        lines += [
+            f"  languages of {source}: {_mix(found)} of {sum(found.values()):,} paragraphs"
+            for source, found in self.languages.items()
+        ]
+        lines += [f"  {entry.text()}" for entry in self.lengths]
+        lines += [f"  {note}" for note in self.notes]
+        for row in self.rows:
+            lines.append("  row: " + " ".join(_marked(piece, colours) for piece in row))
+        lines += [f"  {pair.text()}" for pair in self.works]
+        for finding in self.findings:
+            lines += finding.lines()
+        lines.append(f"{len(self.findings)} findings")
+        return "\n".join(lines)
+
+
+def _mix(counts: dict[str, int]) -> str:
+    total = max(1, sum(counts.values()))
+    return ", ".join(f"{name} {n / total:.1%}" for name, n in list(counts.items())[:4])
+
+
+def _marked(piece: Piece, colours: bool) -> str:
+    if not piece.original:
+        return piece.text
+    text = f"{piece.original}>{piece.text}"
+    return f"{_MASKED}{text}{_PLAIN}" if colours else f"<{text}>"
+
+
+def inspect_texts(
+    patterns: str,
+    language: str = "en",
+    data_dir: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Report:
+    """Checks files or other sources, given as to `prepare --input`.
+
+    Args:
+        patterns: as `prepare --input`.
+        language: of the sentence splitter.
+        data_dir: of TFDS data sets.
+        tokenizer: that is to be used with them; None = casing and [UNK] are not compared with any.
+
+    Raises:
+        CorpusError: an input cannot be read.
+    """
+    report = Report(patterns)
+    finder = DuplicateFinder()
+    num_documents = 0
+    for source in find_sources(patterns, data_dir):
+        checks = TextChecks(source.name, language, tokenizer)
+        for block in read_blocks(source):
+            problems: list[Problem] = list(block.problems)
+            for document in read_documents(block, problems):
+                checks.add(document)
+                finder.add(document)
+            for problem in problems:
+                checks.add_problem(problem)
+        num_documents += checks.num_documents
+        report.findings += checks.findings()
+        report.shares[source.name] = checks.shares()
+        report.scripts[source.name] = dict(checks.scripts.most_common())
+        if (languages := checks.languages()) is not None:
+            report.languages[source.name] = languages
+        report.notes.append(
+            f"{source.name}: {checks.num_documents:,} documents, {checks.num_lines:,} lines"
+        )
+    if not report.languages:
+        report.notes.append("languages are not told apart: pip install 'bertjax[inspect]'")
+    duplicates = finder.found()
+    report.works = work_pairs(duplicates, finder.totals)
+    report.findings += duplicate_findings(duplicates, num_documents)
+    kept = finder.fingerprints.share
+    report.notes.append(
+        f"near duplicates: from {kept:.2%} of all runs of five words, so in documents of about "
+        f"{round(10 / kept):,} words or more"
+    )
+    return report
+
+
+def inspect_store(store: Store) -> Report:
+    """Checks a store."""
+    report = Report(str(store.path))
+    report.findings += store_findings(store)
+    unk_id = store.tokenizer().unk_id
+    for split in (store.train, store.heldout):
+        report.shares[str(split.folder)] = {"unknown": unknown_share(split, unk_id)}
+        report.notes.append(
+            f"{split.name}: {split.num_documents:,} documents, {split.num_tokens:,} tokens, "
+            f"{unknown_share(split, unk_id):.3%} [UNK]"
+        )
+    finder = DuplicateFinder()
+    for split in (store.train, store.heldout):
+        _add_documents(finder, split, store.vocab_size)
+    total = store.train.num_documents + store.heldout.num_documents
+    report.findings += duplicate_findings(finder.found(), total)
+    if store.train.num_tokens and not any(f.kind == "id_out_of_range" for f in report.findings):
+        report.lengths = [row_lengths(store.train, length) for length in LENGTHS]
+        report.rows = training_rows(store)
+    return report
+
+
+def _add_documents(finder: DuplicateFinder, split: Split, vocab_size: int) -> None:
+    values = mix64(np.arange(1, vocab_size + 1, dtype=np.uint64))
+    starts = split.sentence_offsets[split.document_offsets].view(np.int64)
+    shards = np.searchsorted(split.shard_starts, starts[:-1], side="right") - 1
+    for number, shard in enumerate(shards):
+        begin, end = starts[number : number + 2] - split.shard_starts[shard]
+        ids = split.token_shards[shard][begin:end]
+        finder.add_ids(str(split.folder), number + 1, ids, values[np.minimum(ids, vocab_size - 1)])

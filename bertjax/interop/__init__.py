@@ -1,1 +1,0 @@
-"""Names and shapes of other people's weights; numpy arrays in between."""

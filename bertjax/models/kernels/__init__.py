@@ -1,0 +1,1 @@
+"""Attention in Pallas kernels, for TPUs and GPUs."""

@@ -1,0 +1,100 @@
+"""Fused attention in a model: gradients, meshes, and the kernel of each platform."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pl_tpu
+from jax.experimental.pallas import triton as pl_triton
+
+from bertjax.models.dropout import plane_words
+from bertjax.models.kernels import attention_kernel
+from bertjax.parallel.partition import split_rows_and_heads
+
+_TPU = pl_tpu.CompilerParams(dimension_semantics=("parallel",) * 3)
+# Float32 takes twice the registers: with 4 warps the backward kernel spilled 570 bytes a thread.
+_GPU = {
+    2: pl_triton.CompilerParams(num_warps=4, num_stages=2),
+    4: pl_triton.CompilerParams(num_warps=8, num_stages=2),
+}
+
+
+def fused_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    row_keys: jax.Array | None,
+    dropout_rate: float,
+) -> jax.Array:
+    """`attention.dot_product_attention` by the kernels of attention_kernel.py.
+
+    The same numbers but for rounding, with the same dropout mask. Queries of segment 0 (padding)
+    are 0 here.
+
+    Args:
+      query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
+      key: [b, t, h, k].
+      value: [b, t, h, k].
+      segment_ids: int32 [b, t], 0 = padding; a token attends to the tokens of its segment.
+      row_keys: typed threefry keys [b], or None = no dropout.
+      dropout_rate: of the probabilities.
+
+    Returns:
+      [b, t, h, k], in the compute dtype.
+    """
+    b, _, h, _ = query.shape
+    if row_keys is None or dropout_rate == 0.0:
+        dropout_rate, words = 0.0, jnp.zeros((b, h, 2), jnp.uint32)
+    else:
+        # By the number of the head in the model: on a mesh each device gets those of its heads.
+        words = jnp.stack(plane_words(row_keys, h), axis=-1)
+    return _attend(dropout_rate, query, key, value, segment_ids.astype(jnp.int32), words)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(dropout_rate: float, *arrays: jax.Array) -> jax.Array:
+    return _run(attention_kernel.forward, dropout_rate, *arrays)[0]
+
+
+def _attend_forward(dropout_rate: float, *arrays: jax.Array) -> tuple[jax.Array, Any]:
+    output, log_sum_exp = _run(attention_kernel.forward, dropout_rate, *arrays)
+    return output, (*arrays, output, log_sum_exp)
+
+
+def _attend_backward(dropout_rate: float, residuals: Any, gradient: jax.Array) -> tuple:
+    gradients = _run(attention_kernel.backward, dropout_rate, *residuals, gradient)
+    return (*gradients, None, None)  # segments and words are integers
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _run(kernel: Callable[..., tuple], dropout_rate: float, *arrays: jax.Array) -> tuple:
+    """Runs a kernel on each device's rows and heads, as the platform that compiles it needs it.
+
+    The platform is known when the program is lowered, not before: bertjax.plan compiles for
+    devices that the process does not run on.
+    """
+
+    def local(*arrays: jax.Array) -> tuple:
+        _, *sizes = arrays[0].shape
+        gpu = _GPU[min(4, arrays[0].dtype.itemsize)]
+
+        def on(tiling: Callable[..., Any], **call: Any) -> Callable[..., tuple]:
+            return functools.partial(
+                kernel, dropout_rate=dropout_rate, tiling=tiling(*sizes), **call
+            )
+
+        return jax.lax.platform_dependent(
+            *arrays,
+            tpu=on(attention_kernel.tpu_tiling, compiler_params=_TPU),
+            cuda=on(attention_kernel.gpu_tiling, compiler_params=gpu),
+            cpu=on(attention_kernel.tpu_tiling, interpret=True),
+        )
+
+    return split_rows_and_heads(local)(*arrays)

@@ -1,0 +1,68 @@
+"""The pre-training heads: masked tokens and next sentence (Devlin et al. 2019, section 3.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bertjax.config import ModelConfig
+from bertjax.models.layers import (
+    LayerNorm,
+    dense,
+    gelu,
+    hidden_rows,
+    product_precision,
+    wide_dtype,
+)
+from bertjax.parallel.partition import RULES, constrain, split_rows
+
+
+class TiedDecoder(nn.Module):
+    """Projects onto the vocabulary with the word table; its own parameter is the bias [v] alone."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_states: jax.Array, word_table: jax.Array) -> jax.Array:
+        """Maps hidden_states [b, m, d] and word_table [v, d] to float32 logits [b, m, v]."""
+        bias = self.param(
+            "bias", nn.initializers.zeros_init(), (self.config.vocab_size,), jnp.float32
+        )
+        # Split over the vocabulary even where the table at rest is not.
+        table = constrain(word_table.astype(hidden_states.dtype), RULES["vocab"], None)
+        logits = jnp.einsum(
+            "bmd,vd->bmv",
+            hidden_states,
+            table,
+            precision=product_precision(hidden_states.dtype),
+            preferred_element_type=wide_dtype(self.config),
+        )
+        return split_rows(logits + bias, None, RULES["vocab"])
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Dense, GELU, LayerNorm, tied decoder; on the masked positions only."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, hidden_states: jax.Array, masked_positions: jax.Array, word_table: jax.Array
+    ) -> jax.Array:
+        """Predicts the tokens at the masked positions.
+
+        Args:
+          hidden_states: [b, t, d] of the encoder.
+          masked_positions: [b, m], each in [0, t).
+          word_table: [v, d].
+
+        Returns:
+          Float32 logits [b, m, v].
+        """
+        # Gathered before the dense layer: about seven times less work than on all positions.
+        x = jnp.take_along_axis(hidden_states, masked_positions[:, :, None], axis=1)
+        x = hidden_rows(self.config, x)
+        x = gelu(self.config, dense(self.config, self.config.hidden_size, name="dense")(x))
+        x = LayerNorm(self.config, name="layer_norm")(x)
+        return TiedDecoder(self.config, name="output")(x, word_table)

@@ -1,0 +1,1 @@
+"""What runs minimise: losses as sums."""

@@ -1,0 +1,109 @@
+"""The device mesh, and the shardings of rows and parameters on it (see `models.partition`).
+
+Of several slices each takes its part of `data`, the axis that talks least.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bertjax.config import Config, ConfigError, MeshConfig
+from bertjax.parallel.partition import AXES, ROWS, parameter_spec, path_name
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges the devices (default: all) as `config` says; -1 takes what the others leave.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices, or `data` does not divide
+        over the slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(config)
+    fixed = 1
+    for size in sizes.values():
+        fixed *= 1 if size == -1 else size
+    shape = [len(devices) // fixed if sizes[axis] == -1 else sizes[axis] for axis in AXES]
+    if shape[0] * shape[1] * shape[2] != len(devices):
+        multiple = "a multiple of " if -1 in sizes.values() else ""
+        raise ConfigError(
+            f"config.mesh = {sizes} needs {multiple}{fixed} devices, but there are "
+            f"{len(devices)} ({devices[0].device_kind}): change an axis, or set one to -1 to fill"
+        )
+    # Auto: the compiler propagates shardings; stock Linen layers fail under Explicit axes.
+    auto = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, auto, devices=devices)
+    if shape[0] % slices:
+        raise ConfigError(
+            f"config.mesh.data = {shape[0]} is not divisible by the {slices} slices: each slice "
+            "takes its part of the data axis, fsdp and tensor stay inside a slice"
+        )
+    within = (shape[0] // slices, *shape[1:])
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), AXES, axis_types=auto
+    )
+
+
+def check_fits_mesh(config: Config, mesh: Mesh) -> None:
+    """Checks that batches, heads, feed-forward and width divide over the mesh.
+
+    Raises:
+      ConfigError: naming the field, the mesh axis and the divisor.
+    """
+    sizes = dict(mesh.shape)
+    rows, parts = sizes["data"] * sizes["fsdp"], config.num_microbatches or 1
+    for i, phase in enumerate(config.resolved_phases()):
+        if phase.global_batch_size % (rows * parts):
+            raise ConfigError(
+                f"the global_batch_size {phase.global_batch_size} of phase {i} is not divisible by "
+                f"{rows * parts} (mesh.data {sizes['data']} x mesh.fsdp {sizes['fsdp']} x "
+                f"num_microbatches {parts})"
+            )
+    model = config.model
+    for name, value, axis in (
+        ("num_heads", model.num_heads, "tensor"),
+        ("intermediate_size", model.intermediate_size, "tensor"),
+        ("hidden_size", model.hidden_size, "fsdp"),
+    ):
+        if value % sizes[axis]:
+            raise ConfigError(
+                f"config.model.{name} = {value} is not divisible by mesh.{axis} = {sizes[axis]}"
+            )
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """Returns a tree like `params` (arrays or shapes) with a `NamedSharding` at each leaf."""
+
+    def sharding(path, leaf):
+        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, dict(mesh.shape)))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over (data, fsdp); everything else of a batch is whole on each device."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """Which rows of a global batch lie on the devices of this process, int64 [b], ascending.
+
+    Processes that share rows (a tensor axis that spans them) each get all of theirs.
+    """
+    places = row_sharding(mesh).addressable_devices_indices_map((global_batch_size,))
+    rows = np.arange(global_batch_size)
+    return np.unique(np.concatenate([rows[index] for index in places.values()]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,1 @@
+"""Does a run fit, and how fast can it be?"""

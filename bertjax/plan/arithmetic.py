@@ -1,0 +1,163 @@
+"""A plan without a compiler: what the sizes alone say, for chips that cannot be compiled for here.
+
+Also used to try many meshes before a few are compiled. Memory is a fair guess, traffic a rough one:
+see docs/design/plan.md for both against a compiled step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from bertjax.config import Config, ConfigError, MeshConfig, ModelConfig, Phase
+from bertjax.models import abstract_params
+from bertjax.parallel.sharding import AXES, check_fits_mesh, parameter_shardings
+from bertjax.plan.collectives import Collective
+from bertjax.reports.flops import flops_per_row
+from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What one chip does in one step, by arithmetic.
+
+    Attributes:
+      memory: kind -> bytes.
+      flops: of matrix products, those of remat included.
+      hbm_bytes: to and from main memory, roughly.
+      collectives: what it sends.
+      num_microbatches: parts of the batch.
+    """
+
+    memory: dict[str, int]
+    flops: float
+    hbm_bytes: float
+    collectives: list[Collective]
+    num_microbatches: int
+
+
+def mesh_sizes(config: MeshConfig, num_chips: int, num_slices: int = 1) -> dict[str, int]:
+    """Axis -> size, with -1 filled in.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of chips, or `data` does not divide over
+        the slices.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: num_chips // fixed if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != num_chips:
+        raise ConfigError(
+            f"config.mesh = {sizes} does not multiply to {num_chips} chips: change an axis, or set "
+            "one to -1 to fill"
+        )
+    if filled["data"] % num_slices:
+        raise ConfigError(
+            f"config.mesh.data = {filled['data']} is not divisible by the {num_slices} slices: "
+            "fsdp and tensor stay inside a slice"
+        )
+    return filled
+
+
+def estimate(
+    config: Config, phase: Phase, sizes: dict[str, int], hbm_bytes: int, num_slices: int = 1
+) -> Estimate:
+    """Estimates one phase; with `num_microbatches` 0 takes the smallest number that fits.
+
+    Args:
+      config: with `model.dtype` resolved.
+      sizes: of the mesh's axes.
+      hbm_bytes: of one chip.
+      num_slices: data spans them.
+
+    Raises:
+      ConfigError: batch, heads or widths do not divide over the mesh.
+    """
+    mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    check_fits_mesh(config, mesh)
+    rows = phase.global_batch_size // (sizes["data"] * sizes["fsdp"])
+    params = _parameter_bytes(config.model, mesh)
+    state = 3 * params + 4  # two moments, and the step
+    row_activations = activation_bytes(config, phase) / sizes["tensor"]
+
+    def memory(parts: int) -> dict[str, int]:
+        return {
+            "arguments": state,
+            "temporary": int(0.5 * state + rows / parts * row_activations),
+        }
+
+    parts = config.num_microbatches
+    if not parts:
+        allowed = [n for n in range(1, rows + 1) if rows % n == 0]
+        fitting = [n for n in allowed if sum(memory(n).values()) <= USABLE * hbm_bytes]
+        parts = fitting[0] if fitting else rows
+    remat = {"none": 0.0, "attention": 0.0, "layer": 1 / 3}[config.model.remat]
+    flops = rows * flops_per_row(
+        config.model, phase.max_length, phase.max_predictions, phase.packing_depth
+    )
+    itemsize = jnp.dtype(config.model.dtype).itemsize
+    copies = params * itemsize / 4  # the kernels in the compute dtype
+    return Estimate(
+        memory=memory(parts),
+        flops=flops * (1 + remat) / sizes["tensor"],
+        # Parameters, two moments and gradients are read and written; the copies written once and
+        # read by each microbatch, forward and backward; activations written, and read three times.
+        hbm_bytes=2 * (state + params)
+        + copies * (1 + 2 * parts) * sizes["fsdp"]
+        + 4 * rows * row_activations,
+        collectives=_collectives(config, phase, sizes, params, parts, num_slices),
+        num_microbatches=parts,
+    )
+
+
+def _collectives(
+    config: Config,
+    phase: Phase,
+    sizes: dict[str, int],
+    shard_bytes: int,
+    parts: int,
+    num_slices: int,
+) -> list[Collective]:
+    """What the compiler makes of the three axes: see docs/design/plan.md."""
+    itemsize = jnp.dtype(config.model.dtype).itemsize
+    shard = shard_bytes * itemsize / 4  # of the parameters, in the compute dtype
+    found = []
+
+    def add(kind: str, axis: str, count: int, bytes_each: float) -> None:
+        if sizes[axis] > 1:
+            across = axis == "data" and num_slices > 1
+            found.append(Collective(kind, (axis,), sizes[axis], count, bytes_each, across, ()))
+
+    whole = shard * sizes["fsdp"]
+    add("all-gather", "fsdp", 2 * parts, whole)
+    add("reduce-scatter", "fsdp", parts, whole)
+    add("all-reduce", "data", parts, shard)
+    rows = phase.global_batch_size // (sizes["data"] * sizes["fsdp"])
+    layer = rows / parts * phase.max_length * config.model.hidden_size * itemsize
+    passes = 6 if config.model.remat == "layer" else 4  # two sublayers, forward and backward
+    add("all-reduce", "tensor", passes * config.model.num_layers * parts, layer)
+    return found
+
+
+def _parameter_bytes(model: ModelConfig, mesh: Any) -> int:
+    """Bytes of the parameters on one chip."""
+    plain = dataclasses.replace(model, remat="none")  # so that layouts share the shapes
+    params = _parameters(json.dumps(dataclasses.asdict(plain)))
+    sharded = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        params,
+        parameter_shardings(params, mesh),
+    )
+    return bytes_a_device(sharded)
+
+
+@functools.lru_cache(maxsize=4)
+def _parameters(model: str) -> dict[str, Any]:
+    return abstract_params(ModelConfig(**json.loads(model)))

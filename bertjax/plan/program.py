@@ -1,0 +1,197 @@
+"""Compiles the training step of one phase for a target, and reads the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from bertjax.config import Config, ModelConfig, Phase
+from bertjax.models import BertForPreTraining, check_backend, compute_dtype
+from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective
+from bertjax.plan import collectives, hlo, work
+from bertjax.plan.topology import Target
+from bertjax.training.compilation import compile_train_step, program_bytes
+from bertjax.training.optimizer import make_optimizer
+from bertjax.training.start import abstract_state
+from bertjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one device does in one step.
+
+    Attributes:
+      memory: kind -> bytes, see `bertjax.training.compilation.program_bytes`.
+      flops: of matrix products.
+      hbm_bytes: to and from main memory, about.
+      collectives: what it sends, by kind.
+      checks: name -> True, or what was found instead.
+      num_microbatches: parts of the batch.
+      compile_seconds: of the last program that was tried and the ones before it.
+    """
+
+    memory: dict[str, int]
+    flops: float
+    hbm_bytes: float
+    collectives: list[collectives.Collective]
+    checks: dict[str, bool | str]
+    num_microbatches: int
+    compile_seconds: float
+
+
+def resolve_model(config: Config, target: Target) -> ModelConfig:
+    """The model with the dtype that training would compute in on the target."""
+    check_backend(config.model, target.backend, target.num_chips)
+    return dataclasses.replace(config.model, dtype=compute_dtype(config.model, target.backend))
+
+
+def make_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of the training state; `config.model.dtype` must be resolved."""
+    return abstract_state(config.model, make_optimizer(config.optimizer, config.total_steps), mesh)
+
+
+def compile_phase(
+    config: Config, phase: Phase, target: Target, mesh: Mesh, memory: int | None
+) -> Program:
+    """Compiles the step that `bertjax.train` would run in the phase.
+
+    Args:
+      config: with `model.dtype` resolved.
+      memory: bytes that a program can have on one device; None = as the device says.
+
+    Raises:
+      DoesNotFitError: no allowed number of microbatches fits.
+    """
+    started = time.monotonic()
+    with jax.set_mesh(mesh):
+        compiled, num_microbatches = compile_train_step(
+            config,
+            phase,
+            pretraining_objective(BertForPreTraining(config.model)),
+            make_optimizer(config.optimizer, config.total_steps),
+            make_state(config, mesh),
+            pretraining_batch(phase, mesh),
+            mesh,
+            memory,
+        )
+    return read_program(compiled, config, phase, mesh, num_microbatches, time.monotonic() - started)
+
+
+def read_program(
+    compiled: Any,
+    config: Config,
+    phase: Phase,
+    mesh: Mesh,
+    num_microbatches: int,
+    compile_seconds: float,
+) -> Program:
+    """Reads memory, arithmetic, traffic and collectives from a compiled step, and checks it."""
+    module = hlo.parse(compiled.as_text())
+    slices = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
+    found = collectives.read_collectives(module, dict(mesh.shape), slices)
+    state = make_state(config, mesh)
+    shapes = {x.shape for x in jax.tree.leaves(state.params)}
+    rows = phase.global_batch_size // num_microbatches
+    return Program(
+        memory=program_bytes(compiled),
+        flops=work.matmul_flops(module),
+        hbm_bytes=work.memory_bytes(module),
+        collectives=found,
+        checks=check_program(module, found, mesh, len(jax.tree.leaves(state)), len(set(slices)))
+        | check_activations(module, mesh, rows, phase, config.model, shapes),
+        num_microbatches=num_microbatches,
+        compile_seconds=compile_seconds,
+    )
+
+
+def check_program(
+    module: hlo.Module,
+    found: list[collectives.Collective],
+    mesh: Mesh,
+    num_state_arrays: int,
+    num_slices: int = 1,
+) -> dict[str, bool | str]:
+    """What a good step does with its state and its collectives: see docs/design/plan.md.
+
+    Args:
+      num_state_arrays: arrays that the step is given to overwrite, its first arguments.
+      num_slices: between which an all-reduce becomes three stages: scatter inside each slice,
+        reduce between them, gather again.
+
+    Returns:
+      Name -> True, or what was found instead.
+    """
+    kinds = {collective.kind for collective in found}
+    missing = num_state_arrays - len(module.donated & set(range(num_state_arrays)))
+    checks: dict[str, bool | str] = {
+        "donated buffers are reused": not missing or f"{missing} of {num_state_arrays} are not",
+        "no all-to-all": "all-to-all" not in kinds or "found one",
+        "every loop's length is known": not module.loops_of_unknown_length
+        or f"unknown: {', '.join(module.loops_of_unknown_length)}",
+        "every kernel says its arithmetic": not (silent := work.uncounted_kernels(module))
+        or f"not counted: {', '.join(silent)}",
+    }
+    if mesh.shape["fsdp"] > 1:
+        absent = {"all-gather", "reduce-scatter"} - kinds
+        if mesh.devices.flat[0].platform == "cpu":
+            absent -= {"reduce-scatter"}  # XLA's CPU compiler reduces all and slices
+        # The step asks for both (parallel/partition.py); over 16 chips of a v5e, libtpu 0.0.42
+        # makes all-reduces of the reduce-scatters.
+        checks["fsdp gathers parameters and scatters gradients"] = (
+            not absent or f"the compiler left no {' and no '.join(sorted(absent))}"
+        )
+    elif mesh.shape["tensor"] == 1:
+        others = kinds - {"all-reduce"}
+        if num_slices > 1:
+            others -= {"reduce-scatter", "all-gather"}
+        checks["data parallelism only reduces"] = not others or f"found {', '.join(sorted(others))}"
+    return checks
+
+
+def check_activations(
+    module: hlo.Module,
+    mesh: Mesh,
+    rows: int,
+    phase: Phase,
+    model: ModelConfig,
+    parameter_shapes: set[tuple[int, ...]],
+) -> dict[str, bool | str]:
+    """That no device has activations of all rows: the hidden columns of each token, or more.
+
+    Ids, labels, keys and weights of rows may be whole: they are small. An activation is known by
+    the number of rows, first or behind the dimension of a scan, with the length or the number of
+    predictions after it, or by their product.
+
+    Args:
+      rows: of the part of the batch that runs at a time, over all devices.
+      parameter_shapes: that happen to look like it.
+
+    Returns:
+      Name -> True, or shapes that were found; empty where rows are not split.
+    """
+    if mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return {}
+    places = (phase.max_length, phase.max_predictions)
+    columns = model.hidden_size // mesh.shape["tensor"]
+    found = set()
+    for name, instructions in module.computations.items():
+        if not module.executions[name]:
+            continue
+        for array in (a for x in instructions.values() for a in x.arrays):
+            dims = tuple(size for size in array.dims if size != 1)
+            if array.dtype not in ("f32", "bf16", "f16") or dims in parameter_shapes:
+                continue
+            for i, size in enumerate(dims[:2]):
+                for place in places:
+                    split = size == rows and place in dims[i + 1 :]
+                    if (split or size == rows * place) and (
+                        math.prod(dims[i:]) >= rows * place * columns
+                    ):
+                        found.add(f"{array.dtype}[{','.join(map(str, dims))}]")
+    name = "no activation of the whole batch on a chip"
+    return {name: not found or f"found {', '.join(sorted(found)[:4])}"}

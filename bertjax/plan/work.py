@@ -1,0 +1,278 @@
+"""The arithmetic and the memory traffic of one step on one device, from the optimised program."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from bertjax.plan.hlo import Array, Instruction, Module
+
+# Name, or rename, memory; move nothing.
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier",
+    "async-start", "async-update", "async-done", "copy-done", "slice-done", "all-reduce-done",
+    "all-gather-done", "collective-permute-done",
+}  # fmt: skip
+_FREE_CALLS = {
+    "ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked", "Sharding",
+}  # fmt: skip
+_KERNELS = re.compile(r"tpu_custom_call|triton|mosaic|cudnn")
+_PRODUCTS = re.compile(r"gemm|matmul")  # __cublas$gemm, __cublas$lt$matmul
+_READS_A_PART = ("dynamic-slice", "slice", "gather")
+
+
+def matmul_flops(module: Module) -> float:
+    """Floating-point operations of matrix products on one device in one step.
+
+    Products, and convolutions as which a TPU program writes them, times the executions of the
+    loops around them, and what kernels say of themselves (see `uncounted_kernels`). Elementwise
+    work is not counted: the matrix units do not do it.
+    """
+    total = 0.0
+    for name, instructions in module.computations.items():
+        times = module.executions[name]
+        if times:
+            for instruction in instructions.values():
+                total += times * instruction_flops(instruction, instructions)
+    return total
+
+
+def instruction_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
+    """What one instruction adds to `matmul_flops`; `around` is its computation."""
+    if instruction.opcode == "dot":
+        contracting = instruction.attribute("lhs_contracting_dims") or ""
+        return _product_flops(instruction, around, contracting)
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction, around)
+    if instruction.opcode == "custom-call":
+        target = instruction.attribute("custom_call_target") or ""
+        if _PRODUCTS.search(target):
+            match = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+            return _product_flops(instruction, around, match[1].replace('"', "") if match else "")
+        return _kernel_flops(instruction) or 0.0
+    return 0.0
+
+
+def uncounted_kernels(module: Module) -> list[str]:
+    """Names of the kernels of a step whose arithmetic is not known, and so not in `matmul_flops`.
+
+    A kernel is a program of its own: nothing but what its author says of it can be read. XLA's
+    text has that on TPU, and leaves it out on GPU.
+    """
+    return sorted(
+        instruction.name
+        for name, instructions in module.computations.items()
+        if module.executions[name]
+        for instruction in instructions.values()
+        if is_kernel(instruction) and _kernel_flops(instruction) is None
+    )
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether it is a program of its own that the compiler only calls, as our attention is."""
+    target = instruction.attribute("custom_call_target") or ""
+    return instruction.opcode == "custom-call" and bool(_KERNELS.search(target))
+
+
+def _kernel_flops(instruction: Instruction) -> float | None:
+    """What the author of a kernel says it does; for ours see `models/kernels`."""
+    if not is_kernel(instruction):
+        return None
+    stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+    return float(stated[1]) if stated else None
+
+
+def _product_flops(
+    instruction: Instruction, around: dict[str, Instruction], contracting: str
+) -> float:
+    left = around[instruction.operands[0]].arrays[0].dims
+    depth = math.prod(left[int(axis)] for axis in contracting.split(",") if axis)
+    return 2.0 * math.prod(instruction.arrays[0].dims) * depth
+
+
+def _convolution_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
+    """2 * (places of the result) * (kernel elements that meet a real input there) * inputs.
+
+    A batched product becomes a convolution over a dilated input, of which most places are holes.
+    """
+    left, right = (around[name].arrays[0].dims for name in instruction.operands)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels is not None, instruction.name
+    left_labels, right_labels, out_labels = labels.groups()
+    out = instruction.arrays[0].dims
+    spatial = sorted(label for label in left_labels if label.isdigit())
+    window = _window(instruction, len(spatial))
+    meetings = 1
+    for i, label in enumerate(spatial):
+        meetings *= _meetings(
+            left[left_labels.index(label)],
+            right[right_labels.index(label)],
+            out[out_labels.index(label)],
+            *window[i],
+        )
+    batch = left[left_labels.index("b")]
+    groups = int(instruction.attribute("batch_group_count") or 1)
+    features = out[out_labels.index("f")] * right[right_labels.index("i")]
+    return 2.0 * batch / groups * features * meetings
+
+
+def _window(instruction: Instruction, rank: int) -> list[tuple[int, int, int, int]]:
+    """(stride, padding before, input dilation, kernel dilation) of each spatial dimension."""
+    fields = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window") or ""))
+
+    def values(name: str) -> list[str]:
+        return fields[name].split("x") if name in fields else []
+
+    result = []
+    for i in range(rank):
+        stride, left, right = (
+            int(found[i]) if (found := values(name)) else 1
+            for name in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        pad = values("pad")
+        result.append((stride, int(pad[i].split("_")[0]) if pad else 0, left, right))
+    return result
+
+
+def _meetings(
+    size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int
+) -> int:
+    """Pairs of a result place and a kernel element that meet an input element, in one dimension."""
+    count = 0
+    for element in range(kernel):
+        for place in range(out):
+            at = place * stride + element * kernel_dilation - pad
+            count += at % dilation == 0 and 0 <= at // dilation < size
+    return count
+
+
+def memory_bytes(module: Module) -> float:
+    """Bytes that one device reads from and writes to its main memory in one step, about.
+
+    Each instruction outside a fusion reads its operands and writes its result once; what a fusion
+    keeps inside, and what a layout places in VMEM, costs nothing; of an operand that is only
+    sliced or gathered from, and of a result that is updated in place, the part counts. On a TPU
+    the bytes include the padding of tiles. Caches could make it less, spills more.
+    """
+    total = 0.0
+    for name, instructions in module.computations.items():
+        times = module.executions[name]
+        if times and name not in module.fused:
+            for instruction in instructions.values():
+                total += times * instruction_bytes(instruction, instructions, module)
+    return total
+
+
+def instruction_bytes(
+    instruction: Instruction, around: dict[str, Instruction], module: Module
+) -> float:
+    """What one instruction adds to `memory_bytes`; `around` is its computation."""
+    arrays = _traffic(instruction, around, module)
+    return sum(array.padded_bytes for array in arrays if array.in_main_memory)
+
+
+def is_free(instruction: Instruction) -> bool:
+    """Whether it only names memory, or rules what others do: nothing runs for it."""
+    target = (instruction.attribute("custom_call_target") or "").strip('"')
+    return instruction.opcode in _FREE or target in _FREE_CALLS
+
+
+def _traffic(
+    instruction: Instruction, around: dict[str, Instruction], module: Module
+) -> Iterator[Array]:
+    """The arrays that an instruction reads and writes."""
+    opcode = instruction.opcode
+    if is_free(instruction):
+        return
+    operands = [around[name] for name in instruction.operands if name in around]
+    if opcode in ("copy-start", "slice-start"):
+        # A copy between memory spaces: (to, from, context) or ((from), to, context).
+        target = instruction.arrays[0 if opcode == "copy-start" else 1]
+        yield target
+        source = operands[0].arrays[0]
+        yield Array(target.dtype, target.dims, source.layout)  # only the part that is copied
+    elif opcode == "fusion":
+        inside = module.computations[instruction.called[0]]
+        yield from _fusion_traffic(module, inside, operands)
+    elif opcode in _READS_A_PART:
+        yield from (*instruction.arrays, *instruction.arrays)
+    elif opcode == "dynamic-update-slice":
+        yield from (*operands[1].arrays, *operands[1].arrays)
+    elif opcode == "scatter":
+        yield from (*operands[-1].arrays, *operands[-1].arrays, *operands[-1].arrays)
+    else:
+        for operand in operands:
+            yield from operand.arrays
+        product = _PRODUCTS.search(instruction.attribute("custom_call_target") or "")
+        # The room for its work that cuBLAS asks for stands among the results.
+        yield from (a for a in instruction.arrays if not (product and a.dtype == "s8"))
+
+
+def _fusion_traffic(
+    module: Module, inside: dict[str, Instruction], operands: list[Instruction]
+) -> Iterator[Array]:
+    for parameter in inside.values():
+        if parameter.opcode == "parameter":
+            whole = operands[int(parameter.arguments)].arrays
+            parts, copied = _parts_read(module, inside, parameter.name)
+            if parts is None or copied:
+                yield from whole
+            else:
+                yield from (Array(a.dtype, a.dims, whole[0].layout) for a in parts)
+    yield from _written(module, inside)
+
+
+def _parts_read(
+    module: Module, inside: dict[str, Instruction], name: str
+) -> tuple[list[Array] | None, bool]:
+    """The parts of a value that a fusion reads (None = all), and whether its result is a copy."""
+    parts: list[Array] = []
+    copied = inside[name].is_root
+    for user in inside.values():
+        if name not in user.operands:
+            continue
+        follow = user.opcode in ("bitcast", "copy")  # computed for the parts that are asked for
+        if user.opcode in _READS_A_PART and user.operands[0] == name:
+            parts += user.arrays
+        elif user.opcode == "fusion":
+            nested = module.computations[user.called[0]]
+            number = str(user.operands.index(name))
+            parameter = next(
+                x for x in nested.values() if x.opcode == "parameter" and x.arguments == number
+            )
+            found, follow = _parts_read(module, nested, parameter.name)
+            if found is None:
+                return None, False
+            parts += found
+        elif not follow and not (
+            # Updated in place: not read.
+            user.opcode == "dynamic-update-slice" and user.operands[0] == name
+        ):
+            return None, False
+        if follow:
+            found, reaches = _parts_read(module, inside, user.name)
+            if found is None:
+                return None, False
+            parts += found
+            copied = copied or reaches
+    return parts, copied
+
+
+def _written(module: Module, inside: dict[str, Instruction]) -> Iterator[Array]:
+    """What a fusion writes: its results, of one that is updated in place the part."""
+    root = next(x for x in inside.values() if x.is_root)
+    for result in [inside[x] for x in root.operands] if root.opcode == "tuple" else [root]:
+        whole = result.arrays
+        while result.opcode == "bitcast" and result.operands[0] in inside:
+            result = inside[result.operands[0]]
+        if result.opcode == "dynamic-update-slice":
+            part = inside[result.operands[1]].arrays[0]
+            yield Array(part.dtype, part.dims, whole[0].layout)
+        elif result.opcode == "fusion":
+            for array in _written(module, module.computations[result.called[0]]):
+                yield Array(array.dtype, array.dims, whole[0].layout)
+        elif result.opcode != "parameter":
+            yield from whole

@@ -1,0 +1,202 @@
+"""Blocks of text to token ids, in several processes, always in the order of the input."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from bertjax.data.corpus.blocks import Block, Problem
+from bertjax.data.corpus.corpus import Document, read_documents, split_sentences
+from bertjax.data.corpus.duplicates import DUPLICATES, read_dropped
+from bertjax.data.store.store import SPLITS
+from bertjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+STARTS = 4  # of the worker processes, before a run in which they die is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSplit:
+    """Documents of one block and one split, as `StoreWriter.append` takes them."""
+
+    tokens: np.ndarray
+    sentence_lengths: np.ndarray
+    document_lengths: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedBlock:
+    """What became of a block."""
+
+    splits: dict[str, EncodedSplit]
+    problems: list[Problem]
+    text_bytes: int  # UTF-8 bytes of the documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """How documents become ids."""
+
+    tokenizer: Tokenizer
+    language: str
+    heldout_share: float
+    dropped: frozenset[tuple[str, int]]  # source and line of documents to leave out
+
+    def __call__(self, block: Block) -> EncodedBlock:
+        """Decodes, splits and encodes one block."""
+        problems: list[Problem] = []
+        documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
+        text_bytes = 0
+        for document in read_documents(block, problems):
+            if (document.source, document.line) in self.dropped:
+                continue
+            text = "\n".join(document.paragraphs).encode()
+            text_bytes += len(text)
+            documents[SPLITS[is_held_out(text, self.heldout_share)]].append(document)
+        splits = {split: self._encode(documents[split], problems) for split in SPLITS}
+        problems.sort(key=lambda problem: problem.line)
+        return EncodedBlock(splits, problems, text_bytes)
+
+    def _encode(self, documents: list[Document], problems: list[Problem]) -> EncodedSplit:
+        sentences: list[str] = []
+        counts = []  # sentences of each document
+        for document in documents:
+            before = len(sentences)
+            for paragraph in document.paragraphs:
+                sentences += split_sentences(self.language, paragraph)
+            counts.append(len(sentences) - before)
+        tokens, lengths = self.tokenizer.encode_sentences(sentences)
+        # A sentence of control characters has no token, and a document of such has no sentence.
+        owners = np.repeat(np.arange(len(documents)), counts)
+        document_lengths = np.bincount(owners[lengths > 0], minlength=len(documents))
+        for kind, length in (("empty_document", 0), ("one_sentence", 1)):
+            for index in np.flatnonzero(document_lengths == length):
+                document = documents[index]
+                problems.append(Problem(kind, document.source, document.line))
+        return EncodedSplit(
+            tokens,
+            lengths[lengths > 0].astype(np.uint32),
+            document_lengths[document_lengths > 0].astype(np.uint32),
+        )
+
+
+def make_encoder(folder: Path, language: str, heldout_share: float) -> Encoder:
+    """The encoder of a process, with the tokenizer saved in `folder`, STORE/tokenizer."""
+    tokenizer = load_tokenizer(folder)
+    dropped = read_dropped(folder.parent / DUPLICATES)
+    return Encoder(tokenizer, language, heldout_share, dropped)
+
+
+def is_held_out(text: bytes, share: float) -> bool:
+    """Whether a document is held out: decided by its text alone, so it never changes sides.
+
+    Args:
+        text: the document's paragraphs, stripped, joined by newlines, in UTF-8.
+        share: of the documents, 0 to 1.
+    """
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def encode_blocks(
+    blocks: Iterable[Block], folder: Path, language: str, heldout_share: float, num_workers: int
+) -> Generator[tuple[Block, EncodedBlock], None, None]:
+    """Encodes blocks in `num_workers` processes; yields them in order.
+
+    At most two blocks a worker are under way, so memory does not grow with the input. One worker
+    means this very process. Where a worker dies, all are started anew, `STARTS` times in all.
+
+    Args:
+        blocks: the input.
+        folder: where the tokenizer was saved.
+        language: of the sentence splitter.
+        heldout_share: share of the documents to hold out.
+        num_workers: processes.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: workers died too often.
+    """
+    if num_workers == 1:
+        encoder = make_encoder(folder, language, heldout_share)
+        for block in blocks:
+            yield block, encoder(block)
+        return
+    # Spawned, not forked: a fork would inherit the threads and locks of TensorFlow or jax.
+    context = multiprocessing.get_context("spawn")
+    settings = folder, language, heldout_share
+    num_starts = 1
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
+    try:
+        under_way: collections.deque[tuple[Block, Future[EncodedBlock]]] = collections.deque()
+        iterator = iter(blocks)
+        while True:
+            for block in itertools.islice(iterator, 2 * num_workers - len(under_way)):
+                under_way.append((block, _submit(pool, block)))
+            if not under_way:
+                break
+            block, future = under_way[0]
+            try:
+                encoded = future.result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=True, cancel_futures=True)
+                if num_starts == STARTS:
+                    raise
+                print("a worker process died: going on with new ones")
+                num_starts += 1
+                pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
+                under_way = collections.deque(
+                    (block, _submit(pool, block) if _is_lost(future) else future)
+                    for block, future in under_way
+                )
+                continue
+            under_way.popleft()
+            yield dataclasses.replace(block, data=b""), encoded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, block: Block) -> Future[EncodedBlock]:
+    """A future, which raises BrokenProcessPool itself where the pool is broken already."""
+    try:
+        return pool.submit(_encode_in_worker, block)
+    except BrokenProcessPool as error:
+        future: Future[EncodedBlock] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _is_lost(future: Future[EncodedBlock]) -> bool:
+    return future.cancelled() or isinstance(future.exception(), BrokenProcessPool)
+
+
+_encoder: Encoder  # of this worker process
+
+
+def _start_worker(folder: Path, language: str, heldout_share: float) -> None:
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _encoder = make_encoder(folder, language, heldout_share)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the main process was killed: its end of the queue would never close."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(block: Block) -> EncodedBlock:
+    return _encoder(block)

@@ -1,0 +1,1 @@
+"""Pre-training as a job of the training loop."""

@@ -1,0 +1,163 @@
+"""curves.png: how a run went, from metrics.jsonl and evals.jsonl."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertjax.reports.tracker import EVALS, METRICS, SUMMARY, read_lines
+from bertjax.storage.atomic_files import write_file
+
+CURVES = "curves.png"
+
+_TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # told apart by the colour-blind
+_SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
+
+
+class Panel(NamedTuple):
+    """One picture of a figure."""
+
+    name: str  # in metrics.jsonl; with heldout_ in evals.jsonl
+    title: str
+    unit: str
+    baseline: str = ""  # what the evaluation calls a trivial predictor's score, drawn dashed
+    baseline_label: str = ""
+
+
+_PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
+    Panel("mlm_loss", "MLM loss", "nats per masked token", "heldout_unigram_entropy", "unigrams"),
+    Panel("mlm_accuracy", "MLM accuracy", "share of masked tokens"),
+    Panel(
+        "nsp_accuracy",
+        "Next-sentence accuracy",
+        "share of pairs",
+        "heldout_nsp_majority",
+        "majority",
+    ),
+)
+
+
+def pretraining_panels(next_sentence: bool) -> list[Panel]:
+    """What pre-training draws; without `next_sentence` the panel of that is left out."""
+    return [p for p in _PRETRAINING_PANELS if next_sentence or not p.name.startswith("nsp")]
+
+
+def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
+    """Draws the panels, three at most, and the learning rate over the steps.
+
+    Training values are drawn pale, with their running mean on top; held-out values have markers.
+    A dashed line is a trivial predictor's score, a dotted one is where a new phase begins. The
+    title has what summary.json says, where there is one: parameters, steps, hardware and time.
+
+    Args:
+      workdir: folder of the run; it may be still going.
+      panels: what to draw.
+
+    Returns:
+      The path of the picture, WORKDIR/curves.png.
+    """
+    from matplotlib.figure import Figure  # slow to import; a Figure of our own has no global state
+
+    steps, evals = read_lines(workdir / METRICS), read_lines(workdir / EVALS)
+    path = workdir / SUMMARY
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = {**summary, **(evals[-1] if evals else {})}
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure.suptitle(_title(workdir.resolve().name, summary), fontsize=12)
+    places = figure.subplots(2, 2, sharex=True).ravel().tolist()
+    for axes in places[len(panels) + 1 :]:
+        axes.remove()
+    for axes, panel in zip(places, panels, strict=False):
+        baseline = known.get(panel.baseline)
+        _draw(axes, steps, evals, panel.name, panel.baseline_label, baseline)
+        axes.set(title=panel.title, ylabel=panel.unit)
+    rate = places[len(panels)]
+    rate.plot(*_series(steps, "learning_rate"), color=_TRAIN)
+    rate.set(title="Learning rate", ylabel="learning rate")
+    for lowest in places[len(panels) - 1 : len(panels) + 1]:  # of each column
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel("step")
+    rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2e}")
+    for axes in figure.axes:
+        axes.set_title(axes.get_title(), fontsize=11, fontweight="bold")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for begin, phase in _phase_starts(steps):
+            axes.axvline(begin, color="gray", linestyle=":", linewidth=1)
+            if axes is rate:
+                top = axes.get_xaxis_transform()
+                axes.text(begin, 1, f" phase {phase}", transform=top, va="top", fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    write_file(workdir / CURVES, picture.getvalue())
+    return workdir / CURVES
+
+
+def _draw(
+    axes: Any,
+    steps: Sequence[dict[str, Any]],
+    evals: Sequence[dict[str, Any]],
+    name: str,
+    baseline_label: str = "",
+    baseline: float | None = None,
+) -> None:
+    trained, heldout = _series(steps, name), _series(evals, f"heldout_{name}")
+    if not len(trained[0]) and not len(heldout[0]):
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
+        return
+    if len(trained[0]):
+        axes.plot(*trained, color=_TRAIN, alpha=0.25, linewidth=0.8)
+        axes.plot(*_running_mean(*trained), color=_TRAIN, label="training")
+    if len(heldout[0]):
+        x, y = heldout
+        marker = "o" if len(x) <= 50 else ""
+        axes.plot(x, y, color=_HELDOUT, marker=marker, markersize=3.5, label="held out")
+    if baseline is not None:
+        label = f"{baseline_label} ({baseline:.3g})"
+        axes.axhline(baseline, color=_BASELINE, linestyle="--", linewidth=1.2, label=label)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _series(records: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values [n] of the records that have a value."""
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of consecutive points, each placed in the middle of its window."""
+    width = max(1, round(_SMOOTHED_SHARE * len(x)))
+    window = np.full(width, 1 / width)
+    return np.convolve(x, window, "valid"), np.convolve(y, window, "valid")
+
+
+def _phase_starts(steps: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(first logged step, phase) of each phase but the first."""
+    return [
+        (after["step"], after["phase"])
+        for before, after in itertools.pairwise(steps)
+        if before["phase"] != after["phase"]
+    ]
+
+
+def _title(run: str, summary: dict[str, Any]) -> str:
+    parts = [run]
+    if "parameters" in summary:
+        parts.append(f"{summary['parameters']:,} parameters")
+    if "steps" in summary:
+        parts.append(f"{summary['steps']:,} steps")
+    if "hardware" in summary:
+        parts.append(str(summary["hardware"]))
+    if "seconds" in summary:
+        parts.append(str(datetime.timedelta(seconds=round(summary["seconds"]))))
+    return "  ·  ".join(parts)

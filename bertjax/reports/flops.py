@@ -1,0 +1,106 @@
+"""How much work a row is, and how well that uses the hardware."""
+
+from __future__ import annotations
+
+from bertjax.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of one jax device, by its `device_kind`. A device that is not here has no
+# MFU: a guess would be worse than none.
+_PEAK_FLOPS: dict[str, float] = {
+    # cloud.google.com/tpu/docs/v3, /v4, /v5e, /v5p, /v6e; v2: 180e12 a board of four chips. The
+    # names are those in jax/_src/pallas/mosaic/tpu_info.py. Up to v3 a jax device is one of a
+    # chip's two cores.
+    "TPU v2": 45e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    # NVIDIA Tesla V100 data sheet (2018), tensor cores; they know float16, not bfloat16.
+    "Tesla V100-PCIE-16GB": 112e12,
+    "Tesla V100-PCIE-32GB": 112e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+    "Tesla V100-SXM2-32GB": 125e12,
+    # NVIDIA T4 data sheet (2019); float16 as well.
+    "Tesla T4": 65e12,
+    # NVIDIA A100 data sheet (2021).
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    # NVIDIA H100 data sheet (2024), half of the figures with sparsity.
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    # NVIDIA H200 data sheet (2024), half of the figures with sparsity.
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H200 NVL": 835.5e12,
+}
+
+
+def flops_per_row(
+    model: ModelConfig, length: int, max_predictions: int, num_pairs: int = 1
+) -> float:
+    """Floating-point operations to train on one row: three times the forward pass.
+
+    With L layers, t tokens, d hidden, f the inner width, m predictions, v the vocabulary and p
+    pairs that the row's arrays have room for (1 unless rows are packed),
+
+        forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + p * 2 d^2
+
+    (projections, feed-forward, attention; MLM head, of pre-training only; pooler, where it is used;
+    the layers that fine-tuning adds are too small to count). Only
+    matrix products count, and what remat computes again does not. `length` and `max_predictions`
+    are those of the row's array, padding included; attention is counted between all of its tokens,
+    whether or not they are of one pair. For BERT-BASE and t = 128, 69.9e9.
+    """
+    d, f = model.hidden_size, model.intermediate_size
+    layer = 8 * d * d + 4 * d * f + 4 * length * d
+    mlm_head, pooler = 0, 2 * d * d if model.pooler else 0
+    if model.head == "pretraining":
+        mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
+        pooler = num_pairs * 2 * d * d if model.next_sentence else 0
+    return 3.0 * (model.num_layers * length * layer + mlm_head + pooler)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device, by `jax.Device.device_kind`; None where not known."""
+    return _PEAK_FLOPS.get(device_kind)
+
+
+def mfu(
+    *,
+    sequences_per_second: float,
+    real_tokens_per_second: float,
+    length: int,
+    row_flops: float,
+    device_kind: str,
+    num_devices: int,
+) -> float | None:
+    """Model FLOP utilisation: the share of the devices' peak that goes into real tokens.
+
+        mfu = sequences_per_second * row_flops * real / (num_devices * peak)
+        real = real_tokens_per_second / (sequences_per_second * length)
+
+    `real` is the share of tokens that are not padding, so filling rows with padding does not raise
+    the figure. The peak is the one in bfloat16, whatever the computation's type.
+
+    Args:
+      sequences_per_second: rows, over all devices.
+      real_tokens_per_second: tokens that are not padding, over all devices.
+      length: tokens of a row, padding included.
+      row_flops: see `flops_per_row`, for this length.
+      device_kind: `jax.Device.device_kind`.
+      num_devices: devices that share the work.
+
+    Returns:
+      A number from 0 to 1; None where the peak of the device is not known.
+    """
+    peak = peak_flops(device_kind)
+    if peak is None or not sequences_per_second:
+        return None
+    real = real_tokens_per_second / (sequences_per_second * length)
+    return sequences_per_second * row_flops * real / (num_devices * peak)

@@ -1,0 +1,1 @@
+"""Files, buckets, locks and caches; nothing here knows what it stores."""

@@ -1,0 +1,179 @@
+"""One run a workdir in a bucket, where nothing locks files and nobody notices a kill.
+
+The lock is an object, WORKDIR/.lock, made on the condition that there is none and written anew
+every `BEAT_SECONDS` on the condition that nobody else has written it. Who finds it
+
+- takes it over at once, if it was left by a process of this machine that is gone;
+- else watches it: if it is written anew, its run is alive and this one is refused; if it stays as
+  it is for `EXPIRY_SECONDS`, its run is dead and it is taken over.
+
+No clocks are compared. A run that was cut off from the bucket for so long that another took over
+ends at once when it notices, at its next beat: until then both may write. See
+docs/design/checkpoint.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertjax.storage.bucket import BucketPath
+
+_LOG = logging.getLogger(__name__)
+BEAT_SECONDS = 15.0
+EXPIRY_SECONDS = 60.0
+
+
+class HeldError(Exception):
+    """Another run is alive; the message is its words about itself."""
+
+
+@contextlib.contextmanager
+def hold(path: BucketPath, words: str) -> Iterator[None]:
+    """Holds the lock for the length of the `with` block.
+
+    Args:
+        path: of the lock.
+        words: who holds it, for the run that is refused.
+
+    Raises:
+        HeldError: another run holds it.
+        OSError: the bucket cannot be written.
+    """
+    # A word of its own, so that another one of this very process is told from this.
+    token = uuid.uuid4().hex
+    content = json.dumps({"holder": words, "process": _this_process(), "token": token}).encode()
+    beat = _Beat(path, content, _acquire(path, content))
+    beat.start()
+    try:
+        yield
+    finally:
+        beat.end()
+
+
+def _acquire(path: BucketPath, content: bytes) -> int:
+    """Writes the lock; returns its generation."""
+    while True:
+        generation = path.generation() or 0
+        if generation:
+            try:
+                found = path.read_bytes()
+            except FileNotFoundError:  # given back in this moment
+                continue
+            if found == content:  # written, but the answer was lost on its way
+                return generation
+            holder = json.loads(found)
+            state = _state_here(holder["process"])
+            if state == "alive" or (state == "unknown" and not _expires(path, generation, holder)):
+                raise HeldError(holder["holder"])
+        try:
+            return path.write_bytes(content, generation)
+        except FileExistsError:  # another one was quicker, or the holder is alive after all
+            continue
+
+
+def _expires(path: BucketPath, generation: int, holder: dict) -> bool:
+    """Watches the lock: True once it was not written for so long, False once it was."""
+    _LOG.info(
+        "the workdir was in use by %s; if that run is dead, this one goes on in %.0f s",
+        holder["holder"],
+        EXPIRY_SECONDS,
+    )
+    watched = time.monotonic()
+    while time.monotonic() - watched < EXPIRY_SECONDS:
+        time.sleep(min(1.0, BEAT_SECONDS / 4))
+        present = path.generation()
+        if present != generation:
+            return present is None
+    return True
+
+
+class _Beat(threading.Thread):
+    """Writes the lock anew until it ends, and ends the process that has lost it."""
+
+    def __init__(self, path: BucketPath, content: bytes, generation: int):
+        super().__init__(name="workdir_lock", daemon=True)
+        self._path, self._content, self._generation = path, content, generation
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                self._generation = self._path.write_bytes(self._content, self._generation)
+            except FileExistsError:
+                if not self._is_ours():
+                    self._leave()
+            except OSError as error:
+                _LOG.warning("the lock on the workdir was not renewed: %s", error)
+
+    def end(self) -> None:
+        """Gives the lock back."""
+        self._ended.set()
+        self.join()
+        with contextlib.suppress(OSError):  # it expires by itself
+            self._path.unlink(missing_ok=True, generation=self._generation)
+
+    def _is_ours(self) -> bool:
+        """Whether it was us: a write that the bucket has made and the network has not confirmed.
+
+        A lock that is gone was given back by a run that had taken it over.
+        """
+        try:
+            generation = self._path.generation()
+            if generation is None or self._path.read_bytes() != self._content:
+                return False
+            self._generation = generation
+        except OSError:
+            pass  # cannot be told now; the next beat asks again
+        return True
+
+    def _leave(self) -> None:
+        print(
+            f"error: {self._path} was taken over by another run while this one could not reach "
+            "the bucket; this one writes nothing more",
+            file=sys.stderr,
+            flush=True,
+        )
+        logging.shutdown()
+        os._exit(1)
+
+
+def _this_process() -> dict[str, str | int]:
+    """Which process this is, so that its machine can tell whether it is alive."""
+    return {**_machine(), "pid": os.getpid(), "started": _start_time(os.getpid()) or ""}
+
+
+def _machine() -> dict[str, str]:
+    """Of one boot and one namespace of process ids: containers of a machine see other processes."""
+    try:
+        return {
+            "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "namespace": os.readlink("/proc/self/ns/pid"),
+        }
+    except OSError:  # no Linux
+        return {}
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process was started, in clock ticks since boot; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # a zombie is dead
+
+
+def _state_here(process: dict) -> str:
+    """ "alive" or "gone", where this machine can tell, else "unknown"."""
+    machine = _machine()
+    if not machine or any(process.get(key) != value for key, value in machine.items()):
+        return "unknown"
+    return "alive" if _start_time(process["pid"]) == process["started"] else "gone"

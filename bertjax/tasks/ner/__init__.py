@@ -1,0 +1,1 @@
+"""Named entities: examples to rows, logits to tags."""

@@ -1,0 +1,232 @@
+"""Parameters to start from: those of another model as far as they fit, the rest from the seed.
+
+Pre-training (`config.init_from`) and fine-tuning start here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointError, resolve
+from bertjax.config import ConfigError, ModelConfig
+from bertjax.data.tokenizers.vocabulary import TokenizerError
+from bertjax.models import abstract_params, init_params
+from bertjax.storage.bucket import is_bucket_path
+from bertjax.weights.bertjax_checkpoint import (
+    LABELS,
+    best_path,
+    model_config,
+    read_labels,
+    workdir_of,
+)
+from bertjax.weights.hugging_face_folder import is_hugging_face, read_folder
+from bertjax.weights.weights import WeightsError, flatten, put
+
+_LOG = logging.getLogger(__name__)
+
+HUGGING_FACE_PREFIX = "hf:"
+# What another model must share for its parameters to mean the same here.
+_SAME = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_positions",
+    "num_token_types",
+    "gelu",
+    "layer_norm_eps",
+)
+_HEADS_OF_LABELS = ("classification_head", "tagging_head")
+
+
+def initial_params(
+    init_from: str,
+    model: ModelConfig,
+    abstract: Mapping[str, Any],
+    *,
+    seed: int,
+    tokenizer_hash: str,
+    labels: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Takes the parameters of another model; draws those of heads that it does not have.
+
+    The encoder is taken whole. A pooler or head of `model` that the source lacks, or has for
+    other labels, is drawn from the seed as `init_params` draws it, and a warning names it. A head
+    for the same labels in another order is taken with its outputs put into ours. Heads that
+    `model` lacks are left.
+
+    Args:
+      init_from: a workdir (of a finished fine-tuning its best checkpoint, else the newest) or
+        checkpoint of bertjax, or `hf:FOLDER` for a Hugging Face folder.
+      model: what is trained.
+      abstract: its parameters as `jax.ShapeDtypeStruct` with shardings.
+      seed: for what is drawn.
+      tokenizer_hash: of the text that will be read.
+      labels: of the outputs of `model`'s head, in their order; () = of none.
+
+    Returns:
+      A tree as `abstract`, of arrays laid out so.
+
+    Raises:
+      ConfigError: the source is another model (each field is named), was trained with another
+        tokenizer, or is no folder or no sound checkpoint of a model.
+      CheckpointError: the checkpoint is damaged in a way that shows only when it is restored.
+    """
+    wanted = flatten(abstract)
+    is_folder = init_from.startswith(HUGGING_FACE_PREFIX)
+    source = _open_hugging_face(init_from) if is_folder else _open_checkpoint(init_from)
+    _check_same_model(init_from, source.config, model)
+    if source.tokenizer_hash != tokenizer_hash:
+        raise ConfigError(
+            f"config.init_from={init_from} has the tokenizer {source.tokenizer_hash[:12]}, the "
+            f"text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
+            + (f"--tokenizer={init_from}" if is_folder else "the tokenizer of that run")
+        )
+    taken = _in_order_of(labels, source.labels, source.take(wanted))
+    left = sorted({_part(path) for path in source.paths - taken.keys()})
+    _LOG.info(
+        "starting at step 0 with the parameters of %s%s",
+        source.name,
+        f", without its {', '.join(left)}" if left else "",
+    )
+    return _with_drawn(taken, model, wanted, seed)
+
+
+class _Source(NamedTuple):
+    """Another model: what it is, its parameters' paths, and `take(wanted)` for those that fit."""
+
+    name: str
+    config: ModelConfig
+    tokenizer_hash: str
+    labels: tuple[str, ...]
+    paths: set[str]
+    take: Callable[[dict[str, Any]], dict[str, jax.Array]]
+
+
+def _open_hugging_face(init_from: str) -> _Source:
+    try:
+        weights = read_folder(init_from.removeprefix(HUGGING_FACE_PREFIX))
+    except (WeightsError, TokenizerError) as error:
+        raise ConfigError(f"config.init_from={init_from}: {error}") from error
+    assert weights.tokenizer is not None
+    theirs = flatten(weights.params)
+
+    def take(wanted: dict[str, Any]) -> dict[str, jax.Array]:
+        return {
+            path: _on_devices(theirs[path], leaf)
+            for path, leaf in wanted.items()
+            if path in theirs and theirs[path].shape == leaf.shape
+        }
+
+    tokenizer_hash = weights.tokenizer.hash
+    return _Source(init_from, weights.config, tokenizer_hash, weights.labels, set(theirs), take)
+
+
+def _open_checkpoint(init_from: str) -> _Source:
+    try:
+        checkpoint = resolve(best_path(init_from))
+        config = model_config(checkpoint)
+        workdir = workdir_of(checkpoint)
+        labels = read_labels(workdir / LABELS, config) if workdir else ()
+    except (CheckpointError, WeightsError) as error:
+        advice = ""
+        if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
+            advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"
+        raise ConfigError(f"config.init_from={init_from}: {error}{advice}") from error
+    theirs = flatten(abstract_params(config))
+    return _Source(
+        str(checkpoint.path),
+        config,
+        checkpoint.progress["tokenizer_hash"],
+        labels,
+        set(theirs),
+        functools.partial(_restore, checkpoint, theirs),
+    )
+
+
+def _restore(
+    source: Checkpoint, theirs: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """Restores a whole checkpoint, what is wanted laid out as wanted; returns that."""
+    shared = {p for p, leaf in theirs.items() if p in wanted and wanted[p].shape == leaf.shape}
+    target: dict[str, Any] = {}
+    for path, leaf in theirs.items():
+        put(target, path, wanted[path] if path in shared else leaf)
+    restored = flatten(source.restore_params(target))
+    return {path: restored[path] for path in shared}
+
+
+def _in_order_of(
+    labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """`taken` with a head's outputs in the order of `labels`; without one that has others."""
+    heads = [path for path in taken if _part(path) in _HEADS_OF_LABELS]
+    if labels == theirs or not heads:
+        return taken
+    if set(labels) != set(theirs):
+        _LOG.warning(
+            "its %s is left: it is for %s, not for %s",
+            _part(heads[0]),
+            ", ".join(theirs) or "labels without names",
+            ", ".join(labels) or "labels without names",
+        )
+        return {path: array for path, array in taken.items() if path not in heads}
+    order = np.array([theirs.index(label) for label in labels])
+    _LOG.info("the outputs of its %s are put into another order: %s", _part(heads[0]), labels)
+    return taken | {
+        path: jax.jit(lambda x: x[..., order], out_shardings=taken[path].sharding)(taken[path])
+        for path in heads
+    }
+
+
+def _with_drawn(
+    taken: dict[str, Any], model: ModelConfig, wanted: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """`taken` and, from the seed, what is missing of `wanted`, as a tree."""
+    missing = [path for path in wanted if path not in taken]
+    if missing:
+        _LOG.warning(
+            "drawn from seed %d, for they are not there: %s",
+            seed,
+            ", ".join(sorted({_part(path) for path in missing})),
+        )
+
+        def draw() -> dict[str, jax.Array]:
+            params = flatten(init_params(model, seed))
+            return {path: params[path] for path in missing}
+
+        shardings = {path: wanted[path].sharding for path in missing}
+        taken = taken | jax.jit(draw, out_shardings=shardings)()
+    params: dict[str, Any] = {}
+    for path in wanted:
+        put(params, path, taken[path])
+    return params
+
+
+def _on_devices(array: np.ndarray, leaf: Any) -> jax.Array:
+    """A host's array laid out as `leaf`; each process puts its part."""
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+
+def _part(path: str) -> str:
+    return path.split("/")[0]
+
+
+def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Refuses another model, and says which flags make ours like it."""
+    changed = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
+    if changed:
+        listed = "; ".join(
+            f"model.{name}: {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
+            for name in changed
+        )
+        flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in changed)
+        raise ConfigError(f"config.init_from={init_from} is another model ({listed}). Set {flags}")

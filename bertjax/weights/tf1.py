@@ -1,0 +1,160 @@
+"""Checkpoints of google-research/bert (TensorFlow 1): bert_config.json, vocab.txt, *.ckpt.*.
+
+Kernels are [in, out] as ours, but the weights of the last layers (`output_weights`) are [out, in].
+TensorFlow is imported when a checkpoint is read, and only then. GELU is the tanh form, which the
+reference has at HEAD.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.config import ModelConfig
+from bertjax.data.tokenizers.vocabulary import (
+    Tokenizer,
+    TokenizerError,
+    check_word_table,
+    with_filler,
+)
+from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, guess_casing, read_vocabulary
+from bertjax.weights.hugging_face_config import FIELDS
+from bertjax.weights.hugging_face_folder import read_json
+from bertjax.weights.weights import Weights, WeightsError, parameter_shapes, to_tree
+
+CONFIG = "bert_config.json"
+_HEADS = {  # what an output's weights are called, and the head that it is
+    "output_weights": "classification",
+    "cls/squad/output_weights": "span",
+    "cls/predictions/output_bias": "pretraining",
+}
+_OPTIMIZER = re.compile(r"global_step|.*/(adam|lamb)_[mv]|.*/Adam(_1)?|beta\d_power")
+
+
+def is_tf1(path: Path) -> bool:
+    """Whether a path is a folder with a TF1 checkpoint, or the prefix of one."""
+    if path.is_dir():
+        return (path / CONFIG).is_file() and any(path.glob("*.index"))
+    return path.with_name(f"{path.name}.index").is_file()
+
+
+def read_tf1(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
+    """Reads a checkpoint of google-research/bert: pre-trained, or fine-tuned by its scripts.
+
+    Args:
+      path: the folder, or the prefix of one of its checkpoints (`FOLDER/model.ckpt-1000`).
+      tokenizer: None = vocab.txt beside it; whether it lowers case is read from its letters.
+
+    Raises:
+      WeightsError: a file is missing or broken, or the tensors do not fit bert_config.json.
+      TokenizerError: vocab.txt does not say its casing, or does not fit.
+    """
+    path = Path(path)
+    folder, prefix = (path, _find_prefix(path)) if path.is_dir() else (path.parent, path)
+    values = read_json(folder / CONFIG)
+    tensors = _read_tensors(prefix)
+    config = _to_model_config(values, tensors, folder / CONFIG)
+    if tokenizer is None:
+        tokenizer = _read_tokenizer(folder / "vocab.txt", config.vocab_size)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: the vocabulary has {tokenizer.vocab_size} pieces, the word table "
+            f"{config.vocab_size} (vocab_size in {CONFIG})"
+        )
+    names = parameter_names(config)
+    turned = [ours for ours, theirs in names.items() if theirs.endswith("output_weights")]
+    params = to_tree(tensors, names, turned, config, str(prefix))
+    return Weights(str(prefix), config, params, tokenizer)
+
+
+def parameter_names(config: ModelConfig) -> dict[str, str]:
+    """Their name of every parameter of a model, by our path."""
+    last = {"span": "cls/squad/", "pretraining": "cls/seq_relationship/"}.get(config.head, "")
+    names = {}
+    for path in parameter_shapes(config):
+        name = re.sub(r"^(embeddings|encoder|pooler)", r"bert/\1", path)
+        name = re.sub(r"^bert/pooler/", "bert/pooler/dense/", name)
+        name = re.sub(r"embeddings/(\w+)/embedding$", r"embeddings/\1_embeddings", name)
+        name = re.sub(r"attention/(query|key|value)/", r"attention/self/\1/", name)
+        name = name.replace("attention/output/", "attention/output/dense/")
+        name = name.replace("attention_layer_norm", "attention/output/LayerNorm")
+        name = name.replace("mlp/intermediate/", "intermediate/dense/")
+        name = name.replace("mlp/output/", "output/dense/")
+        name = name.replace("mlp_layer_norm", "output/LayerNorm")
+        name = name.replace("mlm_head/dense", "cls/predictions/transform/dense")
+        name = name.replace("mlm_head/layer_norm", "cls/predictions/transform/LayerNorm")
+        name = name.replace("mlm_head/output/bias", "cls/predictions/output_bias")
+        name = name.replace("embeddings/layer_norm", "embeddings/LayerNorm")
+        name = name.replace("LayerNorm/scale", "LayerNorm/gamma")
+        name = name.replace("LayerNorm/bias", "LayerNorm/beta")
+        if path.startswith(("nsp_head", "classification_head", "span_head")):
+            leaf = "output_weights" if path.endswith("kernel") else "output_bias"
+            name = last + leaf
+        names[path] = name
+    return names
+
+
+def _find_prefix(folder: Path) -> Path:
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{folder}: has several checkpoints ({', '.join(p.name for p in prefixes)}); name one, "
+            f"for example {prefixes[-1]}"
+        )
+    return prefixes[0]
+
+
+def _read_tensors(prefix: Path) -> dict[str, np.ndarray]:
+    """All tensors but the optimiser's."""
+    import tensorflow as tf
+
+    try:
+        reader: Any = tf.train.load_checkpoint(str(prefix))
+        names = [
+            name for name in reader.get_variable_to_shape_map() if not _OPTIMIZER.fullmatch(name)
+        ]
+        tensors = {name: np.asarray(reader.get_tensor(name)) for name in names}
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{prefix}: not a whole TensorFlow checkpoint: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise WeightsError(f"{prefix}: {name} is of the type {tensor.dtype}; expected float32")
+    return tensors
+
+
+def _to_model_config(
+    values: dict[str, Any], tensors: dict[str, np.ndarray], path: Path
+) -> ModelConfig:
+    if values.get("hidden_act", "gelu") != "gelu":
+        raise WeightsError(f"{path}: hidden_act is {values['hidden_act']!r}; expected 'gelu'")
+    default = ModelConfig()
+    fields = {ours: values.get(theirs, getattr(default, ours)) for ours, theirs in FIELDS.items()}
+    fields["layer_norm_eps"] = 1e-12  # a constant of the code
+    heads = [head for name, head in _HEADS.items() if name in tensors]
+    head = heads[0] if heads else "encoder"
+    num_labels = len(tensors["output_weights"]) if head == "classification" else 0
+    return ModelConfig(
+        **fields,
+        gelu="tanh",
+        head="regression" if num_labels == 1 else head,
+        next_sentence="cls/seq_relationship/output_weights" in tensors,
+        pooler="bert/pooler/dense/kernel" in tensors,
+        num_labels=num_labels,
+    )
+
+
+def _read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    pieces = read_vocabulary(path)
+    check_word_table(len(pieces), vocab_size, str(path))
+    pieces = with_filler(pieces, vocab_size, str(path))
+    lower_case = guess_casing(pieces)
+    if lower_case is None:
+        raise TokenizerError(
+            f"{path}: its letters do not say whether text is lowered, and a TF1 checkpoint does "
+            "not either; give the folder of a tokenizer that Tokenizer.save wrote (tokenizer=, "
+            "--tokenizer)"
+        )
+    return WordPieceTokenizer(pieces, lower_case=lower_case, source=str(path))
