@@ -22,6 +22,7 @@ FLOORS = (
     "cores",
     "storage",
     "config",
+    "parameters",
     "cli",
     "data/counter_rng",
     "data/tokenizers",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from bertjax.config import ModelConfig
+from bertjax.config import Config, ModelConfig, may_change
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
 
@@ -28,6 +29,8 @@ GELU = {  # theirs: ours
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
+# What config.json says by other keys, or the tensors.
+_SAID = ("gelu", "head", "num_labels", "next_sentence", "pooler")
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 ARCHITECTURES = (
     "BertForPreTraining",
@@ -122,7 +125,19 @@ def to_model_config(
 def from_model_config(
     config: ModelConfig, labels: Sequence[str], tokenizer_hash: str, pad_id: int
 ) -> dict[str, Any]:
-    """The content of config.json; our own facts are under the key "bertjax"."""
+    """The content of config.json; our own facts are under the key "bertjax".
+
+    Raises:
+      WeightsError: the model has an option that transformers' BERT does not have.
+    """
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        is_said = name in FIELDS or name in _SAID or may_change(Config, f"model.{name}")
+        if not is_said and value != field.default:
+            raise WeightsError(
+                f"model.{name} is {value!r}; transformers' BERT has {field.default!r} only, so "
+                "that this model cannot be written as a Hugging Face folder"
+            )
     values: dict[str, Any] = {
         "architectures": [_architecture(config)],
         "model_type": "bert",
