@@ -1,8 +1,8 @@
 """Prints which checkpoint of a run is the newest: `python -m bertjax.newest_checkpoint WORKDIR`.
 
 `step_00001234`, or nothing if no save was ever finished. The launchers ask it whether a run in a
-bucket makes headway; it reads names alone and does not verify. Exit codes, with one line on stderr:
-0; 1 if the bucket does not answer; 2 if buckets cannot be used here, or no workdir is given.
+bucket makes headway; it reads names alone and does not verify. Exit codes: 0; with one line on
+stderr 1 if the bucket does not answer, 2 if buckets cannot be used here or no workdir is given.
 """
 
 from __future__ import annotations
