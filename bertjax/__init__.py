@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from bertjax import moved
 from bertjax.config import Config, ConfigError
+from bertjax.errors import BertjaxError
 from bertjax.version import __version__
 
 if TYPE_CHECKING:
     from bertjax.encoder import Encoder, load
 
-__all__ = ["Config", "ConfigError", "Encoder", "__version__", "load"]
+__all__ = ["BertjaxError", "Config", "ConfigError", "Encoder", "__version__", "load"]
 
 moved.install()
 

@@ -13,12 +13,12 @@ whole or not at all. Exit codes: 0 converted; 2 something that cannot work, in o
 from __future__ import annotations
 
 import logging
-import sys
 
 from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.config import ConfigError
+from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED
 
 _INPUT = flags.DEFINE_string(
     "input",
@@ -42,24 +42,18 @@ _TOKENIZER = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Converts; 0 = converted, 2 = something that cannot work."""
+    """Converts; returns 0."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}: expected --input=... --output=...")
-    from bertjax.checkpoints.sealing import CheckpointError
-    from bertjax.data.tokenizers.tokenizer import TokenizerError, load_folder
+    from bertjax.data.tokenizers.tokenizer import load_folder
     from bertjax.weights.conversion import convert
-    from bertjax.weights.weights import WeightsError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("bertjax").setLevel(logging.INFO)
-    try:
-        tokenizer = load_folder(_TOKENIZER.value) if _TOKENIZER.value else None
-        convert(_INPUT.value, _OUTPUT.value, _TO.value, tokenizer)
-    except (WeightsError, TokenizerError, CheckpointError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    tokenizer = load_folder(_TOKENIZER.value) if _TOKENIZER.value else None
+    convert(_INPUT.value, _OUTPUT.value, _TO.value, tokenizer)
+    return EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, exit_code=EXIT_REFUSED)

@@ -25,6 +25,7 @@ from bertjax.config import ModelConfig
 from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, pad_rows
 from bertjax.data.tokenizers.tokenizer import load_folder
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.errors import BertjaxError
 from bertjax.models import (
     BertEncoder,
     apply_model,
@@ -46,7 +47,7 @@ _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _BATCH_TOKENS = 4_096  # rows x length at most, padding included
 
 
-class HeadError(ValueError):
+class HeadError(BertjaxError, ValueError):
     """The weights lack the head that was asked for."""
 
 

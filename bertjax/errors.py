@@ -1,20 +1,31 @@
-"""What can go wrong by a setting, a file or a machine: one base class of all our errors."""
+"""What can go wrong by a setting, a file or a machine: one base class of all our errors.
+
+`cli/command_line.py` is the one place that prints them; docs/decisions/errors.md has the rule.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+EXIT_FINISHED = 0
+EXIT_FAILED = 1  # on the way: by a disk, a bucket, another run, the numbers or a bug
+EXIT_REFUSED = 2  # a setting or an input that cannot work
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a supervisor should start the same command again
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells count it: 128 + SIGINT
+
 
 class BertjaxError(Exception):
     """An error that bertjax foresees; its message says what was found, expected and what to do.
 
     Attributes:
-      exit_code: of a command that it ends: 2 for what cannot work as it was asked for, 1 for what
-        failed on the way.
+      exit_code: of a command that it ends.
+      keeps_traceback: whether a command prints the traceback before the message: for what nobody
+        foresaw and a thread hands on.
     """
 
-    exit_code = 2
+    exit_code: int = EXIT_REFUSED
+    keeps_traceback: bool = False
 
 
 class ConfigError(BertjaxError, ValueError):

@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 import logging
 import math
-import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from bertjax.cli import recipe_flags
+from bertjax.cli.command_line import errors_in_one_line
 from bertjax.config import (
     CheckpointConfig,
     Config,
@@ -42,9 +43,10 @@ from bertjax.config import (
     is_within,
 )
 from bertjax.config.checks import validate
+from bertjax.errors import EXIT_FINISHED, BertjaxError
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
-from bertjax.tasks.task import Task, TaskError
+from bertjax.tasks.task import Task
 
 if TYPE_CHECKING:
     from bertjax.fine_tuning.job import Examples
@@ -103,8 +105,8 @@ _WARMUP = flags.DEFINE_float(
 )
 
 
-def main(overridden: Config) -> int:
-    """Fine-tunes and turns foreseen errors into one line on stderr."""
+def main(overridden: Config) -> typing.NoReturn:
+    """Fine-tunes, once or for each combination of the lists."""
     for flag in (_TASK, _INIT_FROM, _TRAIN, _EVAL, _WORKDIR):
         if not flag.value:
             raise ConfigError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
@@ -114,28 +116,18 @@ def main(overridden: Config) -> int:
         raise ConfigError(
             f"--workdir={_WORKDIR.value}: fine-tuning keeps its results on a disk; name a folder"
         )
-    from bertjax.checkpoints.checkpoint import CheckpointError
-    from bertjax.storage.workdir_lock import WorkdirInUseError
-    from bertjax.training import loop
+    from bertjax.parallel import distributed
 
-    try:
-        return _run(overridden)
-    except (TaskError, ConfigError) as error:
-        raise ConfigError(str(error)) from error  # cli.run prints it; exit code 2
-    except (CheckpointError, WorkdirInUseError, loop.TrainingDivergedError) as error:
-        _LOG.debug("details", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with errors_in_one_line(distributed.end):
+        distributed.end(_run(overridden))
 
 
 def _run(overridden: Config) -> int:
     from bertjax.checkpoints.params_hash import params_sha256
     from bertjax.fine_tuning.job import Examples
     from bertjax.fine_tuning.run import fine_tune
-    from bertjax.parallel import distributed
     from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.loop import TrainingDivergedError
-    from bertjax.training.preemption import EXIT_PREEMPTED
 
     use_compilation_cache()
     assert isinstance(overridden, FineTuningConfig)
@@ -202,26 +194,22 @@ def _run(overridden: Config) -> int:
             _LOG.info("run %d of %d: %s", number, len(configs), folder)
         try:
             exit_code = fine_tune(config, folder, training, evaluation, tokenizer, initial_hash)
-        except KeyboardInterrupt:  # a step that runs is not waited for
-            print("interrupted", file=sys.stderr)
-            distributed.leave(130)
         except TrainingDivergedError as error:
             if len(configs) == 1:
                 raise
             _LOG.error("%s", error)  # the others of the list are worth having
             diverged[folder] = str(error)  # the error itself would keep the run's state
             continue
-        if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
-            distributed.leave(exit_code)
-        if exit_code:
+        if exit_code != EXIT_FINISHED:
             return exit_code
     if len(configs) > 1:
         from bertjax.fine_tuning.table import summarize
 
         print(summarize(workdir, folders, diverged))
-        for folder, reason in diverged.items():
-            print(f"error: {folder.name}: {reason}", file=sys.stderr)
-    return 1 if diverged else 0
+    if diverged:
+        lines = [f"{folder.name}: {reason}" for folder, reason in diverged.items()]
+        raise TrainingDivergedError("\n".join(lines))
+    return EXIT_FINISHED
 
 
 def _read_initial(init_from: str) -> Weights:
@@ -230,11 +218,8 @@ def _read_initial(init_from: str) -> Weights:
     Raises:
       ConfigError: there are none that can be read.
     """
-    from bertjax.checkpoints.checkpoint import CheckpointError
-    from bertjax.data.tokenizers.vocabulary import TokenizerError
     from bertjax.weights.formats import HUGGING_FACE, TF1, detect_format, read_weights
     from bertjax.weights.hugging_face_folder import read_folder
-    from bertjax.weights.weights import WeightsError
 
     try:
         if init_from.startswith("hf:"):
@@ -248,7 +233,7 @@ def _read_initial(init_from: str) -> Weights:
                 f"bertjax.convert --input={init_from} --output=WORKDIR"
             )
         return read_weights(init_from)
-    except (CheckpointError, ConfigError, TokenizerError, WeightsError) as error:
+    except BertjaxError as error:
         raise ConfigError(f"--init_from: {error}") from error
 
 

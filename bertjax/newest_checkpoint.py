@@ -1,8 +1,8 @@
 """Prints which checkpoint of a run is the newest: `python -m bertjax.newest_checkpoint WORKDIR`.
 
 `step_00001234`, or nothing if no save was ever finished. The launchers ask it whether a run in a
-bucket makes headway; it reads names alone and does not verify. Exit codes: 0; 1, with one line on
-stderr, if the bucket does not answer.
+bucket makes headway; it reads names alone and does not verify. Exit codes: 0; with one line on
+stderr 1 if the bucket does not answer, 2 if buckets cannot be used here or no workdir is given.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ from __future__ import annotations
 import sys
 
 from bertjax.checkpoints.checkpoint_bucket import open_directory
-from bertjax.config import ConfigError
+from bertjax.cli.command_line import errors_in_one_line
+from bertjax.errors import EXIT_FINISHED, ConfigError
 from bertjax.storage.bucket import as_path
 
 
 def main(workdir: str) -> int:
-    """Prints the name; returns the exit code."""
+    """Prints the name; returns 0."""
     folder = as_path(workdir) / "checkpoints"
     directory = open_directory(folder)
-    try:
-        steps = directory.finished_steps() if folder.is_dir() else []
-    except (OSError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    steps = directory.finished_steps() if folder.is_dir() else []
     if steps:
         print(directory.step_path(steps[-1]).name)
-    return 0
+    return EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("error: expected one workdir: python -m bertjax.newest_checkpoint WORKDIR")
-    sys.exit(main(sys.argv[1]))
+    with errors_in_one_line():
+        if len(sys.argv) != 2:
+            raise ConfigError("expected one workdir: python -m bertjax.newest_checkpoint WORKDIR")
+        sys.exit(main(sys.argv[1]))

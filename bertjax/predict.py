@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TextIO
 from absl import flags
 
 from bertjax.cli import command_line
+from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED, BertjaxError
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -89,37 +90,18 @@ class Text(NamedTuple):
 Predict = Callable[[list[Any]], Iterator[dict[str, Any]]]  # of texts or examples
 
 
-class InputError(ValueError):
+class InputError(BertjaxError, ValueError):
     """A text that the model cannot take; says which line."""
 
 
 def main(argv: list[str]) -> int:
-    """Predicts; 0 = done, 2 = something that cannot work."""
-    from bertjax.checkpoints.sealing import CheckpointError
-    from bertjax.config import ConfigError
-    from bertjax.data.tokenizers.tokenizer import TokenizerError
-    from bertjax.encoder import HeadError
-    from bertjax.tasks.task import TaskError
-    from bertjax.weights.weights import WeightsError
-
+    """Predicts; returns 0."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     try:
         _run(argv[1:])
     except BrokenPipeError:  # as `| head` does
         sys.stderr.close()
-    except (
-        CheckpointError,
-        ConfigError,
-        HeadError,
-        InputError,
-        OSError,
-        TaskError,
-        TokenizerError,
-        WeightsError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return EXIT_FINISHED
 
 
 def _run(arguments: list[str]) -> None:
@@ -421,4 +403,4 @@ def _on_a_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, exit_code=EXIT_REFUSED)

@@ -15,13 +15,13 @@ was lost: run it again; 2 a setting that cannot work; 1 any other error.
 from __future__ import annotations
 
 import logging
-import sys
-import traceback
+import typing
 from pathlib import Path
 
 from absl import flags
 
 from bertjax.cli import recipe_flags
+from bertjax.cli.command_line import errors_in_one_line
 from bertjax.config import Config, ConfigError
 from bertjax.config.store_list import store_list
 from bertjax.storage.bucket import is_bucket_path, require_client
@@ -46,8 +46,8 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process is, from 0.")
 
 
-def main(config: Config) -> int:
-    """Runs the training and turns foreseen errors into one line on stderr."""
+def main(config: Config) -> typing.NoReturn:
+    """Trains, alone or as one process of several."""
     workdir = _WORKDIR.value or str(Path("runs", recipe_flags.recipe_name(_CONFIG)))
     if Path(workdir).is_file():
         raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
@@ -55,55 +55,20 @@ def main(config: Config) -> int:
         require_client()
     import jax
 
-    from bertjax.checkpoints.checkpoint import CheckpointError
-    from bertjax.data.store.store import StoreError
     from bertjax.parallel import distributed
     from bertjax.pretraining.run import pretrain
-    from bertjax.storage.workdir_lock import WorkdirInUseError
-    from bertjax.training import loop
     from bertjax.training.compilation_cache import use_compilation_cache
-    from bertjax.training.preemption import EXIT_PREEMPTED
 
-    foreseen = (
-        CheckpointError,
-        ConfigError,
-        StoreError,
-        WorkdirInUseError,
-        loop.TrainingDivergedError,
-    )
-    several = False
-    try:
-        distributed.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        several = jax.process_count() > 1
+    with (
+        errors_in_one_line(distributed.end),
+        distributed.connected(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+    ):
         use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
         if not _WORKDIR.value:
             _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
-        exit_code = pretrain(config, workdir)
-        if exit_code == EXIT_PREEMPTED:  # the compiler may be at work, and is not waited for
-            distributed.leave(exit_code)
-        return exit_code
-    except KeyboardInterrupt:  # a step that runs is not waited for
-        print("interrupted", file=sys.stderr)
-        distributed.leave(130)
-    except Exception as error:
-        if isinstance(error, distributed.PeerLostError) or (
-            several and not isinstance(error, foreseen) and distributed.is_loss_of_peer(error)
-        ):
-            print(f"error: another process of this run is gone: {error}", file=sys.stderr)
-            print("run the same command again on all machines to go on", file=sys.stderr)
-            distributed.leave(EXIT_PREEMPTED)
-        of_bucket = isinstance(error, OSError) and is_bucket_path(error.filename)
-        if isinstance(error, foreseen) or of_bucket:
-            _LOG.debug("details", exc_info=True)
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        exit_code = 2 if isinstance(error, (ConfigError, StoreError)) else 1
-        if several:
-            distributed.leave(exit_code)
-        return exit_code
+        distributed.end(pretrain(config, workdir))
 
 
 def _paths(config: Config) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.cores import num_cores
+from bertjax.errors import EXIT_FAILED, BertjaxError
 from bertjax.storage.atomic_files import sync, write_file
 from bertjax.storage.bucket import BucketPath, Stored, in_parallel
 
@@ -31,8 +32,10 @@ _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG)
 _HASHING_THREADS = min(8, num_cores())  # hashlib releases the interpreter lock
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(BertjaxError, RuntimeError):
     """A checkpoint that could not be written, read or trusted; the message says what to do."""
+
+    exit_code = EXIT_FAILED
 
 
 def write_seal(directory: Path | BucketPath, step: int) -> None:

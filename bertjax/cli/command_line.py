@@ -1,56 +1,91 @@
-"""What all commands share: a `--help` that fits a terminal, and wrong flags in one line."""
+"""What all commands share: a `--help` that fits a terminal, and errors in one line."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import sys
 import textwrap
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
 from bertjax.config import Config, ConfigError, closest
-from bertjax.storage.bucket import is_bucket_path
+from bertjax.errors import EXIT_FAILED, EXIT_INTERRUPTED, BertjaxError
 
 _HELP = {"--help", "-help", "-h", "-?"}
 _FLAG_WIDTH = 26  # of the column of flags
 _VALUES = {"int": "N", "float": "X", "comma separated list of strings": "A,B,..."}
 _NO_DEFAULT = (None, False, "", 0, -1)  # stand for "not given"
+# What reading and writing say of a disk, without the name of the file.
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
-def run(main: Callable[[list[str]], int]) -> typing.NoReturn:
+def run(
+    main: Callable[[list[str]], int],
+    *,
+    exit_code: int | None = None,
+    interrupted: str = "interrupted",
+) -> typing.NoReturn:
     """Parses the command line and exits with what `main(argv)` returns.
 
-    A wrong flag and a `ConfigError` become one line on stderr and exit code 2; a bucket that fails
-    one line and 1; `--help` is printed and exits with 0.
+    `--help` is printed and exits with 0; for errors, a wrong flag among them, and the arguments see
+    `errors_in_one_line`.
     """
     show_help_if_asked()
     expand_home()
-    with errors_in_one_line():
+    with errors_in_one_line(exit_code=exit_code, interrupted=interrupted):
         app.run(main, flags_parser=parse_flags)
     raise AssertionError("app.run returned")
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Ends the program: 2 after a `ConfigError`, 1 after a bucket that fails, 130 on Ctrl-C."""
+def errors_in_one_line(
+    end: Callable[[int], typing.NoReturn] = sys.exit,
+    exit_code: int | None = None,
+    interrupted: str = "interrupted",
+) -> Iterator[None]:
+    """Prints what ends the `with` block and ends the program; the one place that does.
+
+    A `BertjaxError` becomes one line on stderr and the exit code of its class, an OSError that
+    names a file or a bucket, or says that a disk is full or broken, one line and 1, Ctrl-C one
+    line and 130. Anything else is a bug: its traceback, and 1.
+
+    Args:
+      end: ends the program with an exit code.
+      exit_code: of all that is foreseen; None = as above.
+      interrupted: the line for Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not is_bucket_path(error.filename):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(interrupted, file=sys.stderr)
+        end(EXIT_INTERRUPTED)
+    except Exception as error:
+        line, code = _foreseen(error)
+        if not line or getattr(error, "keeps_traceback", False):
+            traceback.print_exc()
+        if line:
+            print(f"error: {line}", file=sys.stderr)
+            code = exit_code or code
+        end(code)
+
+
+def _foreseen(error: Exception) -> tuple[str, int]:
+    """What a foreseen error says, "" for others, and the exit code."""
+    if isinstance(error, BertjaxError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename:
+            return f"{error.filename}: {error.strerror}", EXIT_FAILED
+        if error.errno in _OF_A_DISK:
+            return error.strerror, EXIT_FAILED
+    return "", EXIT_FAILED
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

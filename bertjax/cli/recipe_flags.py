@@ -52,27 +52,24 @@ def define_overrides(config: Config) -> flags.FlagHolder:
     A field that does not exist ends the program here, in one line: the flag reads the command line
     as it is defined.
     """
-    try:
+    with errors_in_one_line():
         for argument in sys.argv[1:]:
             if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
                 raise ConfigError(
                     f"{argument}: there is no recipe here; fields are set as --config.a.b=value"
                 )
         _with_recipe_paths(sys.argv[1:], type(config))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        holder = config_flags.DEFINE_config_dataclass(
-            "config",
-            config,
-            "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config shows "
-            "all.",
-        )
-    except IndexError:
-        what = "--config.phases[i]: is decided by other flags here: see --help"
-        print(f"error: {what}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            holder = config_flags.DEFINE_config_dataclass(
+                "config",
+                config,
+                "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config "
+                "shows all.",
+            )
+        except IndexError as error:
+            raise ConfigError(
+                "--config.phases[i]: is decided by other flags here: see --help"
+            ) from error
     flags.FLAGS["config"].default_as_str = "of the task"
     return holder
 
@@ -87,8 +84,7 @@ def run(
 ) -> typing.NoReturn:
     """Parses the command line, checks the recipe and exits with what `main(config)` returns.
 
-    A `ConfigError` becomes one line on stderr and exit code 2, before any work; a bucket that
-    fails one line and 1.
+    For errors see `errors_in_one_line`; what is wrong with a recipe is found before any work.
 
     Args:
       recipe: False where `config_flag` comes from `define_overrides`; main checks the result.

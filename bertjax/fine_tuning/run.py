@@ -15,13 +15,13 @@ from bertjax.checkpoints.checkpoint_directory import CheckpointDirectory
 from bertjax.checkpoints.loadable_workdir import SCORES
 from bertjax.config import Config, FineTuningConfig
 from bertjax.data.tokenizers.tokenizer import Tokenizer
+from bertjax.errors import EXIT_FINISHED
 from bertjax.fine_tuning.job import Examples, FineTuning, Scored, Scorer
 from bertjax.models import abstract_params
 from bertjax.parallel.sharding import make_mesh
 from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from bertjax.storage.atomic_files import write_file
 from bertjax.training import loop
-from bertjax.training.preemption import EXIT_FINISHED
 from bertjax.training.start import with_shardings
 from bertjax.training.workdir import Workdir
 

@@ -17,9 +17,9 @@ from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.config import ConfigError
-from bertjax.data.corpus.blocks import CorpusError
-from bertjax.data.store.store import MANIFEST, StoreError, open_store, verify_store
-from bertjax.data.tokenizers.tokenizer import TokenizerError, from_argument
+from bertjax.data.store.store import MANIFEST, open_store, verify_store
+from bertjax.data.tokenizers.tokenizer import from_argument
+from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED
 from bertjax.inspect.page import page
 from bertjax.inspect.report import inspect_store, inspect_texts
 
@@ -48,26 +48,22 @@ def main(argv: list[str]) -> int:
         raise ConfigError("give one STORE or 'GLOB,GLOB', quoted")
     if _HTML.value and not Path(_HTML.value).absolute().parent.is_dir():
         raise ConfigError(f"--html={_HTML.value}: expected a file in a folder that exists")
-    try:
-        if (Path(argv[1]) / MANIFEST).exists():
-            verify_store(argv[1])
-            report = inspect_store(open_store(argv[1]))
-        else:
-            tokenizer = None
-            if _TOKENIZER.value:
-                tokenizer = from_argument(_TOKENIZER.value, lower_case=_LOWER_CASE.value)
-            report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value, tokenizer)
-        if _HTML.value:
-            Path(_HTML.value).write_text(page(report), encoding="utf-8")
-    except (ConfigError, CorpusError, StoreError, TokenizerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if (Path(argv[1]) / MANIFEST).exists():
+        verify_store(argv[1])
+        report = inspect_store(open_store(argv[1]))
+    else:
+        tokenizer = None
+        if _TOKENIZER.value:
+            tokenizer = from_argument(_TOKENIZER.value, lower_case=_LOWER_CASE.value)
+        report = inspect_texts(argv[1], _LANGUAGE.value, _DATA_DIR.value, tokenizer)
+    if _HTML.value:
+        Path(_HTML.value).write_text(page(report), encoding="utf-8")
     if _JSON.value:
         print(json.dumps(report.as_json(), ensure_ascii=False))
     else:
         print(report.text(sys.stdout.isatty()))
-    return 3 if report.findings and _STRICT.value else 0
+    return 3 if report.findings and _STRICT.value else EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, exit_code=EXIT_REFUSED)

@@ -6,6 +6,7 @@ its clock, its memory, its disk) is agreed on before anybody acts on it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -13,7 +14,7 @@ import re
 import secrets
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bertjax.config import ConfigError
+from bertjax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, BertjaxError, ConfigError
 from bertjax.storage.bucket import BucketPath
 
 _LOG = logging.getLogger(__name__)
@@ -35,17 +36,29 @@ _LOSS = re.compile(
 )
 
 
-class PeerLostError(RuntimeError):
+class PeerLostError(BertjaxError, RuntimeError):
     """Another process of the run is gone or was never there; the same command goes on from the
     newest checkpoint.
     """
 
+    exit_code = EXIT_PREEMPTED
 
-def connect(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the other processes of the run; does nothing where there are none.
+    def __init__(self, reason: object):
+        super().__init__(
+            f"another process of this run is gone: {reason}\n"
+            "run the same command again on all machines to go on"
+        )
+
+
+@contextlib.contextmanager
+def connected(
+    coordinator_address: str = "", num_processes: int = 0, process_id: int = -1
+) -> Iterator[None]:
+    """Joins the other processes of the run; the `with` block needs all of them.
 
     Without arguments the processes are found as `jax.distributed.initialize` finds them: on Cloud
-    TPU, GKE, Slurm and Open MPI, or by JAX_COORDINATOR_ADDRESS. Call it before anything of JAX.
+    TPU, GKE, Slurm and Open MPI, or by JAX_COORDINATOR_ADDRESS; there may be none. Call it before
+    anything of JAX.
 
     Args:
       coordinator_address: HOST:PORT of process 0.
@@ -54,8 +67,21 @@ def connect(coordinator_address: str = "", num_processes: int = 0, process_id: i
 
     Raises:
       ConfigError: some of the three are given and others not, or they contradict each other.
-      PeerLostError: not all processes came.
+      PeerLostError: not all processes came, or an error in the block says that one is gone.
     """
+    _connect(coordinator_address, num_processes, process_id)
+    several = jax.process_count() > 1
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        # JaxRuntimeError is a RuntimeError; some of its statuses come as ValueError.
+        if several and not isinstance(error, BertjaxError) and _LOSS.search(str(error)):
+            raise PeerLostError(error) from error
+        raise
+
+
+def _connect(coordinator_address: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes, where there are any; see `connected`."""
     given = {
         "--coordinator_address": bool(coordinator_address),
         "--num_processes": num_processes > 0,
@@ -105,10 +131,17 @@ def connect(coordinator_address: str = "", num_processes: int = 0, process_id: i
         raise PeerLostError(f"the processes of the run did not find each other: {error}") from error
 
 
-def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether an error in one of several processes says that another one is gone."""
-    # JaxRuntimeError is a RuntimeError; some of its statuses come as ValueError.
-    return isinstance(error, ValueError | RuntimeError) and bool(_LOSS.search(str(error)))
+def end(exit_code: int) -> typing.NoReturn:
+    """Ends a command that trains, at once where a normal exit would wait.
+
+    It would wait for the step or the compiler at work, after a signal, and for the other
+    processes, after an error.
+    """
+    if exit_code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (
+        exit_code and jax.distributed.is_initialized()
+    ):
+        leave(exit_code)
+    sys.exit(exit_code)
 
 
 def leave(exit_code: int) -> typing.NoReturn:

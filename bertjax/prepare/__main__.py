@@ -23,21 +23,19 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.config import ConfigError
-from bertjax.data.corpus.blocks import CorpusError
 from bertjax.data.store.staging import upload_store
 from bertjax.data.store.store import StoreError
 from bertjax.data.store.store_writer import SHARD_TOKENS, UNFINISHED
-from bertjax.data.tokenizers.tokenizer import TokenizerError
+from bertjax.errors import EXIT_FINISHED
 from bertjax.inspect.stores import store_findings
 from bertjax.prepare.build_store import prepare
-from bertjax.prepare.options import PrepareError, PrepareOptions, PrepareStoppedError
+from bertjax.prepare.options import PrepareOptions, PrepareStoppedError
 from bertjax.storage.bucket import BucketPath, as_path, require_client
 from bertjax.storage.cache import cache_folder
 
@@ -116,61 +114,50 @@ _BEAM_OPTIONS = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    """Runs `prepare` with the flags.
-
-    Returns:
-      0 = prepared, 1 = stopped in its work, 2 = cannot work, 130 = interrupted.
-    """
+    """Runs `prepare` with the flags; returns 0."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected {argv[1]!r}; is a glob not quoted?")
-    try:
-        output = as_path(_OUTPUT.value)
-        folder, staging = _OUTPUT.value, ""
-        if isinstance(output, BucketPath):
-            require_client()  # before hours of work
-            number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
-            folder = str(cache_folder() / "prepared" / number / output.name)
-            staging = str(output / UNFINISHED) if _RUNNER.value != "local" else ""
-        store = prepare(
-            PrepareOptions(
-                input=_INPUT.value,
-                output=folder,
-                tokenizer=_TOKENIZER.value,
-                vocab_size=_VOCAB_SIZE.value,
-                lower_case=_LOWER_CASE.value,
-                language=_LANGUAGE.value,
-                heldout_share=_HELDOUT_SHARE.value,
-                drop_duplicates=_DROP_DUPLICATES.value,
-                strict=_STRICT.value,
-                shard_tokens=_SHARD_TOKENS.value,
-                data_dir=_DATA_DIR.value,
-                num_workers=_NUM_WORKERS.value,
-                runner=_RUNNER.value,
-                beam_options=_BEAM_OPTIONS.value,
-                staging=staging,
-            )
+    output = as_path(_OUTPUT.value)
+    folder, staging = _OUTPUT.value, ""
+    if isinstance(output, BucketPath):
+        require_client()  # before hours of work
+        number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
+        folder = str(cache_folder() / "prepared" / number / output.name)
+        staging = str(output / UNFINISHED) if _RUNNER.value != "local" else ""
+    store = prepare(
+        PrepareOptions(
+            input=_INPUT.value,
+            output=folder,
+            tokenizer=_TOKENIZER.value,
+            vocab_size=_VOCAB_SIZE.value,
+            lower_case=_LOWER_CASE.value,
+            language=_LANGUAGE.value,
+            heldout_share=_HELDOUT_SHARE.value,
+            drop_duplicates=_DROP_DUPLICATES.value,
+            strict=_STRICT.value,
+            shard_tokens=_SHARD_TOKENS.value,
+            data_dir=_DATA_DIR.value,
+            num_workers=_NUM_WORKERS.value,
+            runner=_RUNNER.value,
+            beam_options=_BEAM_OPTIONS.value,
+            staging=staging,
         )
-        for finding in store_findings(store):
-            print("\n".join(finding.lines()))
-        print(
-            "texts, duplicates and lengths: python -m bertjax.inspect "
-            f"{shlex.quote(_INPUT.value)} or {folder}"
-        )
-        if isinstance(output, BucketPath):
-            try:
-                upload_store(Path(folder), output)
-            except StoreError as error:
-                raise PrepareStoppedError(str(error)) from error
-            (output / UNFINISHED).remove_tree()
-            print(f"{output}: uploaded from {folder}, which may be deleted")
-    except (ConfigError, PrepareError, CorpusError, StoreError, TokenizerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, PrepareStoppedError) else 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    )
+    for finding in store_findings(store):
+        print("\n".join(finding.lines()))
+    print(
+        "texts, duplicates and lengths: python -m bertjax.inspect "
+        f"{shlex.quote(_INPUT.value)} or {folder}"
+    )
+    if isinstance(output, BucketPath):
+        try:
+            upload_store(Path(folder), output)
+        except StoreError as error:
+            raise PrepareStoppedError(str(error)) from error
+        (output / UNFINISHED).remove_tree()
+        print(f"{output}: uploaded from {folder}, which may be deleted")
+    return EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, interrupted="interrupted; the same command goes on where it stopped")

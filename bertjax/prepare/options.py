@@ -10,14 +10,17 @@ from typing import Any
 
 from bertjax.data.store.store import FORMAT_VERSION
 from bertjax.data.store.store_writer import SHARD_TOKENS
+from bertjax.errors import EXIT_FAILED, BertjaxError
 
 
-class PrepareError(ValueError):
+class PrepareError(BertjaxError, ValueError):
     """Preparing cannot start or go on; the message says why and what to do."""
 
 
 class PrepareStoppedError(PrepareError):
     """It had begun: what is finished stays, and the same command goes on from there."""
+
+    exit_code = EXIT_FAILED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bertjax.errors import EXIT_FAILED, BertjaxError
 
-class GroupError(RuntimeError):
+
+class GroupError(BertjaxError, RuntimeError):
     """The function raised an error, whose message this has."""
 
+    exit_code = EXIT_FAILED
 
-class GroupKilled(RuntimeError):
+
+class GroupKilled(BertjaxError, RuntimeError):
     """Processes of the group were killed as often as it was started."""
+
+    exit_code = EXIT_FAILED
 
 
 def run_watched(

@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from bertjax.errors import EXIT_FAILED, BertjaxError
 from bertjax.storage.bucket import BucketPath
 
 _LOG = logging.getLogger(__name__)
@@ -32,8 +33,10 @@ BEAT_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
 
 
-class HeldError(Exception):
+class HeldError(BertjaxError):
     """Another run is alive; the message is its words about itself."""
+
+    exit_code = EXIT_FAILED
 
 
 @contextlib.contextmanager

@@ -13,15 +13,17 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertjax.errors import ConfigError
+from bertjax.errors import EXIT_FAILED, BertjaxError, ConfigError
 from bertjax.storage import bucket_lock
 from bertjax.storage.bucket import BucketPath, as_path
 
 LOCK_NAME = ".lock"
 
 
-class WorkdirInUseError(RuntimeError):
+class WorkdirInUseError(BertjaxError, RuntimeError):
     """Another run holds the workdir; the message names its process, host and start."""
+
+    exit_code = EXIT_FAILED
 
 
 @contextlib.contextmanager

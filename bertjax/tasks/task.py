@@ -32,13 +32,14 @@ import numpy as np
 
 from bertjax.config import closest
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.errors import BertjaxError
 
 Arrays = dict[str, np.ndarray]
 Head = Literal["classification", "regression", "span", "tagging"]
 Example = TypeVar("Example")
 
 
-class TaskError(ValueError):
+class TaskError(BertjaxError, ValueError):
     """Data, options or outputs that a task cannot use; says where, what was found and expected."""
 
 

@@ -22,6 +22,7 @@ from bertjax.checkpoints.loadable_workdir import SCORES, keep_labels, keep_token
 from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
 from bertjax.config.checks import validate
+from bertjax.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, BertjaxError
 from bertjax.models import check_backend, compute_dtype
 from bertjax.parallel import distributed
 from bertjax.parallel.sharding import check_fits_mesh, make_mesh, replicated
@@ -42,13 +43,7 @@ from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.phases import Phases
-from bertjax.training.preemption import (
-    EXIT_FINISHED,
-    EXIT_PREEMPTED,
-    Preempted,
-    PreemptionGuard,
-    wait_until_ready,
-)
+from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
 from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
 from bertjax.training.workdir import Workdir, open_workdir
@@ -60,8 +55,10 @@ _LOG = logging.getLogger(__name__)
 _SLOW_STEP_SECONDS = 1.0
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(BertjaxError, RuntimeError):
     """A loss or gradient is not finite; names the step and the last good checkpoint."""
+
+    exit_code = EXIT_FAILED
 
 
 def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:

@@ -12,9 +12,6 @@ from bertjax.parallel.distributed import leave
 
 _LOG = logging.getLogger(__name__)
 
-EXIT_FINISHED = 0
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a supervisor should start the same command again
-
 
 class Preempted(BaseException):
     """The process was asked to stop before the first step: there was nothing to save.

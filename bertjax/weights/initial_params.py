@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointError, resolve
+from bertjax.checkpoints.checkpoint import Checkpoint, resolve
 from bertjax.config import Config, ConfigError, ModelConfig, may_change
-from bertjax.data.tokenizers.vocabulary import TokenizerError
+from bertjax.errors import BertjaxError
 from bertjax.models import abstract_params, init_params
 from bertjax.parameters import part
 from bertjax.storage.bucket import is_bucket_path
@@ -29,7 +29,7 @@ from bertjax.weights.bertjax_checkpoint import (
     workdir_of,
 )
 from bertjax.weights.hugging_face_folder import is_hugging_face, read_folder
-from bertjax.weights.weights import WeightsError, flatten, put
+from bertjax.weights.weights import flatten, put
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class _Source(NamedTuple):
 def _open_hugging_face(init_from: str) -> _Source:
     try:
         weights = read_folder(init_from.removeprefix(HUGGING_FACE_PREFIX))
-    except (WeightsError, TokenizerError) as error:
+    except BertjaxError as error:
         raise ConfigError(f"config.init_from={init_from}: {error}") from error
     assert weights.tokenizer is not None
     theirs = flatten(weights.params)
@@ -134,7 +134,7 @@ def _open_checkpoint(init_from: str) -> _Source:
         config = model_config(checkpoint)
         workdir = workdir_of(checkpoint)
         labels = read_labels(workdir / LABELS, config) if workdir else ()
-    except (CheckpointError, WeightsError) as error:
+    except BertjaxError as error:
         advice = ""
         if not is_bucket_path(init_from) and is_hugging_face(Path(init_from)):
             advice = f"; for a Hugging Face folder write {HUGGING_FACE_PREFIX}{init_from}"

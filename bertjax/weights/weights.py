@@ -10,10 +10,11 @@ import numpy as np
 
 from bertjax.config import ModelConfig
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.errors import BertjaxError
 from bertjax.parameters import shapes
 
 
-class WeightsError(ValueError):
+class WeightsError(BertjaxError, ValueError):
     """Weights that cannot be read or written; says which file or tensor, and what to do."""
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from bertjax.errors import BertjaxError
 from bertjax.storage.bucket import BucketPath, as_path
 
 BLOCK_BYTES = 2**20  # text in a block, unless one document is longer
@@ -46,7 +47,7 @@ PROBLEMS = {
 }
 
 
-class CorpusError(ValueError):
+class CorpusError(BertjaxError, ValueError):
     """An input that cannot be read at all; the message names it."""
 
 

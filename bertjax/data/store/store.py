@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import token_dtype
+from bertjax.errors import BertjaxError
 from bertjax.storage.bucket import BucketPath
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ SPLITS = ("train", "heldout")
 _OTHER_FILES = 256  # that a process may open besides those of the store
 
 
-class StoreError(ValueError):
+class StoreError(BertjaxError, ValueError):
     """A store that is missing, unfinished, damaged or not the expected one; names the file."""
 
 

@@ -23,14 +23,18 @@ import numpy as np
 
 from bertjax.cores import num_cores
 from bertjax.data.stream.reader import Batch, Rows
+from bertjax.errors import EXIT_FAILED, BertjaxError
 
 # Tokens made by one call, 2,048 rows of 128: below that the cost of NumPy's calls shows (a call for
 # a batch of 32 rows takes nine times as long a row), above it the arrays leave the cache.
 _BLOCK_TOKENS = 2**18
 
 
-class StreamError(RuntimeError):
+class StreamError(BertjaxError, RuntimeError):
     """The reader failed in the background; the message names the positions, the cause follows."""
+
+    exit_code = EXIT_FAILED
+    keeps_traceback = True
 
 
 class BatchStream:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bertjax.errors import BertjaxError
+
 METADATA_FILE = "bertjax_tokenizer.json"
 FORMAT_VERSION = 1
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -25,7 +27,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-class TokenizerError(ValueError):
+class TokenizerError(BertjaxError, ValueError):
     """A vocabulary, model or tokenizer folder that cannot be used; says which and why."""
 
 
