@@ -17,6 +17,7 @@ import numpy as np
 from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointError, resolve
 from bertjax.config import ConfigError, ModelConfig
 from bertjax.data.tokenizers.vocabulary import TokenizerError
+from bertjax.heads import HEADS
 from bertjax.models import abstract_params, init_params
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.weights.bertjax_checkpoint import (
@@ -44,7 +45,9 @@ _SAME = (
     "gelu",
     "layer_norm_eps",
 )
-_HEADS_OF_LABELS = ("classification_head", "tagging_head")
+_LAYERS_OF_LABELS = {
+    layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
+}
 
 
 def initial_params(
@@ -168,7 +171,7 @@ def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`taken` with a head's outputs in the order of `labels`; without one that has others."""
-    heads = [path for path in taken if _part(path) in _HEADS_OF_LABELS]
+    heads = [path for path in taken if _part(path) in _LAYERS_OF_LABELS]
     if labels == theirs or not heads:
         return taken
     if set(labels) != set(theirs):

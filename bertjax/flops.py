@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bertjax.config import ModelConfig
+from bertjax.heads import HEADS
 
 # Dense bfloat16 FLOP/s of one jax device, by its `device_kind`. A device that is not here has no
 # MFU: a guess would be worse than none.
@@ -60,7 +61,7 @@ def flops_per_row(
     d, f = model.hidden_size, model.intermediate_size
     layer = 8 * d * d + 4 * d * f + 4 * length * d
     mlm_head, pooler = 0, 2 * d * d if model.pooler else 0
-    if model.head == "pretraining":
+    if "mlm_head" in HEADS[model.head].layers:
         mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
         pooler = num_pairs * 2 * d * d if model.next_sentence else 0
     return 3.0 * (model.num_layers * length * layer + mlm_head + pooler)
