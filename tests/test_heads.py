@@ -1,7 +1,8 @@
-"""The records of heads and objectives: whole, resolvable, and the only place that knows the names."""
+"""The records of heads and objectives: whole, and the only place that knows the names."""
 
 import ast
 import dataclasses
+import functools
 import re
 import typing
 from pathlib import Path
@@ -27,6 +28,12 @@ OTHERS = {
     ("models/inspection.py", "encoder"): "the parameters of the layers",
     ("training/optimizer.py", "encoder"): "the parameters of the layers",
     ("parameters.py", "encoder"): "the parameters of the layers",
+    # Until bertjax/parameters.py has the names of parameters.
+    **{
+        (path, name): "names of parameters by head"
+        for path in ("weights/hugging_face.py", "weights/weights.py", "weights/tf1.py")
+        for name in HEADS
+    },
 }
 # Rooms that run any objective: no name of a metric or an array of one stands there.
 ANY_OBJECTIVE = ("training", "plan", "reports", "pretraining", "fine_tuning", "checkpoints")
@@ -96,7 +103,7 @@ def test_rooms_of_any_objective_name_none():
         for path, tree in source_files()
         if path.split("/")[0] in ANY_OBJECTIVE
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and word.search(node.value)
+        if isinstance(node, ast.Constant) and word.search(str(node.value))
     ]
     assert not found, "the objective brings its own names: bertjax.objectives.objective.Metric"
 
@@ -133,10 +140,10 @@ def test_an_objective_runs_on_the_batch_that_it_describes(name):
         field: np.ones(x.shape, x.dtype)
         for field, x in abstract_batch(objective, phase, mesh).items()
     }
-    sums = evaluation_step(objective, init_params(with_head(name), 0), batch, np.int32(0))
+    step = jax.jit(functools.partial(evaluation_step, objective))
+    sums = step(init_params(with_head(name), 0), batch, np.int32(0))
     assert np.isfinite(objective.loss(sums, objective.denominators(batch)))
-    metrics = objective.metrics(sums)
-    assert list(metrics) == [m.name for m in objective.reported if m.name in metrics]
+    assert set(objective.metrics(sums)) == {metric.name for metric in objective.reported}
     assert objective.row_flops(phase) > 0
 
 
