@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bertjax.config import ModelConfig
-from bertjax.heads import HEADS
+from bertjax.parameters import products
 
 # Dense bfloat16 FLOP/s of one jax device, by its `device_kind`. A device that is not here has no
 # MFU: a guess would be worse than none.
@@ -47,24 +47,19 @@ def flops_per_row(
 ) -> float:
     """Floating-point operations to train on one row: three times the forward pass.
 
-    With L layers, t tokens, d hidden, f the inner width, m predictions, v the vocabulary and p
-    pairs that the row's arrays have room for (1 unless rows are packed),
+    Only matrix products count: those of the parameters (see `bertjax.parameters`) and the two of
+    attention, 4 t d a token and layer. What remat computes again does not. With L layers, t tokens,
+    d hidden, f the inner width, m predictions, v the vocabulary and p pairs that the row's arrays
+    have room for (1 unless rows are packed), a row of pre-training has
 
-        forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + p * 2 d^2
+        forward = L * t * (8 d^2 + 4 d f + 4 t d) + m * (2 d^2 + 2 d v) + p * (2 d^2 + 4 d)
 
-    (projections, feed-forward, attention; MLM head, of pre-training only; pooler, where it is used;
-    the layers that fine-tuning adds are too small to count). Only
-    matrix products count, and what remat computes again does not. `length` and `max_predictions`
-    are those of the row's array, padding included; attention is counted between all of its tokens,
-    whether or not they are of one pair. For BERT-BASE and t = 128, 69.9e9.
+    (projections, feed-forward, attention; MLM head; pooler and NSP head). `length` and
+    `max_predictions` are those of the row's array, padding included; attention is counted between
+    all of its tokens, whether or not they are of one pair. For BERT-BASE and t = 128, 69.9e9.
     """
-    d, f = model.hidden_size, model.intermediate_size
-    layer = 8 * d * d + 4 * d * f + 4 * length * d
-    mlm_head, pooler = 0, 2 * d * d if model.pooler else 0
-    if "mlm_head" in HEADS[model.head].layers:
-        mlm_head = max_predictions * (2 * d * d + 2 * d * model.vocab_size)
-        pooler = num_pairs * 2 * d * d if model.next_sentence else 0
-    return 3.0 * (model.num_layers * length * layer + mlm_head + pooler)
+    attention = model.num_layers * 4 * length * length * model.hidden_size
+    return 3.0 * (2 * products(model, length, max_predictions, num_pairs) + attention)
 
 
 def peak_flops(device_kind: str) -> float | None:

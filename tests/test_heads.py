@@ -27,13 +27,7 @@ OTHERS = {
     ("models/build.py", "encoder"): "the parameters of the layers",
     ("models/inspection.py", "encoder"): "the parameters of the layers",
     ("training/optimizer.py", "encoder"): "the parameters of the layers",
-    ("parameters.py", "encoder"): "the parameters of the layers",
-    # Until bertjax/parameters.py has the names of parameters.
-    **{
-        (path, name): "names of parameters by head"
-        for path in ("weights/hugging_face.py", "weights/weights.py", "weights/tf1.py")
-        for name in HEADS
-    },
+    ("weights/initial_params.py", "encoder"): "the parameters of the layers",
 }
 # Rooms that run any objective: no name of a metric or an array of one stands there.
 ANY_OBJECTIVE = ("training", "plan", "reports", "pretraining", "fine_tuning", "checkpoints")

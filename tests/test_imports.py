@@ -23,6 +23,7 @@ FLOORS = (
     "storage",
     "heads",
     "config",
+    "parameters",
     "cli",
     "data/counter_rng",
     "data/tokenizers",

@@ -14,7 +14,7 @@ from bertjax.parallel.sharding import make_mesh, parameter_shardings
 from bertjax.weights.conversion import convert
 from bertjax.weights.hugging_face_folder import read_folder
 from bertjax.weights.initial_params import initial_params
-from bertjax.weights.weights import flatten
+from bertjax.weights.weights import flatten, put
 
 HASH = read_folder(FOLDER / "encoder").tokenizer.hash
 BASE = dataclasses.replace(read_folder(FOLDER / "pretraining").config, dtype="float32")
@@ -27,14 +27,18 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def start(init_from, model, tokenizer_hash=HASH, labels=()):
+def wanted_by(model):
     shapes = abstract_params(model)
     shardings = parameter_shardings(shapes, make_mesh(MeshConfig()))
-    abstract = jax.tree.map(
+    return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
         shardings,
     )
+
+
+def start(init_from, model, tokenizer_hash=HASH, labels=()):
+    abstract = wanted_by(model)
     found = initial_params(
         init_from, model, abstract, seed=5, tokenizer_hash=tokenizer_hash, labels=labels
     )
@@ -171,3 +175,17 @@ def test_a_folder_that_cannot_be_read_is_a_setting_that_cannot_work(tmp_path):
     folder = FOLDER / "pretraining"
     with pytest.raises(ConfigError, match=f"for a Hugging Face folder write hf:{folder}"):
         start(str(folder), BASE)
+
+
+@pytest.mark.parametrize("change", ["more", "fewer"])
+def test_an_encoder_with_other_parameters_is_refused(change):
+    """Such as one with gates: drawing those, or leaving them, would spoil the others in silence."""
+    wanted = wanted_by(BASE)
+    if change == "more":
+        put(wanted, "encoder/layer_0/mlp/gate/kernel", wanted["pooler"]["kernel"])
+        expected = r"1 parameters differ, such as .*gate/kernel \(missing there, \(\d+, \d+\) here"
+    else:
+        del wanted["encoder"]["layer_1"]["mlp"]["output"]["bias"]
+        expected = r"1 parameters differ, such as .*output/bias \(\(\d+,\) there, missing here"
+    with pytest.raises(ConfigError, match=expected):
+        initial_params(f"hf:{FOLDER / 'pretraining'}", BASE, wanted, seed=5, tokenizer_hash=HASH)

@@ -39,7 +39,7 @@ def test_flops_are_those_of_the_matrix_products():
     model.next_sentence = False
     assert flops_per_row(model, length, predictions) == 3 * forward
     model.next_sentence = True
-    assert flops_per_row(model, length, predictions) == 3 * (forward + 2 * 6 * 6)  # pooler
+    assert flops_per_row(model, length, predictions) == 3 * (forward + 2 * 6 * (6 + 2))
 
 
 def test_vocabulary_at_every_position_would_cost_a_fifth_more():

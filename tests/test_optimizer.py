@@ -307,14 +307,8 @@ def test_decay_mask():
 )
 def test_decay_mask_refuses_a_path_it_does_not_know(path):
     params = {**random_parameters(0), path: np.zeros(3, np.float32)}
-    with pytest.raises(ValueError, match=f"parameter '{path}' matches no row"):
+    with pytest.raises(ValueError, match=f"parameter '{path}' is not in"):
         make_optimizer(OptimizerConfig(), 100_000).init(nested(params))
-
-
-def test_decay_mask_refuses_a_path_in_two_rows(monkeypatch):
-    monkeypatch.setattr("bertjax.training.optimizer.DECAYED", ((".*kernel", True), (".*", False)))
-    with pytest.raises(ValueError, match=r"'pooler/kernel' matches '\.\*kernel' and '\.\*'"):
-        decay_mask({"pooler": {"kernel": 0}})
 
 
 # Layer-wise rates and frozen layers

@@ -1,6 +1,4 @@
-import dataclasses
 import json
-import re
 import subprocess
 import sys
 
@@ -10,32 +8,16 @@ from jax.sharding import PartitionSpec
 
 from bertjax.cli import recipes
 from bertjax.config import ConfigError, MeshConfig
-from bertjax.heads import HEADS
 from bertjax.models import abstract_params
 from bertjax.parallel import sharding
-from bertjax.parallel.partition import PARAMETER_AXES, logical_axes, parameter_spec, path_name
+from bertjax.parallel.partition import logical_axes, parameter_spec
 from bertjax.parallel.sharding import make_mesh
 
 
-def test_every_parameter_matches_exactly_one_line():
-    models = [recipes.load_recipe(name).model for name in ("tiny", "base", "large")]
-    models += [dataclasses.replace(models[0], head=head, num_labels=3) for head in HEADS]
-    leaves = [
-        leaf
-        for model in models
-        for leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model))
-    ]
-    paths = {path_name(path): leaf.shape for path, leaf in leaves}
-    for path, shape in paths.items():
-        assert len(logical_axes(path, shape)) == len(shape)
-    for pattern, _ in PARAMETER_AXES:
-        assert any(re.fullmatch(pattern, path) for path in paths), f"{pattern} matches nothing"
-
-
 def test_an_unknown_parameter_raises():
-    with pytest.raises(ValueError, match="'encoder/layer_0/gate/kernel' of shape"):
+    with pytest.raises(ValueError, match="'encoder/layer_0/gate/kernel' is not in"):
         logical_axes("encoder/layer_0/gate/kernel", (8, 8))
-    with pytest.raises(ValueError, match="exactly one of its rank"):
+    with pytest.raises(ValueError, match=r"'pooler/kernel' has the shape \(8,\), but .* 2 axes"):
         logical_axes("pooler/kernel", (8,))
 
 

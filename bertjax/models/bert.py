@@ -17,6 +17,8 @@ from bertjax.config import ModelConfig
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
+from bertjax.parallel.partition import path_name
+from bertjax.parameters import line_of
 
 
 class Packing(NamedTuple):
@@ -162,12 +164,13 @@ class LayerStack(nn.Module):
 def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
     """A layer's parameters in the compute dtype, which its own modules would cast them to.
 
-    So the copies that a scan stacks and that fsdp gathers are small. LayerNorm's parameters are
-    used in float32 and stay so; biases too, whose gradients are summed in float32.
+    So the copies that a scan stacks and that fsdp gathers are small. What is in no product stays as
+    it is: LayerNorm's parameters are used in float32; biases too, whose gradients are summed so.
     """
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
-        return leaf.astype(config.dtype) if path[-1].key == "kernel" else leaf
+        is_factor = line_of(f"encoder/layer_0/{path_name(path)}").factor
+        return leaf.astype(config.dtype) if is_factor else leaf
 
     return jax.tree.map_with_path(cast, params)
 

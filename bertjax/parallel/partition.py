@@ -1,43 +1,25 @@
 """How parameters and activations are split over the mesh axes `data`, `fsdp` and `tensor`.
 
 `data` splits rows, `fsdp` splits rows and, at rest, parameters, `tensor` splits heads, the
-feed-forward layer and the vocabulary. A table gives every parameter path its logical axes, and
-rules map logical axes to mesh axes (the names are those of T5X and MaxText). Where no mesh is set
-every constraint here does nothing.
+feed-forward layer and the vocabulary. `bertjax.parameters` gives every parameter its logical axes,
+and rules map logical axes to mesh axes (the names are those of T5X and MaxText). Where no mesh
+is set every constraint here does nothing.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
+from bertjax.parameters import line_of
+
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # of every array whose first dimension is rows
 
-# Path pattern -> logical axis of each dimension. Every parameter matches exactly one line.
-PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embeddings/word/embedding", ("vocab", "embed")),
-    (r"embeddings/(position|token_type)/embedding", (None, "embed")),
-    (r"embeddings/layer_norm/(scale|bias)", (None,)),
-    (r"encoder/layer_\d+/attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r"encoder/layer_\d+/attention/(query|key|value)/bias", ("heads",)),
-    (r"encoder/layer_\d+/attention/output/kernel", ("heads", "embed")),
-    (r"encoder/layer_\d+/attention/output/bias", (None,)),
-    (r"encoder/layer_\d+/mlp/intermediate/kernel", ("embed", "mlp")),
-    (r"encoder/layer_\d+/mlp/intermediate/bias", ("mlp",)),
-    (r"encoder/layer_\d+/mlp/output/kernel", ("mlp", "embed")),
-    (r"encoder/layer_\d+/mlp/output/bias", (None,)),
-    (r"encoder/layer_\d+/(attention|mlp)_layer_norm/(scale|bias)", (None,)),
-    (r"(pooler|mlm_head/dense|(nsp|classification|span|tagging)_head)/kernel", ("embed", None)),
-    (r"(pooler|mlm_head/dense|(nsp|classification|span|tagging)_head)/bias", (None,)),
-    (r"mlm_head/layer_norm/(scale|bias)", (None,)),
-    (r"mlm_head/output/bias", ("vocab",)),
-)
 RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
@@ -50,15 +32,15 @@ def logical_axes(path: str, shape: Sequence[int]) -> tuple[str | None, ...]:
     """Returns the logical axis of each dimension of the parameter at `path`.
 
     Raises:
-      ValueError: no line of the table matches, or several do, or the rank differs.
+      ValueError: the table of parameters has no line for it, or one of another rank.
     """
-    found = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
-    if len(found) != 1 or len(found[0]) != len(shape):
+    axes = line_of(path).axes
+    if len(axes) != len(shape):
         raise ValueError(
-            f"parameter {path!r} of shape {tuple(shape)} matches {len(found)} lines of "
-            f"partition.PARAMETER_AXES ({found}); exactly one of its rank is needed"
+            f"parameter {path!r} has the shape {tuple(shape)}, but its line in "
+            f"bertjax.parameters.TABLE has {len(axes)} axes, {axes}"
         )
-    return found[0]
+    return axes
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:

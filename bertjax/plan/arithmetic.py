@@ -7,8 +7,6 @@ see docs/design/plan.md for both against a compiled step.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import math
 from typing import Any
 
@@ -17,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from bertjax.config import Config, ConfigError, MeshConfig, ModelConfig, Phase
-from bertjax.models import abstract_params
 from bertjax.objectives.objective import make_objective
 from bertjax.parallel.sharding import AXES, check_fits_mesh, parameter_shardings
+from bertjax.parameters import shapes
 from bertjax.plan.collectives import Collective
 from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
 
@@ -146,16 +144,13 @@ def _collectives(
 
 def _parameter_bytes(model: ModelConfig, mesh: Any) -> int:
     """Bytes of the parameters on one chip."""
-    plain = dataclasses.replace(model, remat="none")  # so that layouts share the shapes
-    params = _parameters(json.dumps(dataclasses.asdict(plain)))
-    sharded = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        params,
-        parameter_shardings(params, mesh),
+    params = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes(model).items()
+    }
+    return bytes_a_device(
+        jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            params,
+            parameter_shardings(params, mesh),
+        )
     )
-    return bytes_a_device(sharded)
-
-
-@functools.lru_cache(maxsize=4)
-def _parameters(model: str) -> dict[str, Any]:
-    return abstract_params(ModelConfig(**json.loads(model)))

@@ -20,6 +20,7 @@ from bertjax.flops import peak_flops
 from bertjax.models.layers import product_precision
 from bertjax.objectives.objective import Objective, make_objective
 from bertjax.parallel.sharding import replicated
+from bertjax.parameters import kept_values
 from bertjax.training.input import AHEAD
 from bertjax.training.optimizer import Optimizer
 from bertjax.training.step import TrainState, train_step
@@ -307,16 +308,19 @@ def bytes_a_device(abstract: Any) -> int:
 
 
 def activation_bytes(config: Config, phase: Phase) -> float:
-    """Activations of one row kept for the backward pass (Korthikanti et al. 2022, equation 1).
+    """Activations of one row kept for the backward pass (Korthikanti et al. 2022, section 4.1).
 
-    Their figure is for 16 bits; without recomputation, and only a first guess for the compiler.
+    Their figures are for 16 bits: two bytes for each value that a product needs again, 4 d for the
+    inputs of the two LayerNorms and 2 d for the masks of dropout, 34 d a token and layer of BERT.
+    Without recomputation, and only a first guess for the compiler.
     """
     model, t = config.model, phase.max_length
     if model.remat == "layer":
         layers = 2.0 * t * model.hidden_size * model.num_layers
     else:
         kept = model.remat != "attention" and model.attention == "xla"  # [b, h, t, t] arrays
-        scores = 5 * model.num_heads * t / model.hidden_size if kept else 0
-        layers = t * model.hidden_size * model.num_layers * (34 + scores)
+        scores = 5 * model.num_heads * t if kept else 0
+        token = 2 * kept_values(model) + 6 * model.hidden_size + scores
+        layers = 1.0 * t * model.num_layers * token
     logits = 3 * 4 * phase.max_predictions * model.vocab_size
     return layers * jnp.dtype(model.dtype).itemsize / 2 + logits

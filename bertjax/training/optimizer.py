@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,17 +28,10 @@ import jax.numpy as jnp
 import optax
 
 from bertjax.config import ConfigError, OptimizerConfig
+from bertjax.parameters import level, line_of
 
 Tree = dict[str, Any]  # nested dicts of arrays
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
-
-# Which parameters are decayed (and, by LAMB, adapted); each path matches exactly one row.
-DECAYED: tuple[tuple[str, bool], ...] = (
-    (r".+/kernel", True),
-    (r"embeddings/\w+/embedding", True),  # the reference decays its embedding tables
-    (r".*layer_norm/scale", False),
-    (r".+/bias", False),  # LayerNorm's too
-)
 
 
 class Optimizer(NamedTuple):
@@ -118,7 +110,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
 
 
 def decay_mask(params: Tree) -> Tree:
-    """Which parameters weight decay applies to, by the table DECAYED.
+    """Which parameters weight decay applies to, and LAMB adapts; see `bertjax.parameters`.
 
     Args:
       params: nested dicts; the leaves may be anything.
@@ -127,21 +119,9 @@ def decay_mask(params: Tree) -> Tree:
       The same nested dicts with True (decayed) or False at the leaves.
 
     Raises:
-      ValueError: a path matches no row of the table, or more than one.
+      ValueError: the table of parameters has no line for a path.
     """
-
-    def decayed(path: Any, _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        rows = [row for row in DECAYED if re.fullmatch(row[0], name)]
-        if len(rows) != 1:
-            found = "no row" if not rows else " and ".join(repr(pattern) for pattern, _ in rows)
-            raise ValueError(
-                f"parameter {name!r} matches {found} of bertjax.training.optimizer.DECAYED, "
-                "expected exactly one: give it a row that says whether it is decayed"
-            )
-        return rows[0][1]
-
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: line_of(_name(path)).is_decayed, params)
 
 
 def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -> Tree:
@@ -157,15 +137,17 @@ def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -
     num_layers = len(params["encoder"])
 
     def scale(path: Any, _: Any) -> float:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if layer := re.match(r"encoder/layer_(\d+)/", name):
-            index = int(layer[1])
-            return 0.0 if index < frozen_layers else layer_decay ** (num_layers - 1 - index)
-        if name.startswith("embeddings/"):
-            return 0.0 if frozen_layers else layer_decay**num_layers
-        return 1.0
+        height = level(_name(path))
+        if height is None:
+            return 1.0
+        is_frozen = frozen_layers and height <= frozen_layers
+        return 0.0 if is_frozen else layer_decay ** (num_layers - height)
 
     return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:

@@ -7,45 +7,15 @@ tensors are the same. The decoder of masked tokens is tied: it appears here as t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from bertjax.config import ModelConfig
-from bertjax.weights.weights import WeightsError, flatten, to_tree
+from bertjax.parameters import has_head, parameters
+from bertjax.weights.weights import Name, WeightsError, from_tree, to_tree
 
-# Our module: theirs. Tables and LayerNorms and dense layers differ in the names of their arrays.
-ROOT_MODULES = {
-    "embeddings/word": "embeddings.word_embeddings",
-    "embeddings/position": "embeddings.position_embeddings",
-    "embeddings/token_type": "embeddings.token_type_embeddings",
-    "embeddings/layer_norm": "embeddings.LayerNorm",
-    "pooler": "pooler.dense",
-}
-LAYER_MODULES = {
-    "attention/query": "attention.self.query",
-    "attention/key": "attention.self.key",
-    "attention/value": "attention.self.value",
-    "attention/output": "attention.output.dense",
-    "attention_layer_norm": "attention.output.LayerNorm",
-    "mlp/intermediate": "intermediate.dense",
-    "mlp/output": "output.dense",
-    "mlp_layer_norm": "output.LayerNorm",
-}
-HEAD_MODULES = {  # by `ModelConfig.head`
-    "pretraining": {
-        "mlm_head/dense": "cls.predictions.transform.dense",
-        "mlm_head/layer_norm": "cls.predictions.transform.LayerNorm",
-        "mlm_head/output": "cls.predictions",
-        "nsp_head": "cls.seq_relationship",
-    },
-    "encoder": {},
-    "classification": {"classification_head": "classifier"},
-    "regression": {"classification_head": "classifier"},
-    "span": {"span_head": "qa_outputs"},
-    "tagging": {"tagging_head": "classifier"},
-}
 # Copies of tied tensors: theirs, and what it is a copy of.
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -55,33 +25,17 @@ TIED = {
 BUFFERS = ("bert.embeddings.position_ids", "embeddings.position_ids")
 
 
-def parameter_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Yields (our path, their name) of every parameter of a model.
+def parameter_names(config: ModelConfig) -> dict[str, Name]:
+    """Their name of every parameter of a model, by our path.
 
     With a head the encoder's names begin with "bert.", as in `BertForPreTraining`; without, as in
     `BertModel`, they do not.
     """
-    modules = dict(ROOT_MODULES)
-    if not config.pooler:
-        del modules["pooler"]
-    for index in range(config.num_layers):
-        for ours, theirs in LAYER_MODULES.items():
-            modules[f"encoder/layer_{index}/{ours}"] = f"encoder.layer.{index}.{theirs}"
-    if config.head != "encoder":
-        modules = {ours: f"bert.{theirs}" for ours, theirs in modules.items()}
-    modules |= HEAD_MODULES[config.head]
-    if not config.next_sentence:
-        modules.pop("nsp_head", None)
-    for ours, theirs in modules.items():
-        if theirs.endswith("_embeddings"):
-            yield f"{ours}/embedding", f"{theirs}.weight"
-        elif theirs.endswith("LayerNorm"):
-            yield f"{ours}/scale", f"{theirs}.weight"
-            yield f"{ours}/bias", f"{theirs}.bias"
-        else:
-            if ours != "mlm_head/output":  # tied: only a bias of its own
-                yield f"{ours}/kernel", f"{theirs}.weight"
-            yield f"{ours}/bias", f"{theirs}.bias"
+    prefix = "" if has_head(config) else "bert."
+    return {
+        path: Name(line.hugging_face.removeprefix(prefix), path.endswith("/kernel"))
+        for path, line in parameters(config).items()
+    }
 
 
 def to_bertjax(
@@ -112,23 +66,18 @@ def to_bertjax(
             del tensors[copy]
     for name in BUFFERS:
         tensors.pop(name, None)
-    names = dict(parameter_names(config))
-    return to_tree(tensors, names, _transposed(names), config, source)
+    return to_tree(tensors, parameter_names(config), config, source)
 
 
-def from_bertjax(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Turns our tree into Hugging Face's tensors by name; the inverse of `to_bertjax`."""
-    names = dict(parameter_names(config))
-    leaves = flatten(params)
-    turned = _transposed(names)
-    return {
-        theirs: np.ascontiguousarray(leaves[ours].T if ours in turned else leaves[ours])
-        for ours, theirs in names.items()
-    }
+def from_bertjax(
+    params: Mapping[str, Any], config: ModelConfig, source: str = "parameters"
+) -> dict[str, np.ndarray]:
+    """Turns our tree into Hugging Face's tensors by name; the inverse of `to_bertjax`.
 
-
-def _transposed(paths: Mapping[str, str]) -> set[str]:
-    return {path for path in paths if path.endswith("/kernel")}
+    Raises:
+      WeightsError: the tree is not that of a BERT with the head of `config`.
+    """
+    return from_tree(params, parameter_names(config), config, source)
 
 
 def _current_names(tensors: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -137,7 +86,7 @@ def _current_names(tensors: Mapping[str, Any], config: ModelConfig) -> dict[str,
     for name, tensor in tensors.items():
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        if config.head == "encoder":
+        if not has_head(config):
             name = name.removeprefix("bert.")
         elif name.startswith(("embeddings.", "encoder.", "pooler.")):
             name = f"bert.{name}"

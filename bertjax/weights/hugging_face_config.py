@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from bertjax.config import ModelConfig
+from bertjax.config import Config, ModelConfig, may_change
 from bertjax.heads import ENCODER_ALONE, HEADS, NEXT_SENTENCE, Head, of_width
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
@@ -29,6 +30,8 @@ GELU = {  # theirs: ours
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
+# What config.json says by other keys, or the tensors.
+_SAID = ("gelu", "head", "num_labels", "next_sentence", "pooler")
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 ARCHITECTURES = tuple(dict.fromkeys(name for h in HEADS.values() for name in h.architectures))
 _REFUSED = {  # what must have this value, where it is said
@@ -116,13 +119,25 @@ def to_model_config(
 def from_model_config(
     config: ModelConfig, labels: Sequence[str], tokenizer_hash: str, pad_id: int
 ) -> dict[str, Any]:
-    """The content of config.json; our own facts are under the key "bertjax"."""
+    """The content of config.json; our own facts are under the key "bertjax".
+
+    Raises:
+      WeightsError: the model has a head or an option that transformers' BERT does not have.
+    """
     head = HEADS[config.head]
     if not head.architectures:
         raise WeightsError(
             f"the head {config.head!r} has no Hugging Face form; start a model from it (init_from) "
             f"with one of {', '.join(name for name, other in HEADS.items() if other.architectures)}"
         )
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        is_said = name in FIELDS or name in _SAID or may_change(Config, f"model.{name}")
+        if not is_said and value != field.default:
+            raise WeightsError(
+                f"model.{name} is {value!r}; transformers' BERT has {field.default!r} only, so "
+                "that this model cannot be written as a Hugging Face folder"
+            )
     values: dict[str, Any] = {
         "architectures": [head.architectures[0 if config.next_sentence else -1]],
         "model_type": "bert",

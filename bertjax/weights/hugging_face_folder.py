@@ -86,7 +86,7 @@ def write_folder(weights: Weights, path: Path) -> None:
         (path / name).write_text(text, "utf-8")
     values = from_model_config(config, weights.labels, tokenizer.hash, tokenizer.pad_id)
     (path / CONFIG).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    tensors = from_bertjax(weights.params, config)
+    tensors = from_bertjax(weights.params, config, weights.source)
     try:
         save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # of a disk that is full, too

@@ -5,6 +5,7 @@ Pre-training (`config.init_from`) and fine-tuning start here.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -15,10 +16,11 @@ import jax
 import numpy as np
 
 from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointError, resolve
-from bertjax.config import ConfigError, ModelConfig
+from bertjax.config import Config, ConfigError, ModelConfig, may_change
 from bertjax.data.tokenizers.vocabulary import TokenizerError
 from bertjax.heads import HEADS
 from bertjax.models import abstract_params, init_params
+from bertjax.parameters import part
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.weights.bertjax_checkpoint import (
     LABELS,
@@ -33,17 +35,11 @@ from bertjax.weights.weights import WeightsError, flatten, put
 _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
-# What another model must share for its parameters to mean the same here.
-_SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "intermediate_size",
-    "max_positions",
-    "num_token_types",
-    "gelu",
-    "layer_norm_eps",
+# In what another model may differ for its parameters to mean the same here, beside what may change
+# when a run is resumed: what they are drawn from, what training drops, and the parts that they are.
+_MAY_DIFFER = (
+    *("initializer_range", "dropout_rate", "attention_dropout_rate"),
+    *("head", "num_labels", "next_sentence", "pooler"),
 )
 _LAYERS_OF_LABELS = {
     layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
@@ -93,8 +89,9 @@ def initial_params(
             f"text was encoded with {tokenizer_hash[:12]}: prepare the corpus with "
             + (f"--tokenizer={init_from}" if is_folder else "the tokenizer of that run")
         )
+    _check_same_encoder(init_from, source.shapes, wanted)
     taken = _in_order_of(labels, source.labels, source.take(wanted))
-    left = sorted({_part(path) for path in source.paths - taken.keys()})
+    left = sorted({part(path) for path in source.shapes.keys() - taken.keys()})
     _LOG.info(
         "starting at step 0 with the parameters of %s%s",
         source.name,
@@ -104,13 +101,13 @@ def initial_params(
 
 
 class _Source(NamedTuple):
-    """Another model: what it is, its parameters' paths, and `take(wanted)` for those that fit."""
+    """Another model: what it is, its parameters' shapes, and `take(wanted)` for those that fit."""
 
     name: str
     config: ModelConfig
     tokenizer_hash: str
     labels: tuple[str, ...]
-    paths: set[str]
+    shapes: dict[str, tuple[int, ...]]
     take: Callable[[dict[str, Any]], dict[str, jax.Array]]
 
 
@@ -130,7 +127,8 @@ def _open_hugging_face(init_from: str) -> _Source:
         }
 
     tokenizer_hash = weights.tokenizer.hash
-    return _Source(init_from, weights.config, tokenizer_hash, weights.labels, set(theirs), take)
+    their_shapes = {path: array.shape for path, array in theirs.items()}
+    return _Source(init_from, weights.config, tokenizer_hash, weights.labels, their_shapes, take)
 
 
 def _open_checkpoint(init_from: str) -> _Source:
@@ -150,7 +148,7 @@ def _open_checkpoint(init_from: str) -> _Source:
         config,
         checkpoint.progress["tokenizer_hash"],
         labels,
-        set(theirs),
+        {path: leaf.shape for path, leaf in theirs.items()},
         functools.partial(_restore, checkpoint, theirs),
     )
 
@@ -171,19 +169,19 @@ def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`taken` with a head's outputs in the order of `labels`; without one that has others."""
-    heads = [path for path in taken if _part(path) in _LAYERS_OF_LABELS]
+    heads = [path for path in taken if part(path) in _LAYERS_OF_LABELS]
     if labels == theirs or not heads:
         return taken
     if set(labels) != set(theirs):
         _LOG.warning(
             "its %s is left: it is for %s, not for %s",
-            _part(heads[0]),
+            part(heads[0]),
             ", ".join(theirs) or "labels without names",
             ", ".join(labels) or "labels without names",
         )
         return {path: array for path, array in taken.items() if path not in heads}
     order = np.array([theirs.index(label) for label in labels])
-    _LOG.info("the outputs of its %s are put into another order: %s", _part(heads[0]), labels)
+    _LOG.info("the outputs of its %s are put into another order: %s", part(heads[0]), labels)
     return taken | {
         path: jax.jit(lambda x: x[..., order], out_shardings=taken[path].sharding)(taken[path])
         for path in heads
@@ -199,7 +197,7 @@ def _with_drawn(
         _LOG.warning(
             "drawn from seed %d, for they are not there: %s",
             seed,
-            ", ".join(sorted({_part(path) for path in missing})),
+            ", ".join(sorted({part(path) for path in missing})),
         )
 
         def draw() -> dict[str, jax.Array]:
@@ -219,13 +217,15 @@ def _on_devices(array: np.ndarray, leaf: Any) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
 
-def _part(path: str) -> str:
-    return path.split("/")[0]
-
-
 def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     """Refuses another model, and says which flags make ours like it."""
-    changed = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
+    changed = [
+        field.name
+        for field in dataclasses.fields(ours)
+        if field.name not in _MAY_DIFFER
+        and not may_change(Config, f"model.{field.name}")
+        and getattr(theirs, field.name) != getattr(ours, field.name)
+    ]
     if changed:
         listed = "; ".join(
             f"model.{name}: {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
@@ -233,3 +233,21 @@ def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) ->
         )
         flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in changed)
         raise ConfigError(f"config.init_from={init_from} is another model ({listed}). Set {flags}")
+
+
+def _check_same_encoder(
+    init_from: str, theirs: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]
+) -> None:
+    """Refuses an encoder with other parameters: only pooler and heads are drawn or left."""
+    encoders = [
+        {path: shape for path, shape in shapes if part(path) in ("embeddings", "encoder")}
+        for shapes in (theirs.items(), ((path, leaf.shape) for path, leaf in wanted.items()))
+    ]
+    if encoders[0] != encoders[1]:
+        differing = sorted(dict(encoders[0].items() ^ encoders[1].items()))
+        there, here = (encoder.get(differing[0], "missing") for encoder in encoders)
+        raise ConfigError(
+            f"config.init_from={init_from} has another encoder: {len(differing)} parameters "
+            f"differ, such as {differing[0]} ({there} there, {here} here): set config.model as "
+            "there, or start without init_from"
+        )

@@ -22,9 +22,10 @@ from bertjax.data.tokenizers.vocabulary import (
 )
 from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, guess_casing, read_vocabulary
 from bertjax.heads import ENCODER_ALONE, HEADS, of_width
+from bertjax.parameters import parameters
 from bertjax.weights.hugging_face_config import FIELDS
 from bertjax.weights.hugging_face_folder import read_json
-from bertjax.weights.weights import Weights, WeightsError, parameter_shapes, to_tree
+from bertjax.weights.weights import Name, Weights, WeightsError, to_tree
 
 CONFIG = "bert_config.json"
 _OPTIMIZER = re.compile(r"global_step|.*/(adam|lamb)_[mv]|.*/Adam(_1)?|beta\d_power")
@@ -60,37 +61,12 @@ def read_tf1(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
             f"{folder}: the vocabulary has {tokenizer.vocab_size} pieces, the word table "
             f"{config.vocab_size} (vocab_size in {CONFIG})"
         )
-    names = parameter_names(config)
-    turned = [ours for ours, theirs in names.items() if theirs.endswith("output_weights")]
-    params = to_tree(tensors, names, turned, config, str(prefix))
+    names = {
+        ours: Name(line.tf1, line.tf1.endswith("output_weights"))
+        for ours, line in parameters(config).items()
+    }
+    params = to_tree(tensors, names, config, str(prefix))
     return Weights(str(prefix), config, params, tokenizer)
-
-
-def parameter_names(config: ModelConfig) -> dict[str, str]:
-    """Their name of every parameter of a model, by our path."""
-    last = {"span": "cls/squad/", "pretraining": "cls/seq_relationship/"}.get(config.head, "")
-    names = {}
-    for path in parameter_shapes(config):
-        name = re.sub(r"^(embeddings|encoder|pooler)", r"bert/\1", path)
-        name = re.sub(r"^bert/pooler/", "bert/pooler/dense/", name)
-        name = re.sub(r"embeddings/(\w+)/embedding$", r"embeddings/\1_embeddings", name)
-        name = re.sub(r"attention/(query|key|value)/", r"attention/self/\1/", name)
-        name = name.replace("attention/output/", "attention/output/dense/")
-        name = name.replace("attention_layer_norm", "attention/output/LayerNorm")
-        name = name.replace("mlp/intermediate/", "intermediate/dense/")
-        name = name.replace("mlp/output/", "output/dense/")
-        name = name.replace("mlp_layer_norm", "output/LayerNorm")
-        name = name.replace("mlm_head/dense", "cls/predictions/transform/dense")
-        name = name.replace("mlm_head/layer_norm", "cls/predictions/transform/LayerNorm")
-        name = name.replace("mlm_head/output/bias", "cls/predictions/output_bias")
-        name = name.replace("embeddings/layer_norm", "embeddings/LayerNorm")
-        name = name.replace("LayerNorm/scale", "LayerNorm/gamma")
-        name = name.replace("LayerNorm/bias", "LayerNorm/beta")
-        if path.startswith(("nsp_head", "classification_head", "span_head")):
-            leaf = "output_weights" if path.endswith("kernel") else "output_bias"
-            name = last + leaf
-        names[path] = name
-    return names
 
 
 def _find_prefix(folder: Path) -> Path:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertjax.config import ModelConfig
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.parameters import shapes
 
 
 class WeightsError(ValueError):
     """Weights that cannot be read or written; says which file or tensor, and what to do."""
+
+
+class Name(NamedTuple):
+    """What another program calls a parameter, and whether it lies the other way round there."""
+
+    text: str
+    is_turned: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,90 +45,76 @@ class Weights:
     task: Mapping[str, Any] | None = None
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters by path, as `bertjax.models.abstract_params`, without jax."""
-    d, f = config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings/word/embedding": (config.vocab_size, d),
-        "embeddings/position/embedding": (config.max_positions, d),
-        "embeddings/token_type/embedding": (config.num_token_types, d),
-    }
-
-    def norm(path: str) -> None:
-        shapes.update({f"{path}/scale": (d,), f"{path}/bias": (d,)})
-
-    def dense(path: str, inputs: int, outputs: int) -> None:
-        shapes.update({f"{path}/kernel": (inputs, outputs), f"{path}/bias": (outputs,)})
-
-    norm("embeddings/layer_norm")
-    for index in range(config.num_layers):
-        layer = f"encoder/layer_{index}"
-        for name in ("query", "key", "value", "output"):
-            dense(f"{layer}/attention/{name}", d, d)
-        norm(f"{layer}/attention_layer_norm")
-        dense(f"{layer}/mlp/intermediate", d, f)
-        dense(f"{layer}/mlp/output", f, d)
-        norm(f"{layer}/mlp_layer_norm")
-    if config.pooler:
-        dense("pooler", d, d)
-    if config.head == "pretraining":
-        dense("mlm_head/dense", d, d)
-        norm("mlm_head/layer_norm")
-        shapes["mlm_head/output/bias"] = (config.vocab_size,)
-        if config.next_sentence:
-            dense("nsp_head", d, 2)
-    elif config.head in ("classification", "regression"):
-        dense("classification_head", d, config.num_labels)
-    elif config.head == "span":
-        dense("span_head", d, 2)
-    elif config.head == "tagging":
-        dense("tagging_head", d, config.num_labels)
-    return shapes
-
-
 def to_tree(
-    tensors: Mapping[str, np.ndarray],
-    names: Mapping[str, str],
-    transposed: Iterable[str],
-    config: ModelConfig,
-    source: str,
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, Name], config: ModelConfig, source: str
 ) -> dict[str, Any]:
     """Puts other people's tensors into our tree.
 
     Args:
       tensors: by their names; all of them, and no others, must be parameters.
-      names: their name for each path of the model.
-      transposed: paths whose tensors lie the other way round, [out, in].
+      names: of each path of the model.
       config: of the model.
       source: for messages.
 
     Returns:
-      Nested dict of arrays in the dtype that they came in. Transposed ones are views.
+      Nested dict of arrays in the dtype that they came in. Turned ones are views.
 
     Raises:
       WeightsError: tensors are missing, unexpected or of another shape; lists them by name.
     """
-    turned = set(transposed)
-    shapes = parameter_shapes(config)
-    faults = [f"missing: {names[path]}" for path in shapes if names[path] not in tensors]
-    faults += [f"unexpected: {name}" for name in sorted(set(tensors) - set(names.values()))]
+    theirs = {name.text for name in names.values()}
+    faults = [f"missing: {name}" for name in sorted(theirs - tensors.keys())]
+    faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - theirs)]
     params: dict[str, Any] = {}
-    for path, shape in shapes.items():
-        tensor = tensors.get(names[path])
+    for path, shape in shapes(config).items():
+        name, is_turned = names[path]
+        tensor = tensors.get(name)
         if tensor is None:
             continue
-        expected = shape[::-1] if path in turned else shape
+        expected = shape[::-1] if is_turned else shape
         if tensor.shape != expected:
-            faults.append(f"misshapen: {names[path]} is {tensor.shape}, expected {expected}")
-        put(params, path, tensor.T if path in turned else tensor)
+            faults.append(f"misshapen: {name} is {tensor.shape}, expected {expected}")
+        put(params, path, tensor.T if is_turned else tensor)
     if faults:
-        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise WeightsError(
             f"{source}: not the tensors of a BERT with {config.num_layers} layers and the head "
-            f"{config.head!r}:\n  " + "\n  ".join(faults[:20]) + more + "\nCompare the "
-            "configuration file beside the weights with them"
+            f"{config.head!r}:\n  {_listed(faults)}\nCompare the configuration file beside the "
+            "weights with them"
         )
     return params
+
+
+def from_tree(
+    params: Mapping[str, Any], names: Mapping[str, Name], config: ModelConfig, source: str
+) -> dict[str, np.ndarray]:
+    """Our tree as other people's tensors by name; the inverse of `to_tree`.
+
+    Args:
+      params: all parameters of the model, and no others.
+      names: of each path of the model.
+      config: of the model.
+      source: for messages.
+
+    Raises:
+      WeightsError: the tree has a parameter without a name there, or lacks one; lists them by path.
+    """
+    leaves = flatten(params)
+    faults = [f"has no name there: {path}" for path in sorted(leaves.keys() - names.keys())]
+    faults += [f"missing: {path}" for path in sorted(names.keys() - leaves.keys())]
+    if faults:
+        raise WeightsError(
+            f"{source}: not the parameters of a BERT with {config.num_layers} layers and the head "
+            f"{config.head!r}, which alone can be written:\n  {_listed(faults)}"
+        )
+    return {
+        name: np.ascontiguousarray(leaves[path].T if is_turned else leaves[path])
+        for path, (name, is_turned) in names.items()
+    }
+
+
+def _listed(faults: list[str]) -> str:
+    more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+    return "\n  ".join(faults[:20]) + more
 
 
 def put(tree: dict[str, Any], path: str, leaf: Any) -> None:

@@ -1,0 +1,253 @@
+"""Every parameter of a model, described once.
+
+Whoever must know of a parameter more than its values reads this table: how it is split over a mesh,
+whether it is decayed, what it costs, what other programs call it. A parameter that has no line here
+is refused wherever it turns up. Paths are a public format: see docs/design/model.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+from bertjax.config import ModelConfig
+from bertjax.heads import HEADS
+
+
+class Parameter(NamedTuple):
+    """One line: a parameter, or the same parameter of every layer.
+
+    Attributes:
+      sizes: of its dimensions, [in, out] for a kernel; fields of `ModelConfig`, or numbers.
+      axes: logical axis of each dimension, see `bertjax.parallel.partition`; None = never split.
+      is_decayed: whether weight decay and LAMB's trust ratio apply.
+      factor: what a matrix product multiplies it with, so many times in a row: "tokens",
+        "predictions" or "pairs"; "" = it is in no matrix product.
+      hugging_face: its name in transformers. There a kernel lies [out, in].
+      tf1: its name in google-research/bert; "" = it has none. There `output_weights` lie [out, in].
+    """
+
+    sizes: tuple[str | int, ...]
+    axes: tuple[str | None, ...]
+    is_decayed: bool
+    factor: str
+    hugging_face: str
+    tf1: str
+
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """Its shape in a model."""
+        return tuple(getattr(config, n) if isinstance(n, str) else n for n in self.sizes)
+
+
+def _table(path: str, size: str, axis: str | None, factor: str = "") -> dict[str, Parameter]:
+    name = f"bert/embeddings/{path}_embeddings"
+    axes = (axis, "embed")
+    names = f"{name.replace('/', '.')}.weight", name
+    line = Parameter((size, "hidden_size"), axes, True, factor, *names)
+    return {f"embeddings/{path}/embedding": line}
+
+
+def _layer_norm(path: str, hugging_face: str) -> dict[str, Parameter]:
+    tf1 = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
+    return {
+        f"{path}/{ours}": Parameter(
+            ("hidden_size",), (None,), False, "", f"{hugging_face}.{theirs}", f"{tf1}/{old}"
+        )
+        for ours, theirs, old in (("scale", "weight", "gamma"), ("bias", "bias", "beta"))
+    }
+
+
+def _dense(
+    path: str,
+    sizes: tuple[str | int, str | int],
+    axes: tuple[str | None, str | None],
+    factor: str,
+    hugging_face: str,
+    tf1: tuple[str, str] | None = None,
+) -> dict[str, Parameter]:
+    """A dense layer.
+
+    Args:
+      tf1: names of kernel and bias; None = as Hugging Face's, with slashes.
+    """
+    old = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
+    kernel, bias = tf1 or (f"{old}/kernel", f"{old}/bias")
+    # Biases are split where their activations are; those of the hidden states are whole.
+    bias_axes = (axes[1] if axes[1] != "embed" else None,)
+    return {
+        f"{path}/kernel": Parameter(sizes, axes, True, factor, f"{hugging_face}.weight", kernel),
+        f"{path}/bias": Parameter(sizes[1:], bias_axes, False, "", f"{hugging_face}.bias", bias),
+    }
+
+
+def _output_layer(
+    path: str, size: str | int, factor: str, hugging_face: str, tf1: str | None
+) -> dict[str, Parameter]:
+    """The last layer of a head.
+
+    Args:
+      tf1: the folder of `output_weights` and `output_bias`; None = it has no such names.
+    """
+    names = ("", "") if tf1 is None else (f"{tf1}output_weights", f"{tf1}output_bias")
+    return _dense(path, ("hidden_size", size), ("embed", None), factor, hugging_face, names)
+
+
+_LAYER, _BERT_LAYER = "encoder/layer_*", "bert.encoder.layer.*"
+_SQUARE = ("hidden_size", "hidden_size")
+
+# Path -> line; * stands for the number of the layer.
+TABLE: dict[str, Parameter] = {
+    **_table("word", "vocab_size", "vocab", factor="predictions"),  # it is the decoder too
+    **_table("position", "max_positions", None),
+    **_table("token_type", "num_token_types", None),
+    **_layer_norm("embeddings/layer_norm", "bert.embeddings.LayerNorm"),
+    **{
+        path: line
+        for name in ("query", "key", "value")
+        for path, line in _dense(
+            f"{_LAYER}/attention/{name}",
+            _SQUARE,
+            ("embed", "heads"),
+            "tokens",
+            f"{_BERT_LAYER}.attention.self.{name}",
+        ).items()
+    },
+    **_dense(
+        f"{_LAYER}/attention/output",
+        _SQUARE,
+        ("heads", "embed"),
+        "tokens",
+        f"{_BERT_LAYER}.attention.output.dense",
+    ),
+    **_layer_norm(f"{_LAYER}/attention_layer_norm", f"{_BERT_LAYER}.attention.output.LayerNorm"),
+    **_dense(
+        f"{_LAYER}/mlp/intermediate",
+        ("hidden_size", "intermediate_size"),
+        ("embed", "mlp"),
+        "tokens",
+        f"{_BERT_LAYER}.intermediate.dense",
+    ),
+    **_dense(
+        f"{_LAYER}/mlp/output",
+        ("intermediate_size", "hidden_size"),
+        ("mlp", "embed"),
+        "tokens",
+        f"{_BERT_LAYER}.output.dense",
+    ),
+    **_layer_norm(f"{_LAYER}/mlp_layer_norm", f"{_BERT_LAYER}.output.LayerNorm"),
+    **_dense("pooler", _SQUARE, ("embed", None), "pairs", "bert.pooler.dense"),
+    **_dense(
+        "mlm_head/dense",
+        _SQUARE,
+        ("embed", None),
+        "predictions",
+        "cls.predictions.transform.dense",
+    ),
+    **_layer_norm("mlm_head/layer_norm", "cls.predictions.transform.LayerNorm"),
+    "mlm_head/output/bias": Parameter(
+        ("vocab_size",),
+        ("vocab",),
+        False,
+        "",
+        "cls.predictions.bias",
+        "cls/predictions/output_bias",
+    ),
+    **_output_layer("nsp_head", 2, "pairs", "cls.seq_relationship", "cls/seq_relationship/"),
+    **_output_layer("classification_head", "num_labels", "pairs", "classifier", ""),
+    **_output_layer("span_head", 2, "tokens", "qa_outputs", "cls/squad/"),
+    **_output_layer("tagging_head", "num_labels", "tokens", "classifier", None),
+}
+
+
+def part(path: str) -> str:
+    """The part of a model that a parameter is of: `embeddings`, `encoder`, `pooler` or a head."""
+    return path.split("/")[0]
+
+
+def has_head(config: ModelConfig) -> bool:
+    """Whether anything stands on the encoder but a pooler."""
+    return bool(HEADS[config.head].layers)
+
+
+def parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """The parameters of a model by path, names of other programs with the number of the layer."""
+    parts = {"embeddings", "encoder", *HEADS[config.head].layers}
+    parts |= {"pooler"} if config.pooler else set()
+    parts -= set() if config.next_sentence else {"nsp_head"}
+    found: dict[str, Parameter] = {}
+    for is_layers, lines in itertools.groupby(TABLE.items(), lambda item: "*" in item[0]):
+        kept = [(path, line) for path, line in lines if part(path) in parts]
+        for index in range(config.num_layers if is_layers else 1):
+            for path, line in kept:
+                found[path.replace("*", str(index))] = line._replace(
+                    hugging_face=line.hugging_face.replace("*", str(index)),
+                    tf1=line.tf1.replace("*", str(index)),
+                )
+    return found
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters by path."""
+    return {path: line.shape(config) for path, line in parameters(config).items()}
+
+
+def line_of(path: str) -> Parameter:
+    """The line of the parameter at a path, whatever the model.
+
+    Raises:
+      ValueError: the table has none.
+    """
+    line = TABLE.get(re.sub(r"(?<=^encoder/layer_)\d+(?=/)", "*", path))
+    if line is None:
+        raise ValueError(
+            f"parameter {path!r} is not in bertjax.parameters.TABLE: give it a line there, which "
+            "says how it is split, decayed and called elsewhere"
+        )
+    return line
+
+
+def level(path: str) -> int | None:
+    """Where a parameter lies: 0 in the embeddings, i + 1 in layer i, None above the layers."""
+    if layer := re.match(r"encoder/layer_(\d+)/", path):
+        return int(layer[1]) + 1
+    return 0 if part(path) == "embeddings" else None
+
+
+def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: int = 1) -> int:
+    """Multiplications of a row's activations by parameters, in one forward pass.
+
+    Args:
+      length: tokens of the row, padding included.
+      max_predictions: masked positions that the row has room for.
+      num_pairs: pairs that it has room for.
+    """
+    head, lines = HEADS[config.head], parameters(config)
+    reads_pooled = head.reads_pooled(config.next_sentence)
+    times = {
+        "tokens": length,
+        "predictions": max_predictions if "masked_positions" in head.inputs else 0,
+        # Without next sentence pre-training has a pooler, but does not run it.
+        "pairs": 0 if head.trained_on == "store" and not reads_pooled else num_pairs,
+        "": 0,
+    }
+    return sum(times[line.factor] * math.prod(line.shape(config)) for line in lines.values())
+
+
+def kept_values(config: ModelConfig) -> int:
+    """Activations of one token that a layer keeps for the backward pass, beside attention's.
+
+    What goes into its products, once where several have the same, and what comes out of those that
+    do not give hidden states.
+    """
+    layer = [
+        (path.split("/")[-3], line)  # of which sublayer
+        for path, line in TABLE.items()
+        if path.startswith(_LAYER) and line.factor
+    ]
+    inputs = {
+        (path.rpartition("/")[0], line.axes[0]): line.shape(config)[0] for path, line in layer
+    }
+    outputs = [line.shape(config)[1] for _, line in layer if line.axes[1] != "embed"]
+    return sum(inputs.values()) + sum(outputs)

@@ -1,0 +1,103 @@
+"""The table of parameters against the models, and what reads it."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from bertjax.config import ModelConfig
+from bertjax.models import abstract_params
+from bertjax.parallel.partition import RULES
+from bertjax.parameters import TABLE, level, line_of, parameters, shapes
+from bertjax.weights.hugging_face import from_bertjax, to_bertjax
+from bertjax.weights.weights import WeightsError, flatten, put
+
+# No two sizes alike, so that a shape says which they are.
+SMALL = ModelConfig(
+    vocab_size=50, hidden_size=8, num_layers=11, num_heads=2, intermediate_size=12, max_positions=9
+)
+HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
+MODELS = [
+    dataclasses.replace(
+        SMALL, head=head, pooler=pooler, next_sentence=pooler and next_sentence, num_labels=3
+    )
+    for head in HEADS
+    for pooler in (True, False)
+    for next_sentence in (True, False)
+    if pooler or head not in ("classification", "regression")
+]
+
+
+def arrays(config: ModelConfig) -> dict:
+    """A tree of a model's parameters, each of them of its own value."""
+    tree: dict = {}
+    for value, (path, shape) in enumerate(shapes(config).items()):
+        put(tree, path, np.full(shape, value, np.float32))
+    return tree
+
+
+@pytest.mark.parametrize("config", MODELS, ids=lambda c: f"{c.head}-{c.pooler}-{c.next_sentence}")
+def test_the_table_is_what_the_models_have(config):
+    expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    assert shapes(config) == expected
+
+
+def test_every_line_is_of_some_model_and_fits_itself():
+    used = {re.sub(r"layer_\d+", "layer_*", path) for model in MODELS for path in shapes(model)}
+    assert used == TABLE.keys()
+    for path, line in TABLE.items():
+        assert len(line.axes) == len(line.sizes), path
+        assert {axis for axis in line.axes if axis} <= RULES.keys(), path
+        assert line.factor in ("tokens", "predictions", "pairs", ""), path
+        assert not line.factor or len(line.sizes) == 2, path
+
+
+@pytest.mark.parametrize("config", MODELS, ids=lambda c: f"{c.head}-{c.pooler}-{c.next_sentence}")
+def test_names_elsewhere_are_of_one_parameter_each(config):
+    lines = parameters(config)
+    for names in (
+        [line.hugging_face for line in lines.values()],
+        [line.tf1 for line in lines.values() if line.tf1],
+    ):
+        assert len(set(names)) == len(names)
+        assert not [name for name in names if "*" in name]
+
+
+def test_a_parameter_without_a_line_is_refused():
+    assert line_of("encoder/layer_10/mlp/output/kernel").axes == ("mlp", "embed")
+    for path in ("encoder/layer_0/mlp/gate/kernel", "encoder/layer_x/mlp/output/kernel", "pooler"):
+        with pytest.raises(ValueError, match=f"'{path}' is not in bertjax.parameters.TABLE"):
+            line_of(path)
+
+
+def test_levels_count_from_the_embeddings_up():
+    found = [level(path) for path in shapes(SMALL)]
+    assert found == sorted(found, key=lambda n: 99 if n is None else n)
+    assert set(found) == {*range(12), None}
+    assert level("encoder/layer_10/mlp/output/bias") == 11
+
+
+def test_an_export_leaves_no_parameter_behind():
+    config = MODELS[0]
+    tensors = from_bertjax(arrays(config), config)
+    assert flatten(to_bertjax(tensors, config)).keys() == shapes(config).keys()
+
+    tree = arrays(config)
+    put(tree, "encoder/layer_0/mlp/gate/kernel", np.zeros((8, 12), np.float32))
+    with pytest.raises(WeightsError, match=r"runs/mine: .*\n  has no name there: .*/gate/kernel$"):
+        from_bertjax(tree, config, "runs/mine")
+    del tree["encoder"]["layer_0"]["mlp"]["gate"], tree["pooler"]["bias"]
+    with pytest.raises(WeightsError, match=r"\n  missing: pooler/bias$"):
+        from_bertjax(tree, config)
+
+
+def test_an_import_leaves_no_tensor_behind():
+    config = MODELS[0]
+    tensors = from_bertjax(arrays(config), config)
+    tensors["bert.encoder.layer.0.gate.weight"] = np.zeros((12, 8), np.float32)
+    del tensors["bert.pooler.dense.bias"]
+    with pytest.raises(WeightsError) as error:
+        to_bertjax(tensors, config)
+    assert "missing: bert.pooler.dense.bias" in str(error.value)
+    assert "unexpected: bert.encoder.layer.0.gate.weight" in str(error.value)
