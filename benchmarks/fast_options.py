@@ -32,8 +32,8 @@ from bertjax.config import Config
 from bertjax.data.store.store import Store, open_store
 from bertjax.data.stream.reader import RowReader
 from bertjax.data.stream.rows import RowSpec
-from bertjax.models import BertForPreTraining, init_params
-from bertjax.objectives.pretraining import pretraining_objective
+from bertjax.models import init_params
+from bertjax.objectives.objective import make_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 
@@ -99,12 +99,12 @@ def train(config: Config, options: dict[str, Any], store: Store, seed: int) -> l
     (phase,) = config.resolved_phases()
     spec = RowSpec(max_length=phase.max_length, max_predictions=phase.max_predictions)
     reader = RowReader(store.train, store.tokenizer(), spec, seed=seed, stream_id=0)
-    model = BertForPreTraining(dataclasses.replace(config.model, **options))
+    model = dataclasses.replace(config.model, **options)
     optimizer = make_optimizer(config.optimizer, phase.num_steps)
-    params = init_params(model.config, seed)
+    params = init_params(model, seed)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     step = jax.jit(
-        functools.partial(train_step, pretraining_objective(model), optimizer, 1), donate_argnums=0
+        functools.partial(train_step, make_objective(model), optimizer, 1), donate_argnums=0
     )
     losses = []
     for i in range(phase.num_steps):

@@ -36,8 +36,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks.hardware import cpu_name  # noqa: E402
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig  # noqa: E402
-from bertjax.models import BertForPreTraining, init_params  # noqa: E402
-from bertjax.objectives.pretraining import pretraining_objective  # noqa: E402
+from bertjax.models import init_params  # noqa: E402
+from bertjax.objectives.objective import make_objective  # noqa: E402
 from bertjax.parallel.sharding import (  # noqa: E402
     make_mesh,
     parameter_shardings,
@@ -130,7 +130,7 @@ def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     # A rate at which the loss falls smoothly: a larger one makes rounding grow from step to step.
     config = OptimizerConfig(name=run.optimizer, learning_rate=2e-3, warmup_steps=2)
     optimizer = make_optimizer(config, 100)
-    objective = pretraining_objective(BertForPreTraining(model))
+    objective = make_objective(model)
     params = init_params(model, 0)
     shardings = parameter_shardings(params, mesh)
     placed = jax.device_put(params, shardings)

@@ -21,8 +21,8 @@ import jax
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
 from bertjax.models import BertForPreTraining, abstract_params
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.objectives.pretraining import (
-    pretraining_batch,
     pretraining_denominators,
     pretraining_loss,
     pretraining_sums,
@@ -66,7 +66,7 @@ def loss_function(model: ModelConfig, rows: str, mesh: Any) -> tuple[Callable, d
         sums = pretraining_sums(BertForPreTraining(model), params, batch, keys)
         return pretraining_loss(sums, pretraining_denominators(batch))
 
-    batch = pretraining_batch(ROWS[rows], mesh)
+    batch = abstract_batch(make_objective(model), ROWS[rows], mesh)
     return loss, {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
 
 

@@ -38,10 +38,10 @@ from bertjax.data.stream.reader import Batch, RowReader
 from bertjax.data.stream.rows import RowSpec
 from bertjax.data.tokenizers.tokenizer import Tokenizer
 from bertjax.models import BertForPreTraining, init_params
+from bertjax.objectives.objective import make_objective
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
-    pretraining_objective,
     pretraining_sums,
 )
 from bertjax.training.optimizer import make_optimizer
@@ -153,7 +153,7 @@ def compare(packed: PackedRows, pairs: RowReader, real_shares: dict[str, float])
     params = init_params(model.config, 0)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 1_000)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
-    step = jax.jit(functools.partial(train_step, pretraining_objective(model), optimizer, 1))
+    step = jax.jit(functools.partial(train_step, make_objective(model.config), optimizer, 1))
     seconds: dict[str, list[float]] = {"packed": [], "padded": []}
     for _ in range(ROUNDS + 1):
         for name, batch in (("packed", rows), ("padded", padded)):

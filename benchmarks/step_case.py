@@ -19,9 +19,8 @@ from jax.sharding import Mesh
 
 from benchmarks.train_step import DEPTH, make_batch, make_config, make_packed_batches
 from bertjax.config import Config, ConfigError, ModelConfig, OptimizerConfig, closest
-from bertjax.models import BertForPreTraining, compute_dtype, make_model
-from bertjax.objectives.fine_tuning import fine_tuning_batch, fine_tuning_objective
-from bertjax.objectives.pretraining import Objective, pretraining_batch, pretraining_objective
+from bertjax.models import compute_dtype
+from bertjax.objectives.objective import Objective, abstract_batch, make_objective
 from bertjax.parallel.sharding import make_mesh, replicated
 from bertjax.plan.program import make_state
 from bertjax.training.compilation import compile_train_step
@@ -78,12 +77,8 @@ def objective_and_batch(
 ) -> tuple[Objective, dict[str, jax.ShapeDtypeStruct]]:
     """What the step minimises, and the shapes of its batch."""
     (phase,) = config.resolved_phases()
-    if config.model.head == "pretraining":
-        return pretraining_objective(BertForPreTraining(config.model)), pretraining_batch(
-            phase, mesh
-        )
-    objective = fine_tuning_objective(make_model(config.model), config.model)
-    return objective, fine_tuning_batch(config.model, phase, mesh)
+    objective = make_objective(config.model)
+    return objective, abstract_batch(objective, phase, mesh)
 
 
 def compile_step(config: Config, mesh: Mesh) -> Any:

@@ -28,7 +28,7 @@ from benchmarks.hardware import record
 from benchmarks.step_case import Runner, activation_size, step_config
 from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
-from bertjax.reports.flops import flops_per_row, peak_flops
+from bertjax.flops import flops_per_row, peak_flops
 from bertjax.training.compilation import program_bytes
 
 WARM_UP, TURNS = 3, 3

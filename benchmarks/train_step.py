@@ -53,10 +53,10 @@ import numpy as np  # noqa: E402
 
 from benchmarks.hardware import device_name  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
-from bertjax.models import BertForPreTraining, compute_dtype, init_params  # noqa: E402
-from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective  # noqa: E402
+from bertjax.flops import flops_per_row, peak_flops  # noqa: E402
+from bertjax.models import compute_dtype, init_params  # noqa: E402
+from bertjax.objectives.objective import abstract_batch, make_objective  # noqa: E402
 from bertjax.parallel.sharding import make_mesh, replicated  # noqa: E402
-from bertjax.reports.flops import flops_per_row, peak_flops  # noqa: E402
 from bertjax.training.compilation import (  # noqa: E402
     compile_train_step,
     measured_matmul_flops,
@@ -74,7 +74,7 @@ class Bertjax:
 
         Args:
           config: with one phase and `model.dtype` resolved.
-          batch: arrays of `pretraining_batch`.
+          batch: arrays of `abstract_batch`.
         """
         started = time.monotonic()
         (phase,) = config.resolved_phases()
@@ -83,13 +83,14 @@ class Bertjax:
         params = init_params(config.model, 0)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         self._state = jax.device_put(state, replicated(mesh))
-        shapes = pretraining_batch(phase, mesh)
+        objective = make_objective(config.model)
+        shapes = abstract_batch(objective, phase, mesh)
         self._batch = {name: jax.device_put(batch[name], x.sharding) for name, x in shapes.items()}
         self._key = jax.device_put(jax.random.key(0), replicated(mesh))
         self._step, parts = compile_train_step(
             config,
             phase,
-            pretraining_objective(BertForPreTraining(config.model)),
+            objective,
             optimizer,
             jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._state

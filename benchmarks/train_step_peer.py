@@ -46,7 +46,7 @@ class Transformers:
         Args:
           training: may be shared: one contender's step leaves nothing to another's but the
             parameters, whose values do not change how long a step takes.
-          batch: arrays of `pretraining_batch`.
+          batch: arrays of `abstract_batch`.
           logits: of the MLM head: of "all" positions or of the "masked" ones.
           compiled: torch.compile; otherwise eager.
         """

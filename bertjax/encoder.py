@@ -26,6 +26,7 @@ from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, 
 from bertjax.data.tokenizers.tokenizer import load_folder
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
+from bertjax.heads import FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE
 from bertjax.models import (
     BertEncoder,
     apply_model,
@@ -43,7 +44,6 @@ _LOG = logging.getLogger(__name__)
 # Rows are padded to one of few shapes, each of which is compiled once.
 _LENGTHS = (16, 32, 64, 128, 256)  # then the model's number of positions
 _NUM_ROWS = (1, 8, 64, 256)
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _BATCH_TOKENS = 4_096  # rows x length at most, padding included
 
 
@@ -111,6 +111,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.labels = labels
         self.task = task
+        self._can = HEADS[config.head].can(config.next_sentence)
         self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
         self._embed = jax.jit(lambda *inputs: self._encode(*inputs)[2])
         self._predict = jax.jit(functools.partial(apply_model, self.model))
@@ -187,7 +188,7 @@ class Encoder:
             raise TypeError(f"fill_mask takes one text, found {type(text).__name__}")
         if top_k < 1:
             raise ValueError(f"top_k={top_k}: expected 1 or more")
-        if self.config.head != "pretraining":
+        if FILL_MASK not in self._can:
             raise HeadError(
                 f"these weights have no head for masked tokens (their head is "
                 f"{self.config.head!r}): load the model that pre-training has left"
@@ -220,7 +221,7 @@ class Encoder:
         Raises:
           HeadError: the weights have no head for next sentence.
         """
-        if self.config.head != "pretraining" or not self.config.next_sentence:
+        if NEXT_SENTENCE not in self._can:
             raise HeadError(
                 "these weights have no head for next sentence (config.head = "
                 f"{self.config.head!r}, config.next_sentence = {self.config.next_sentence}): load "
@@ -259,7 +260,7 @@ class Encoder:
           HeadError: the weights have no head of fine-tuning.
         """
         head = self.config.head
-        if head in ("pretraining", "encoder"):
+        if not HEADS[head].outputs:
             raise HeadError(
                 f"these weights have no head of a task (their head is {head!r}): load the workdir "
                 "of python -m bertjax.finetune"
@@ -269,8 +270,8 @@ class Encoder:
         parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
         for chosen, size, padded in self._batches(mask.sum(axis=1)):
             length = min(mask.shape[1], padded)
-            inputs = [np.zeros((size, length), np.int32) for _ in _INPUTS]
-            for x, name in zip(inputs, _INPUTS, strict=True):
+            inputs = [np.zeros((size, length), np.int32) for _ in INPUTS]
+            for x, name in zip(inputs, INPUTS, strict=True):
                 x[: len(chosen)] = arrays[name][chosen, :length]
             outputs = name_outputs(head, self._predict(self.params, *inputs))
             for name, output in outputs.items():

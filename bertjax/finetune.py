@@ -44,6 +44,7 @@ from bertjax.config import (
 )
 from bertjax.config.checks import validate
 from bertjax.errors import EXIT_FINISHED, BertjaxError
+from bertjax.heads import HEADS
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
 from bertjax.tasks.task import Task
@@ -137,8 +138,7 @@ def _run(overridden: Config) -> int:
     weights = _read_initial(init_from)
     initial, tokenizer = weights.config, weights.tokenizer
     assert tokenizer is not None
-    is_squad = task.head == "span"
-    max_length = _MAX_LENGTH.value or (384 if is_squad else 128)
+    max_length = _MAX_LENGTH.value or task.default_max_length
     if max_length > initial.max_positions:
         raise ConfigError(
             f"--max_length={max_length} is beyond the {initial.max_positions} positions of "
@@ -157,13 +157,13 @@ def _run(overridden: Config) -> int:
         initial,
         head=task.head,
         num_labels=task.num_labels,
-        pooler=task.head in ("classification", "regression"),
+        pooler=HEADS[task.head].reads_pooled(initial.next_sentence),
     )
     settings = list(
         itertools.product(
             _numbers(_LEARNING_RATE, float),
             _numbers(_BATCH_SIZE, int),
-            _numbers(_EPOCHS, float) if _EPOCHS.value else [2.0 if is_squad else 3.0],
+            _numbers(_EPOCHS, float) if _EPOCHS.value else [task.default_epochs],
             _numbers(_SEED, int),
         )
     )

@@ -13,6 +13,7 @@ import re
 from typing import NamedTuple
 
 from bertjax.config import ModelConfig
+from bertjax.heads import HEADS
 
 
 class Parameter(NamedTuple):
@@ -159,15 +160,6 @@ TABLE: dict[str, Parameter] = {
     **_output_layer("tagging_head", "num_labels", "tokens", "classifier", None),
 }
 
-_HEAD_PARTS = {
-    "pretraining": ("mlm_head", "nsp_head"),
-    "encoder": (),
-    "classification": ("classification_head",),
-    "regression": ("classification_head",),
-    "span": ("span_head",),
-    "tagging": ("tagging_head",),
-}
-
 
 def part(path: str) -> str:
     """The part of a model that a parameter is of: `embeddings`, `encoder`, `pooler` or a head."""
@@ -176,12 +168,12 @@ def part(path: str) -> str:
 
 def has_head(config: ModelConfig) -> bool:
     """Whether anything stands on the encoder but a pooler."""
-    return bool(_HEAD_PARTS[config.head])
+    return bool(HEADS[config.head].layers)
 
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """The parameters of a model by path, names of other programs with the number of the layer."""
-    parts = {"embeddings", "encoder", *_HEAD_PARTS[config.head]}
+    parts = {"embeddings", "encoder", *HEADS[config.head].layers}
     parts |= {"pooler"} if config.pooler else set()
     parts -= set() if config.next_sentence else {"nsp_head"}
     found: dict[str, Parameter] = {}
@@ -231,13 +223,13 @@ def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: 
       max_predictions: masked positions that the row has room for.
       num_pairs: pairs that it has room for.
     """
-    lines = parameters(config)
-    parts = {part(path) for path in lines}
+    head, lines = HEADS[config.head], parameters(config)
+    reads_pooled = head.reads_pooled(config.next_sentence)
     times = {
         "tokens": length,
-        "predictions": max_predictions if "mlm_head" in parts else 0,
+        "predictions": max_predictions if "masked_positions" in head.inputs else 0,
         # Without next sentence pre-training has a pooler, but does not run it.
-        "pairs": 0 if "mlm_head" in parts and "nsp_head" not in parts else num_pairs,
+        "pairs": 0 if head.trained_on == "store" and not reads_pooled else num_pairs,
         "": 0,
     }
     return sum(times[line.factor] * math.prod(line.shape(config)) for line in lines.values())

@@ -30,6 +30,7 @@ from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED, BertjaxError
+from bertjax.heads import EMBED, FILL_MASK, HEADS, NEXT_SENTENCE, resolve
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -41,7 +42,7 @@ _MODEL = flags.DEFINE_string(
 _DO = flags.DEFINE_enum(
     "do",
     None,
-    ["fill-mask", "next-sentence", "classify", "answer", "tag", "embed"],
+    [*dict.fromkeys(verb for head in HEADS.values() for verb in head.verbs), EMBED],
     "What to predict. Default: fill-mask for a pre-trained model, what it was fine-tuned for, else "
     "embed.",
 )
@@ -69,14 +70,6 @@ _ONE = "one text, without tab"
 _TWO = "two texts (a tab between them, or text and text_pair in JSON lines)"
 _NO_TEXTS = (".json", ".csv", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _CHUNK = 1_024  # texts read, predicted and written at a time
-_DEFAULTS = {
-    "pretraining": "fill-mask",
-    "encoder": "embed",
-    "classification": "classify",
-    "regression": "classify",
-    "span": "answer",
-    "tagging": "tag",
-}
 
 
 class Text(NamedTuple):
@@ -88,6 +81,7 @@ class Text(NamedTuple):
 
 
 Predict = Callable[[list[Any]], Iterator[dict[str, Any]]]  # of texts or examples
+Line = Callable[[dict[str, Any]], str]  # of a record, for people
 
 
 class InputError(BertjaxError, ValueError):
@@ -109,21 +103,20 @@ def _run(arguments: list[str]) -> None:
     from bertjax.encoder import load
 
     encoder = load(_MODEL.value)
-    kind = _DO.value or _DEFAULTS[encoder.config.head]
+    kind = _DO.value or _can(encoder)[0]
     inputs: Iterator[Any]
     if _EXAMPLES.value:
-        inputs, predict = _open_examples(kind, encoder)
+        inputs, predict, line = _open_examples(kind, encoder)
     else:
         texts = _texts(arguments)
         first = next(texts)
         inputs = itertools.chain([first], texts)
-        predict = _predictor(kind, encoder, paired=first.pair is not None)
+        predict, line = _predictor(kind, encoder, paired=first.pair is not None)
     with _output() as out:
         while chunk := list(itertools.islice(inputs, _CHUNK)):
             for record in predict(chunk):
                 is_json = _FORMAT.value == "json"
-                line = json.dumps(record, ensure_ascii=False) if is_json else _line(kind, record)
-                print(line, file=out)
+                print(json.dumps(record, ensure_ascii=False) if is_json else line(record), file=out)
             out.flush()
 
 
@@ -218,28 +211,30 @@ def _output() -> Iterator[TextIO]:
             target.unlink(missing_ok=True)
 
 
-def _predictor(kind: str, encoder: Any, paired: bool) -> Predict:
-    """The function that turns texts into records, which begin with the text.
+def _can(encoder: Any) -> tuple[str, ...]:
+    """What --do may be for a model, the default first."""
+    return HEADS[encoder.config.head].can(encoder.config.next_sentence)
+
+
+def _predictor(kind: str, encoder: Any, paired: bool) -> tuple[Predict, Line]:
+    """The function that turns texts into records, which begin with the text, and these into lines.
 
     Args:
       paired: whether the first text is two, as all are then.
     """
-    if kind == "fill-mask":
-        return lambda texts: (_fill_mask(encoder, text) for text in texts)
-    if kind == "next-sentence":
-        return lambda texts: (_next_sentence(encoder, text) for text in texts)
-    if kind == "embed":
-        return lambda texts: _embed(encoder, texts)
-    if kind != _DEFAULTS[encoder.config.head]:
-        can = [_DEFAULTS[encoder.config.head], "embed"]
-        if encoder.config.head == "pretraining" and encoder.config.next_sentence:
-            can.insert(1, "next-sentence")
+    if kind == FILL_MASK:
+        return lambda texts: (_fill_mask(encoder, text) for text in texts), _masks_line
+    if kind == NEXT_SENTENCE:
+        return lambda texts: (_next_sentence(encoder, text) for text in texts), _pair_line
+    if kind == EMBED:
+        return lambda texts: _embed(encoder, texts), _vector_line
+    if kind not in _can(encoder):
         raise InputError(
             f"--do={kind}: the head of {_MODEL.value} is {encoder.config.head!r}, which can "
-            f"{' and '.join(dict.fromkeys(can))}"
+            f"{' and '.join(_can(encoder))}"
         )
     task, max_length = _open_task(encoder, paired)
-    return lambda texts: _run_task(kind, encoder, task, max_length, texts)
+    return lambda texts: _run_task(encoder, task, max_length, texts), task.line
 
 
 def _fill_mask(encoder: Any, text: Text) -> dict[str, Any]:
@@ -277,63 +272,45 @@ def _inputs(text: Text) -> dict[str, str]:
     return {"text": text.text} | ({} if text.pair is None else {"text_pair": text.pair})
 
 
-def _open_examples(kind: str, encoder: Any) -> tuple[Iterator[Any], Predict]:
-    """The examples of --examples, and the function that turns them into records."""
+def _open_examples(kind: str, encoder: Any) -> tuple[Iterator[Any], Predict, Line]:
+    """The examples of --examples, and what turns them into records and these into lines."""
     if not encoder.task:
         raise InputError(
             f"--examples={_EXAMPLES.value}: {_MODEL.value} does not say what its task's files look "
             "like, as a workdir of bertjax.finetune does; give texts"
         )
-    if kind != _DEFAULTS[encoder.config.head]:
+    if kind != _can(encoder)[0]:
         raise InputError(f"--examples={_EXAMPLES.value}: --do={kind} takes texts")
     task, max_length = _open_task(encoder, paired=False)
 
     def predict(examples: list[Any]) -> Iterator[dict[str, Any]]:
-        for example, record in zip(
-            examples, _records(encoder, task, max_length, examples), strict=True
-        ):
-            if kind == "answer":
-                inputs = {"id": example.id, "text": example.question, "text_pair": example.context}
-            elif kind == "tag":
-                inputs = {"text": " ".join(example.words)}
-            else:
-                inputs = _inputs(Text(example.text, example.text_pair, ""))
-            yield {**inputs, **record}
+        answers = _answers(encoder, task, max_length, examples)
+        for example, answer in zip(examples, answers, strict=True):
+            yield {**task.inputs(example), **answer}
 
-    return iter(task.read(_EXAMPLES.value, needs_labels=False)), predict
+    return iter(task.read(_EXAMPLES.value, needs_labels=False)), predict, task.line
 
 
 def _run_task(
-    kind: str, encoder: Any, task: Any, max_length: int, texts: list[Text]
+    encoder: Any, task: Any, max_length: int, texts: list[Text]
 ) -> Iterator[dict[str, Any]]:
-    from bertjax.tasks.ner.data import Sentence, split_words
-    from bertjax.tasks.squad.data import Question
-    from bertjax.tasks.text_task import TextExample
-
-    examples: list[Any] = []
+    examples = []
     for number, (text, pair, where) in enumerate(texts):
-        takes_two = kind == "answer" or (kind == "classify" and bool(task.columns.text_pair))
-        if takes_two != (pair is not None):
-            raise InputError(f"{where}: this model takes {_TWO if takes_two else _ONE}")
-        if kind == "classify":
-            examples.append(TextExample(text, pair, None, "input", number))
-        elif kind == "tag":
-            examples.append(Sentence(tuple(split_words(text)), (), "", "input", number))
-        else:
-            examples.append(Question(str(number), text, pair or "", ()))
-    for source, record in zip(texts, _records(encoder, task, max_length, examples), strict=True):
-        yield {**_inputs(source), **record}
+        if task.takes_pairs != (pair is not None):
+            raise InputError(f"{where}: this model takes {_TWO if task.takes_pairs else _ONE}")
+        examples.append(task.example(text, pair, number))
+    answers = _answers(encoder, task, max_length, examples)
+    for source, answer in zip(texts, answers, strict=True):
+        yield {**_inputs(source), **answer}
 
 
-def _records(
+def _answers(
     encoder: Any, task: Any, max_length: int, examples: list[Any]
 ) -> Iterator[dict[str, Any]]:
     """What the task predicts for each example, without the example."""
     arrays = task.features(examples, encoder.tokenizer, max_length)
     for record in task.predictions(examples, arrays, encoder.outputs(arrays)):
-        if encoder.config.head == "span":
-            record = {"answer": record["text"], "nbest": record["nbest"]}
-        yield {name: _rounded(x) for name, x in record.items() if name != "index"}
+        yield _rounded(task.answer(record))
 
 
 def _rounded(value: Any) -> Any:
@@ -347,10 +324,7 @@ def _rounded(value: Any) -> Any:
 
 def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     """The task that the model was fine-tuned for, or one that fits its head, and its row length."""
-    from bertjax.tasks.ner.ner import NerTask
     from bertjax.tasks.registry import make_task
-    from bertjax.tasks.squad.squad import SquadTask
-    from bertjax.tasks.text_task import Columns, TextTask
 
     config, settings = encoder.config, encoder.task
     if (_MAX_LENGTH.value or 0) > config.max_positions:
@@ -361,45 +335,28 @@ def _open_task(encoder: Any, paired: bool) -> tuple[Any, int]:
     if settings:
         length = _MAX_LENGTH.value or settings["max_length"]
         return make_task(settings["name"], settings["options"]), length
-    most = config.max_positions
-    length = _MAX_LENGTH.value or (min(384, most) if config.head == "span" else most)
+    kind, most = resolve(HEADS[config.head].task), config.max_positions
+    length = _MAX_LENGTH.value or min(kind.length_of_texts or most, most)
     labels = encoder.labels or tuple(map(str, range(config.num_labels)))
-    if config.head == "span":
-        return SquadTask(max_query_length=min(64, length // 2)), length
-    if config.head == "tagging":
-        return NerTask(label_names=labels), length
-    columns = Columns("text", "text_pair" if paired else "")
-    return TextTask("input", config.head, columns, (), "", labels), length
+    return kind.for_texts(config.head, labels, paired, length), length
 
 
-def _line(kind: str, record: dict[str, Any]) -> str:
-    """A record for people."""
-    match kind:
-        case "fill-mask":
-            masks = [
-                "  ".join(f"{p['piece']} {p['probability']:.3f}" for p in mask)
-                for mask in record["masks"]
-            ]
-            return "\t".join([_on_a_line(record["text"]), *masks])
-        case "next-sentence":
-            texts = map(_on_a_line, (record["text"], record["text_pair"]))
-            return "\t".join([f"{record['probability']:.4f}", *texts])
-        case "embed":
-            return " ".join(f"{value:.6f}" for value in record["embedding"])
-        case "answer":
-            return f"{_on_a_line(record['answer'])}\t{_on_a_line(record['text'])}"
-        case "tag":
-            words = zip(record["words"], record["tags"], strict=True)
-            return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in words)
-    if "value" in record:
-        return f"{record['value']:.4f}\t{_on_a_line(record['text'])}"
-    probability = record["probabilities"][record["label"]]
-    return f"{record['label']}\t{probability:.3f}\t{_on_a_line(record['text'])}"
+def _masks_line(record: dict[str, Any]) -> str:
+    from bertjax.tasks.task import on_a_line
+
+    masks = ["  ".join(f"{p['piece']} {p['probability']:.3f}" for p in m) for m in record["masks"]]
+    return "\t".join([on_a_line(record["text"]), *masks])
 
 
-def _on_a_line(text: str) -> str:
-    """A text as it stands between tabs on a line."""
-    return text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
+def _pair_line(record: dict[str, Any]) -> str:
+    from bertjax.tasks.task import on_a_line
+
+    texts = map(on_a_line, (record["text"], record["text_pair"]))
+    return "\t".join([f"{record['probability']:.4f}", *texts])
+
+
+def _vector_line(record: dict[str, Any]) -> str:
+    return " ".join(f"{value:.6f}" for value in record["embedding"])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from micro_runs import RECIPE
 
 from bertjax.cli import recipes
 from bertjax.config import MeshConfig, Phase
-from bertjax.models import BertForPreTraining
-from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.parallel.sharding import make_mesh
 from bertjax.training import compilation
 from bertjax.training.compilation import DoesNotFitError, compile_train_step, program_bytes
@@ -25,6 +24,7 @@ def compile_step(rows, memory, monkeypatch, **changes):
     (phase,) = config.resolved_phases()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, 10)
+    objective = make_objective(config.model)
     tried = []
     lower = compilation.train_step
 
@@ -37,10 +37,10 @@ def compile_step(rows, memory, monkeypatch, **changes):
         compiled, parts = compile_train_step(
             config,
             phase,
-            pretraining_objective(BertForPreTraining(config.model)),
+            objective,
             optimizer,
             abstract_state(config.model, optimizer, mesh),
-            pretraining_batch(phase, mesh),
+            abstract_batch(objective, phase, mesh),
             mesh,
             memory,
         )

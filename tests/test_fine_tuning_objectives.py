@@ -9,14 +9,10 @@ import pytest
 
 from bertjax.config import MeshConfig, ModelConfig, Phase
 from bertjax.data.stream.example_rows import ExampleRows, batches_by_length, take_rows
+from bertjax.heads import heads_trained_on
 from bertjax.models import init_params, make_model
-from bertjax.objectives.fine_tuning import (
-    ANSWERS,
-    fine_tuning_batch,
-    fine_tuning_objective,
-    fine_tuning_sums,
-    run_model,
-)
+from bertjax.objectives.fine_tuning import fine_tuning_sums, run_model
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.parallel.sharding import make_mesh
 
 ROWS, LENGTH, LABELS = 6, 9, 4
@@ -98,11 +94,11 @@ def expected_loss(head, outputs, batch):
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("head", ANSWERS)
+@pytest.mark.parametrize("head", heads_trained_on("task"))
 def test_the_loss_is_the_mean_over_rows_or_tags_that_count(head):
     rng = np.random.default_rng(1)
     batch, outputs = make_batch(head, rng), make_outputs(head, rng)
-    objective = fine_tuning_objective(make_model(model(head)), model(head))
+    objective = make_objective(model(head))
     sums = fine_tuning_sums(model(head), outputs, batch)
     loss = objective.loss(sums, objective.denominators(batch))
     assert float(loss) == pytest.approx(expected_loss(head, outputs, batch), rel=1e-5)
@@ -117,20 +113,19 @@ def test_accuracy_counts_what_is_wholly_right():
     for name, positions in (("start", "start_positions"), ("end", "end_positions")):
         outputs[f"{name}_logits"] = np.eye(LENGTH, dtype=np.float32)[batch[positions]]
     outputs["end_logits"][0] = np.roll(outputs["end_logits"][0], 1)  # of four rows that count
-    objective = fine_tuning_objective(make_model(model("span")), model("span"))
+    objective = make_objective(model("span"))
     sums = fine_tuning_sums(model("span"), outputs, batch)
     assert float(objective.metrics(sums)["accuracy"]) == pytest.approx(0.75)
-    regression = fine_tuning_objective(make_model(model("regression")), model("regression"))
+    regression = make_objective(model("regression"))
     outputs = make_outputs("regression", rng)
     sums = fine_tuning_sums(model("regression"), outputs, make_batch("regression", rng))
     assert regression.metrics(sums) == {}
 
 
-@pytest.mark.parametrize("head", ANSWERS)
+@pytest.mark.parametrize("head", heads_trained_on("task"))
 def test_gradients_of_parts_add_up_to_those_of_the_batch(head):
     config = model(head)
-    module = make_model(config)
-    objective = fine_tuning_objective(module, config)
+    objective = make_objective(config)
     params = jax.tree.map(lambda x: 8 * x, init_params(config, 0))
     batch = make_batch(head, np.random.default_rng(3))
     denominators = objective.denominators(batch)
@@ -148,11 +143,11 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(head):
     assert any(jnp.any(x != 0) for x in jax.tree.leaves(added))
 
 
-@pytest.mark.parametrize("head", ANSWERS)
+@pytest.mark.parametrize("head", heads_trained_on("task"))
 def test_a_batch_has_the_shapes_that_are_compiled_for(head):
     config = model(head)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    shapes = fine_tuning_batch(config, Phase(1, LENGTH, ROWS), mesh)
+    shapes = abstract_batch(make_objective(config), Phase(1, LENGTH, ROWS), mesh)
     batch = make_batch(head, np.random.default_rng(4))
     assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
         k: (x.shape, np.dtype(x.dtype)) for k, x in shapes.items()

@@ -3,7 +3,7 @@
 import pytest
 
 from bertjax.config import ModelConfig
-from bertjax.reports.flops import flops_per_row, mfu, peak_flops
+from bertjax.flops import flops_per_row, mfu, peak_flops
 from bertjax.reports.throughput import Throughput
 
 BASE = ModelConfig()

@@ -10,12 +10,12 @@ import pytest
 
 from bertjax.config import ModelConfig
 from bertjax.models import BertForPreTraining, init_params
+from bertjax.objectives.objective import weighted_sums
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
     pretraining_metrics,
     pretraining_sums,
-    weighted_sums,
 )
 
 CONFIG = ModelConfig(

@@ -14,11 +14,10 @@ from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.models import BertForPreTraining, Packing, init_params
 from bertjax.models.attention import dot_product_attention
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.objectives.pretraining import (
-    pretraining_batch,
     pretraining_denominators,
     pretraining_loss,
-    pretraining_objective,
     pretraining_sums,
 )
 from bertjax.parallel.sharding import make_mesh
@@ -134,7 +133,7 @@ def test_microbatches_of_packed_rows_add_up(params, batches):
 
         def step(num_microbatches, **change):
             config = dataclasses.replace(CONFIG, dtype="float64", **change)
-            objective = pretraining_objective(BertForPreTraining(config))
+            objective = make_objective(config)
             step = functools.partial(train_step, objective, optimizer, num_microbatches)
             return jax.jit(step)(state, batches[0], jax.random.key(1))
 
@@ -157,7 +156,8 @@ def test_a_plan_knows_the_shapes_of_packed_batches(batches):
         (batches[0], ROWS, DEPTH),
         (batches[1], len(batches[1]["input_ids"]), 1),
     ):
-        shapes = pretraining_batch(Phase(1, LENGTH, rows, SLOTS, depth), mesh)
+        phase = Phase(1, LENGTH, rows, SLOTS, depth)
+        shapes = abstract_batch(make_objective(CONFIG), phase, mesh)
         expected = {name: (array.shape, array.dtype) for name, array in batch.items()}
         assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == expected
 

@@ -10,13 +10,13 @@ import pytest
 
 from bertjax.cli import recipes
 from bertjax.config import MeshConfig, Phase
+from bertjax.flops import peak_flops
 from bertjax.parallel import sharding
 from bertjax.parallel.sharding import make_mesh
 from bertjax.plan import arithmetic, hlo, phase_plan, roofline, search, topology, work
 from bertjax.plan.chips import CHIPS
 from bertjax.plan.collectives import Collective, read_collectives
 from bertjax.plan.program import check_program
-from bertjax.reports.flops import peak_flops
 from bertjax.training.compilation import DoesNotFitError
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None

@@ -86,10 +86,8 @@ import functools, re
 from benchmarks import meshes
 import jax
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
-from bertjax.models import BertForPreTraining
 from bertjax.training import sharding
-from bertjax.objectives.pretraining import pretraining_batch
-from bertjax.objectives.pretraining import pretraining_objective
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.start import abstract_state
 from bertjax.training.step import train_step
@@ -99,7 +97,7 @@ model = ModelConfig(
     max_positions=16, dtype="float32", scan_layers=True,
 )
 optimizer = make_optimizer(OptimizerConfig(), 100)
-objective = pretraining_objective(BertForPreTraining(model))
+objective = make_objective(model)
 for axes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
     mesh = sharding.make_mesh(MeshConfig(*axes), jax.devices())
     with jax.set_mesh(mesh):
@@ -110,7 +108,7 @@ for axes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
             functools.partial(train_step, objective, optimizer, 2),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
         )
-        batch = pretraining_batch(Phase(1, 16, 16, 4), mesh)
+        batch = abstract_batch(objective, Phase(1, 16, 16, 4), mesh)
         text = step.lower(state, batch, key).compile().as_text()
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     print(*sorted(set(re.findall(rf" ({kinds})(?:-start)?[(]", text))))

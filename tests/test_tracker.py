@@ -16,12 +16,12 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bertjax.config import Config, LogConfig
-from bertjax.pretraining.job import Pretraining
-from bertjax.reports.curves import plot_curves, pretraining_panels
+from bertjax.config import Config, LogConfig, ModelConfig
+from bertjax.objectives.objective import make_objective
+from bertjax.reports.curves import plot_curves
 from bertjax.reports.tracker import Tracker, step_keys, write_summary
 
-NAMES = Pretraining.metric_names
+REPORTED = make_objective(ModelConfig()).reported
 CONFIG = Config(num_steps=20, log=LogConfig(tensorboard=False))
 WITH_TENSORBOARD = Config(num_steps=20)
 
@@ -56,7 +56,7 @@ def evaluation(step):
 
 
 def run_steps(workdir, first, last, config=CONFIG):
-    with Tracker(workdir, config, NAMES, resume_step=first - 1) as tracker:
+    with Tracker(workdir, config, REPORTED, resume_step=first - 1) as tracker:
         for step in range(first, last + 1):
             tracker.log_step(record(step))
             if step % 5 == 0:
@@ -74,20 +74,20 @@ def lines(path):
 
 
 def test_a_line_is_complete_as_soon_as_it_is_logged(tmp_path):
-    with Tracker(tmp_path / "new" / "run", CONFIG, NAMES) as tracker:
+    with Tracker(tmp_path / "new" / "run", CONFIG, REPORTED) as tracker:
         values = {"loss": jnp.float32(2.5), "grad_norm": np.float64(0.5), "phase": np.int64(1)}
         tracker.log_step(record(1, **values, mfu=None))
         (line,) = lines(tmp_path / "new" / "run" / "metrics.jsonl")  # before it is closed
         tracker.log_eval(evaluation(1))
         assert lines(tmp_path / "new" / "run" / "evals.jsonl") == [evaluation(1)]
-    assert tuple(line) == step_keys(NAMES)
+    assert tuple(line) == step_keys(REPORTED)
     names = ("mfu", "sequences_per_second", "real_tokens_per_second", "pairs_per_row")
     unknown = dict.fromkeys((*names, "real_token_share"))
     assert line == {**record(1), "loss": 2.5, "grad_norm": 0.5, "phase": 1, **unknown}
 
 
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
-    with Tracker(tmp_path, WITH_TENSORBOARD, NAMES) as tracker:
+    with Tracker(tmp_path, WITH_TENSORBOARD, REPORTED) as tracker:
         tracker.log_step(record(1, loss=jnp.float32(np.nan), grad_norm=np.inf, mlm_loss=-np.inf))
         tracker.log_eval({"step": 1, "heldout_mlm_loss": np.float32(np.nan)})
     (line,) = lines(tmp_path / "metrics.jsonl")
@@ -100,7 +100,7 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
 
 def test_a_name_that_is_not_a_key_is_refused(tmp_path):
     with (
-        Tracker(tmp_path, CONFIG, NAMES) as tracker,
+        Tracker(tmp_path, CONFIG, REPORTED) as tracker,
         pytest.raises(
             ValueError, match=r"'mlm_acuracy' is not a key of metrics\.jsonl; did you me"
         ),
@@ -120,7 +120,7 @@ def test_no_step_stands_twice_after_a_resume(tmp_path, resume_step, torn):
     else:
         for name, content in whole.items():
             (tmp_path / name).write_bytes(content + torn)
-    with Tracker(tmp_path, CONFIG, NAMES, resume_step=resume_step):
+    with Tracker(tmp_path, CONFIG, REPORTED, resume_step=resume_step):
         steps = lines(tmp_path / "metrics.jsonl")
         assert [line["step"] for line in steps] == list(range(1, resume_step + 1))
     run_steps(tmp_path, resume_step + 1, 12)
@@ -135,7 +135,7 @@ def test_a_damaged_line_is_named(tmp_path, caplog):
     run_steps(tmp_path, 1, 3)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b'{"step": 2,', b'{"stop": 2,'))
-    with Tracker(tmp_path, CONFIG, NAMES, resume_step=3):
+    with Tracker(tmp_path, CONFIG, REPORTED, resume_step=3):
         assert f"{path}:2 is left out" in caplog.text
     assert [line["step"] for line in lines(path)] == [1, 3]
 
@@ -143,7 +143,7 @@ def test_a_damaged_line_is_named(tmp_path, caplog):
 def test_without_a_terminal_each_step_is_a_line_of_the_log(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     rates = {"sequences_per_second": 812.25, "real_tokens_per_second": 98_123.4, "mfu": 0.4125}
-    with Tracker(tmp_path, Config(num_steps=10_000, log=CONFIG.log), NAMES) as tracker:
+    with Tracker(tmp_path, Config(num_steps=10_000, log=CONFIG.log), REPORTED) as tracker:
         tracker.log_step(record(4, **rates), seconds_left=3_725.2)
         tracker.log_step(record(5, loss=float("nan")))
         tracker.log_eval(evaluation(4))
@@ -163,7 +163,7 @@ def test_a_terminal_has_one_progress_line(tmp_path, monkeypatch, columns):
     termios.tcsetwinsize(writer, (24, columns))
     with os.fdopen(writer, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with Tracker(tmp_path, CONFIG, NAMES, resume_step=5) as tracker:
+        with Tracker(tmp_path, CONFIG, REPORTED, resume_step=5) as tracker:
             for step in (6, 7, 20):
                 tracker.log_step(record(step), seconds_left=20 - step)
     text = b""
@@ -248,7 +248,7 @@ def test_summary_is_strict_json_and_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
-PANELS = pretraining_panels(next_sentence=True)
+PANELS = [metric for metric in REPORTED if metric.title]
 TRAIN, HELDOUT, BASELINE = (0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77), (0x22, 0x88, 0x33)
 
 
@@ -267,7 +267,8 @@ def test_curves(tmp_path):
 
 
 def test_what_is_not_trained_has_no_panel():
-    names = [panel.name for panel in pretraining_panels(next_sentence=False)]
+    without = make_objective(ModelConfig(next_sentence=False)).reported
+    names = [metric.name for metric in without if metric.title]
     assert names == ["mlm_loss", "mlm_accuracy"]
     assert [panel.name for panel in PANELS] == [*names, "nsp_accuracy"]
 
@@ -277,7 +278,7 @@ def pyplot_figures():
 
 
 def test_curves_of_what_there_is(tmp_path):
-    with Tracker(tmp_path, CONFIG, NAMES) as tracker:
+    with Tracker(tmp_path, CONFIG, REPORTED) as tracker:
         assert colours(plot_curves(tmp_path, PANELS)) == set()  # nothing yet
         for step in (1, 2):
             tracker.log_step(record(step, nsp_accuracy=None, nsp_loss=None, loss=np.nan))

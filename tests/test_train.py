@@ -20,10 +20,10 @@ from micro_runs import RECIPE, STEPS, assert_same_run, computed, micro, read, su
 from stream_store import make_documents, make_tokenizer
 
 from bertjax.checkpoints.checkpoint import CheckpointStore
-from bertjax.config import ConfigError, Phase
+from bertjax.config import ConfigError, ModelConfig, Phase
 from bertjax.data.store.store_writer import write_store
+from bertjax.objectives.objective import make_objective
 from bertjax.pretraining import job as pretraining_job
-from bertjax.pretraining.job import Pretraining
 from bertjax.pretraining.run import pretrain
 from bertjax.reports.tracker import Tracker, step_keys
 from bertjax.storage.workdir_lock import WorkdirInUseError
@@ -40,7 +40,7 @@ def test_a_run_leaves_what_it_promises(whole_run):
         4 * i for i in range(1, 7)
     ]
     for line in lines:
-        assert list(line) == list(step_keys(Pretraining.metric_names))
+        assert list(line) == list(step_keys(make_objective(ModelConfig()).reported))
         assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
         assert line["mfu"] is None  # nobody publishes the peak of a CPU
     assert lines[0]["learning_rate"] == 0

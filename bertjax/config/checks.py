@@ -11,8 +11,7 @@ from bertjax.config import (
     packed_predictions,
 )
 from bertjax.config.store_list import store_list
-
-HEADS = ("pretraining", "encoder", "classification", "regression", "span", "tagging")
+from bertjax.heads import HEADS
 
 
 def validate(config: Config) -> None:
@@ -29,7 +28,7 @@ def validate(config: Config) -> None:
         ("model.attention", model.attention, ("xla", "pallas", "rows")),
         ("model.activation_layout", model.activation_layout, ("compiler", "row_major")),
         ("model.remat", model.remat, ("none", "attention", "layer")),
-        ("model.head", model.head, HEADS),
+        ("model.head", model.head, tuple(HEADS)),
         ("data.masking", data.masking, MASKINGS),
         ("eval.masking", config.eval.masking, MASKINGS),
         ("optimizer.name", optimizer.name, ("bert_adamw", "adamw", "lamb")),
@@ -93,16 +92,16 @@ def validate(config: Config) -> None:
         f"config.model.num_token_types = {model.num_token_types}: sentence pairs need 2; raise it "
         "or set config.model.next_sentence=false",
     )
-    pooled = {"pretraining": model.next_sentence, "classification": True, "regression": True}
+    head = HEADS[model.head]
     _require(
-        model.pooler or not pooled.get(model.head, False),
+        model.pooler or not head.reads_pooled(model.next_sentence),
         f"config.model.pooler = False, but config.model.head = {model.head!r} "
-        "reads the pooled output" + (", for next sentence" if model.head == "pretraining" else ""),
+        "reads the pooled output" + ("" if head.pooled == "always" else f", {head.pooled}"),
     )
-    fewest = {"classification": 2, "regression": 1, "tagging": 2}.get(model.head, 0)
     _require(
-        model.num_labels >= fewest,
-        f"config.model.num_labels = {model.num_labels}: {model.head} needs {fewest} at least",
+        model.num_labels >= head.fewest_labels,
+        f"config.model.num_labels = {model.num_labels}: {model.head} needs {head.fewest_labels} "
+        "at least",
     )
     _require(
         optimizer.frozen_layers <= model.num_layers,
@@ -155,7 +154,7 @@ def _validate_phases(config: Config) -> None:
             f"{name}.packing_depth = {depth}: expected the pairs in a row at most; 1 or more",
         )
         _require(
-            depth == 1 or config.model.head == "pretraining",
+            depth == 1 or HEADS[config.model.head].can_pack,
             f"{name}.packing_depth = {depth}: only rows of pre-training can be packed",
         )
         needed = packed_predictions(config.data.mask_rate, phase.max_length, depth)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bertjax.config import Config, FineTuningConfig, ModelConfig, Phase
+from bertjax.config import Config, ConfigError, FineTuningConfig, ModelConfig
 from bertjax.data.stream.example_rows import (
     ExampleRows,
     batches_by_length,
@@ -21,16 +21,12 @@ from bertjax.data.stream.example_rows import (
     take_rows,
 )
 from bertjax.data.tokenizers.tokenizer import Tokenizer
-from bertjax.models import make_model, without_gradients
-from bertjax.objectives.fine_tuning import (
-    ANSWERS,
-    fine_tuning_batch,
-    fine_tuning_objective,
-    fine_tuning_sums,
-    run_model,
-)
+from bertjax.heads import HEADS, INPUTS
+from bertjax.models import without_gradients
+from bertjax.objectives.fine_tuning import fine_tuning_sums, run_model
+from bertjax.objectives.objective import Metric, make_objective
 from bertjax.parallel.sharding import local_rows, replicated
-from bertjax.reports.curves import Panel, plot_curves
+from bertjax.reports.curves import plot_curves
 from bertjax.tasks.task import Task, join_outputs
 from bertjax.training.input import device_batch
 from bertjax.training.job import Source
@@ -41,7 +37,6 @@ from bertjax.training.workdir import Workdir
 # caches to stay in, and compiles another shape in the time of a few batches.
 _TOKENS, _LENGTHS = 8_192, 4
 _TOKENS_CPU, _LENGTHS_CPU = 2_048, 8
-_MODEL_ARRAYS = ("input_ids", "token_type_ids", "attention_mask", "row_weights")
 
 
 class Examples:
@@ -70,12 +65,12 @@ class Examples:
         self.max_length = rounded_length(longest, max_length)
         # Columns that are padding in every row cost time and do nothing.
         self.arrays = cut_tokens(arrays, self.max_length)
-        answers = ANSWERS[task.head]
-        self.has_answers = all(name in self.arrays for name in answers)
+        self._answers = HEADS[task.head].answers
+        self.has_answers = all(name in self.arrays for name in self._answers)
 
     def model_arrays(self) -> dict[str, np.ndarray]:
         """The arrays that the model and its objective read."""
-        names = [*_MODEL_ARRAYS, *(ANSWERS[self.task.head] if self.has_answers else ())]
+        names = [*INPUTS, "row_weights", *(self._answers if self.has_answers else ())]
         return {name: self.arrays[name] for name in names}
 
     def sha256(self) -> str:
@@ -119,7 +114,8 @@ class Scorer:
             tokens_per_shard=_TOKENS_CPU if on_cpu else _TOKENS,
         )
         model = without_gradients(model, platform, mesh.size)
-        module = make_model(model)
+        self._objective = make_objective(model)
+        module = self._objective.model
         has_answers = examples.has_answers
 
         def step(params: Tree, batch: dict[str, jax.Array]) -> Any:
@@ -128,7 +124,6 @@ class Scorer:
             return outputs, sums
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
-        self._objective = fine_tuning_objective(module, model)
 
     def run(self, params: Tree) -> Scored:
         """Predicts and scores, rows of like lengths together.
@@ -183,13 +178,21 @@ class FineTuning:
           config: a `FineTuningConfig` with `model.dtype` resolved.
           initial_hash: `params_sha256` of the model that `config.init_from` names; "" = a run is
             resumed whatever it names.
+
+        Raises:
+          ConfigError: the model's head is not the task's.
         """
         del workdir  # nothing is kept there but what the loop keeps
         assert isinstance(config, FineTuningConfig)
-        self._config, self._task = config, training.task
+        self._task = training.task
+        if config.model.head != self._task.head:
+            raise ConfigError(
+                f"config.model.head = {config.model.head!r}: the task {self._task.name} needs "
+                f"{self._task.head!r}; set it, or take a task of that head"
+            )
         self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
         self._scorer = Scorer(evaluation, config.model, mesh)
-        self.objective = fine_tuning_objective(make_model(config.model), config.model)
+        self.objective = make_objective(config.model)
         self.source = Source(
             tokenizer,
             training.sha256(),
@@ -202,8 +205,6 @@ class FineTuning:
             "evaluation examples (config.task.eval)": self.source.evaluation_hash,
             "initial weights (config.init_from)": self.source.initial_hash,
         }
-        regression = config.model.head == "regression"
-        self.metric_names: tuple[str, ...] = () if regression else ("accuracy",)
         self.main_metric: str | None = f"heldout_{self._task.main_metric}"
         self.best: Scored | None = None  # the first of the best evaluations of this process
 
@@ -211,10 +212,6 @@ class FineTuning:
         """The rows of the training examples, shuffled anew each epoch."""
         del phase_index  # fine-tuning has one phase
         return self._rows
-
-    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of one global batch."""
-        return fine_tuning_batch(self._config.model, phase, mesh)
 
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
         """The task's official metrics on the evaluation examples, and the loss."""
@@ -234,8 +231,9 @@ class FineTuning:
     def plot(self, workdir: Path) -> Path:
         """Draws curves.png: the losses and the main metric."""
         metric = self._task.main_metric
-        panels = (
-            Panel("loss", "Loss", "squared error" if not self.metric_names else "nats"),
-            Panel(metric, metric.replace("_", " ").capitalize(), "score"),
+        title = metric.replace("_", " ").capitalize()
+        drawn = (
+            Metric("loss", title="Loss", unit=self.objective.loss_unit),
+            Metric(metric, title=title, unit="score"),
         )
-        return plot_curves(workdir, panels)
+        return plot_curves(workdir, drawn)

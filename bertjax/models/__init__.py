@@ -2,7 +2,6 @@
 
 from bertjax.models.bert import BertEncoder, Packing
 from bertjax.models.build import (
-    MODELS,
     abstract_params,
     apply_model,
     check_backend,
@@ -21,7 +20,6 @@ from bertjax.models.fine_tuning import (
 from bertjax.models.pretraining import BertForPreTraining
 
 __all__ = [
-    "MODELS",
     "BertEncoder",
     "BertForClassification",
     "BertForPreTraining",

@@ -12,27 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ConfigError, ModelConfig
-from bertjax.models.bert import BertEncoder
-from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
-from bertjax.models.pretraining import BertForPreTraining
+from bertjax.heads import HEADS, resolve
 from bertjax.parallel.partition import gather_params
 
 _LOG = logging.getLogger(__name__)
 
-MODELS: dict[str, type[nn.Module]] = {  # by `ModelConfig.head`
-    "pretraining": BertForPreTraining,
-    "encoder": BertEncoder,
-    "classification": BertForClassification,
-    "regression": BertForClassification,
-    "span": BertForSpans,
-    "tagging": BertForTagging,
-}
-
 
 def make_model(config: ModelConfig) -> nn.Module:
     """Returns the module that `config.head` names; `config.dtype` must be resolved to call it."""
-    model: Any = MODELS[config.head]
-    return model(config)
+    return resolve(HEADS[config.head].module)(config)
 
 
 def compute_dtype(config: ModelConfig, backend: str) -> str:
@@ -111,8 +99,8 @@ def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
     # The forward pass of initialisation only declares shapes; one token of one row is enough.
     ids = jnp.zeros((1, 1), jnp.int32)
     model = make_model(dataclasses.replace(config, dtype="float32"))
-    inputs = (ids,) * (4 if config.head == "pretraining" else 3)
-    return model.init(jax.random.key(seed), *inputs)["params"]
+    inputs = HEADS[config.head].inputs
+    return model.init(jax.random.key(seed), *(ids for _ in inputs))["params"]
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
+from bertjax.heads import HEADS
 from bertjax.models.bert import BertEncoder
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import output_layer
@@ -103,12 +104,11 @@ def name_outputs(head: str, outputs: Any) -> dict[str, jax.Array]:
       Float32 arrays: classification `logits` [b, c]; regression `values` [b]; span `start_logits`
       and `end_logits` [b, t]; tagging `logits` [b, t, c].
     """
-    match head:
-        case "span":
-            return {"start_logits": outputs[0], "end_logits": outputs[1]}
-        case "regression":
-            return {"values": outputs[:, 0]}
-    return {"logits": outputs}
+    record = HEADS[head]
+    arrays = outputs if isinstance(outputs, tuple) else (outputs,)
+    if record.num_labels == 1:
+        arrays = tuple(x[..., 0] for x in arrays)
+    return dict(zip(record.outputs, arrays, strict=True))
 
 
 def _head_keys(config: ModelConfig, row_keys: jax.Array | None) -> jax.Array | None:

@@ -14,38 +14,83 @@ have `row_weights` 0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from bertjax.config import ModelConfig, Phase
-from bertjax.models import apply_model, name_outputs
-from bertjax.objectives.pretraining import Batch, Objective, Sums, weighted_sums
-from bertjax.parallel.sharding import row_sharding
+from bertjax.heads import HEADS, INPUTS
+from bertjax.models import apply_model, make_model, name_outputs
+from bertjax.objectives.objective import (
+    Batch,
+    Fields,
+    Metric,
+    Objective,
+    Sums,
+    row_flops,
+    weighted_sums,
+)
 
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-# Beside the inputs and row_weights: name -> (dtype, True = one a token, False = one a row).
-ANSWERS: dict[str, dict[str, tuple[Any, bool]]] = {
-    "classification": {"labels": (np.int32, False)},
-    "regression": {"targets": (np.float32, False)},
-    "span": {"start_positions": (np.int32, False), "end_positions": (np.int32, False)},
-    "tagging": {"tag_ids": (np.int32, True), "tag_weights": (np.float32, True)},
+
+class Loss(NamedTuple):
+    """How the outputs of a head are compared with its answers.
+
+    Attributes:
+      sums: (outputs, the answer of each, weights of the answers) -> loss_sum, weight and, where
+        `has_accuracy`, correct.
+      unit: of the loss.
+      has_accuracy: an answer is right or wrong.
+    """
+
+    sums: Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], Sequence[jax.Array]]
+    unit: str
+    has_accuracy: bool
+
+
+def _cross_entropy(
+    outputs: Sequence[jax.Array], answers: Sequence[jax.Array], weights: jax.Array
+) -> Sequence[jax.Array]:
+    """The mean of the cross-entropies of all outputs; correct where all of them are."""
+    parts = [weighted_sums(*pair, weights) for pair in zip(outputs, answers, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    right = [jnp.argmax(x, axis=-1) == y for x, y in zip(outputs, answers, strict=True)]
+    loss_sum = functools.reduce(jnp.add, [part[0] for part in parts]) / len(parts)
+    correct = jnp.sum(functools.reduce(jnp.logical_and, right) * weights)
+    return loss_sum, parts[0][1], correct
+
+
+def _squared_error(
+    outputs: Sequence[jax.Array], answers: Sequence[jax.Array], weights: jax.Array
+) -> Sequence[jax.Array]:
+    (values,), (targets,) = outputs, answers
+    return jnp.sum(jnp.square(values - targets) * weights), jnp.sum(weights)
+
+
+LOSSES = {  # by `Head.loss`
+    "cross_entropy": Loss(_cross_entropy, "nats", has_accuracy=True),
+    "squared_error": Loss(_squared_error, "squared error", has_accuracy=False),
 }
 
 
-def fine_tuning_objective(model: Any, config: ModelConfig) -> Objective:
-    """The objective of `config.head`; its metrics are `accuracy`, but none for a regression."""
+def fine_tuning_objective(config: ModelConfig) -> Objective:
+    """The objective of `config.head`; its metric is `accuracy`, where its loss has one."""
+    model, loss = make_model(config), LOSSES[HEADS[config.head].loss]
     return Objective(
-        sums=lambda params, batch, row_keys: fine_tuning_sums(
-            config, run_model(model, config, params, batch, row_keys), batch
+        model=model,
+        fields=functools.partial(fine_tuning_fields, config),
+        sums=lambda params, batch, dropout_keys, _=None: fine_tuning_sums(
+            config, run_model(model, config, params, batch, dropout_keys), batch
         ),
-        denominators=functools.partial(_denominators, config),
+        denominators=lambda batch: {"weight": jnp.sum(_weights(config, batch))},
         loss=lambda sums, denominators: sums["loss_sum"] / jnp.maximum(denominators["weight"], 1.0),
         metrics=_metrics,
+        reported=(Metric("accuracy", progress="accuracy {:.3f}"),) if loss.has_accuracy else (),
+        row_flops=functools.partial(row_flops, config),
+        loss_unit=loss.unit,
     )
 
 
@@ -62,7 +107,7 @@ def run_model(
       batch: input_ids, token_type_ids, attention_mask int32 [b, t].
       row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
     """
-    outputs = apply_model(model, params, *(batch[name] for name in _INPUTS), row_keys)
+    outputs = apply_model(model, params, *(batch[name] for name in INPUTS), row_keys)
     return name_outputs(config.head, outputs)
 
 
@@ -71,52 +116,38 @@ def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batc
 
     Args:
       outputs: of `run_model`.
-      batch: the arrays of ANSWERS[config.head], and row_weights float32 [b].
+      batch: the answers of the head, and row_weights float32 [b].
 
     Returns:
-      Float32 scalars loss_sum, weight (rows, or tags) and, but for a regression, correct.
+      Float32 scalars loss_sum, weight (rows, or tags) and, where the loss has it, correct.
     """
-    weights = batch["row_weights"]
-    match config.head:
-        case "classification":
-            sums = weighted_sums(outputs["logits"], batch["labels"], weights)
-        case "regression":
-            squares = jnp.square(outputs["values"] - batch["targets"])
-            return {"loss_sum": jnp.sum(squares * weights), "weight": jnp.sum(weights)}
-        case "span":
-            starts, ends = outputs["start_logits"], outputs["end_logits"]
-            start = weighted_sums(starts, batch["start_positions"], weights)
-            end = weighted_sums(ends, batch["end_positions"], weights)
-            both = (jnp.argmax(starts, axis=-1) == batch["start_positions"]) & (
-                jnp.argmax(ends, axis=-1) == batch["end_positions"]
-            )
-            sums = [(start[0] + end[0]) / 2, start[1], jnp.sum(both * weights)]
-        case "tagging":
-            tag_weights = batch["tag_weights"] * weights[:, None]
-            sums = weighted_sums(outputs["logits"], batch["tag_ids"], tag_weights)
-    return dict(zip(("loss_sum", "weight", "correct"), sums, strict=True))
+    head = HEADS[config.head]
+    sums = LOSSES[head.loss].sums(
+        [outputs[name] for name in head.outputs],
+        [batch[name] for name in head.outputs.values()],
+        _weights(config, batch),
+    )
+    return dict(zip(("loss_sum", "weight", "correct"), sums, strict=False))
 
 
-def fine_tuning_batch(
-    config: ModelConfig, phase: Phase, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one global batch: b rows of t tokens."""
+def fine_tuning_fields(config: ModelConfig, phase: Phase) -> Fields:
+    """One global batch: b rows of t tokens."""
     b, t = phase.global_batch_size, phase.max_length
-    rows = row_sharding(mesh)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        **{name: ((b, t), np.int32) for name in _INPUTS},
+    return {
+        **{name: ((b, t), np.int32) for name in INPUTS},
         "row_weights": ((b,), np.float32),
+        **{
+            name: ((b, t) if answer.per_token else (b,), np.dtype(answer.dtype))
+            for name, answer in HEADS[config.head].answers.items()
+        },
     }
-    for name, (dtype, each_token) in ANSWERS[config.head].items():
-        shapes[name] = (b, t) if each_token else (b,), dtype
-    return {k: jax.ShapeDtypeStruct(s, d, sharding=rows) for k, (s, d) in shapes.items()}
 
 
-def _denominators(config: ModelConfig, batch: Batch) -> Sums:
-    weights = batch["row_weights"]
-    if config.head == "tagging":
-        return {"weight": jnp.sum(batch["tag_weights"] * weights[:, None])}
-    return {"weight": jnp.sum(weights)}
+def _weights(config: ModelConfig, batch: Batch) -> jax.Array:
+    """Of each answer: [b], or [b, t] where the head weighs its answers."""
+    name = HEADS[config.head].answer_weights
+    rows = batch["row_weights"]
+    return batch[name] * rows[:, None] if name else rows
 
 
 def _metrics(sums: Mapping[str, jax.Array]) -> Sums:

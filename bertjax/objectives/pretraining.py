@@ -1,75 +1,68 @@
-"""What pre-training minimises: losses as sums, divided by weights of the whole global batch.
-
-A mean of microbatch means is not the mean of the batch, because rows have different numbers of
-masked tokens. So a microbatch yields sums, the denominators come from the global batch before any
-model runs, and the gradient of `pretraining_loss` adds up over microbatches to that of the batch.
-"""
+"""The objective of BERT: masked tokens and next sentence (Devlin et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
 
-from bertjax.config import Phase
+from bertjax.config import ModelConfig, Phase
 from bertjax.models import BertForPreTraining, Packing, apply_model
-from bertjax.parallel.sharding import row_sharding
+from bertjax.objectives.objective import (
+    Batch,
+    Fields,
+    Metric,
+    Objective,
+    is_packed,
+    row_flops,
+    weighted_sums,
+)
 
-Batch = Mapping[str, jax.Array]
-Sums = dict[str, jax.Array]
+_MLM_LOSS = Metric(
+    "mlm_loss",
+    progress="mlm {:.3f}",
+    title="MLM loss",
+    unit="nats per masked token",
+    baseline="unigram_entropy",
+    baseline_label="unigrams",
+    summary="MLM loss {:.3f} nats (training unigrams: {:.3f})",
+)
+_MLM_ACCURACY = Metric("mlm_accuracy", title="MLM accuracy", unit="share of masked tokens")
+_NSP_ACCURACY = Metric(
+    "nsp_accuracy",
+    title="Next-sentence accuracy",
+    unit="share of pairs",
+    baseline="nsp_majority",
+    baseline_label="majority",
+    summary="NSP accuracy {:.3f} (majority: {:.3f})",
+)
 
 
-class Objective(NamedTuple):
-    """What a run minimises: the only difference between pre-training and fine-tuning.
-
-    Attributes:
-      sums: (params, batch, row_keys) -> float32 scalars that add up over the parts of a batch.
-      denominators: batch -> float32 scalars of the whole global batch.
-      loss: (sums, denominators) -> the loss; linear in the sums.
-      metrics: sums of whole batches -> what is logged.
-    """
-
-    sums: Callable[[Any, Batch, jax.Array | None], Sums]
-    denominators: Callable[[Batch], Sums]
-    loss: Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
-    metrics: Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]
-
-
-def pretraining_objective(model: BertForPreTraining) -> Objective:
-    """Masked tokens and, unless the model goes without, next sentence (section 3.1)."""
+def pretraining_objective(config: ModelConfig) -> Objective:
+    """Masked tokens and, unless the model goes without, next sentence."""
+    model, next_sentence = BertForPreTraining(config), config.next_sentence
     return Objective(
-        sums=functools.partial(pretraining_sums, model),
+        model=model,
+        fields=pretraining_fields,
+        sums=lambda params, batch, dropout_keys, _=None: pretraining_sums(
+            model, params, batch, dropout_keys
+        ),
         denominators=pretraining_denominators,
         loss=pretraining_loss,
-        metrics=functools.partial(pretraining_metrics, next_sentence=model.config.next_sentence),
+        metrics=functools.partial(pretraining_metrics, next_sentence=next_sentence),
+        reported=(
+            _MLM_LOSS,
+            Metric("nsp_loss", progress="nsp {:.3f}"),
+            _MLM_ACCURACY,
+            _NSP_ACCURACY if next_sentence else Metric(_NSP_ACCURACY.name),
+        ),
+        row_flops=functools.partial(row_flops, config),
+        baselines=functools.partial(frequency_baselines, next_sentence=next_sentence),
     )
-
-
-def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
-    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct.
-
-    Cross-entropy is -log softmax(logits)[label], in nats, formed without a copy of the logits; a
-    label is correct if no logit is larger than its own.
-
-    Args:
-      logits: float32 [..., classes].
-      labels: int32 [...].
-      weights: float32 [...].
-
-    Returns:
-      Three float32 scalars.
-    """
-    # Sums and maxima fuse. An index would be a gather, whose gradient scatters into a second array
-    # of the logits' size, and an argmax a slow reduction of pairs.
-    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
-    label_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - label_logits
-    correct = (label_logits >= jnp.max(logits, axis=-1)).astype(weights.dtype)
-    return [jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights)]
 
 
 def pretraining_sums(
@@ -124,11 +117,6 @@ def pretraining_denominators(batch: Batch) -> dict[str, jax.Array]:
     }
 
 
-def is_packed(batch: Mapping[str, Any]) -> bool:
-    """Whether rows hold several pairs: known by the names of the arrays, as the step is traced."""
-    return "segment_ids" in batch
-
-
 def _pair_weights(batch: Batch) -> jax.Array:
     return batch["pair_weights" if is_packed(batch) else "row_weights"]
 
@@ -173,10 +161,38 @@ def pretraining_metrics(
     return metrics
 
 
-def pretraining_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one global batch: b rows of t tokens, m of them masked, in p pairs at most."""
+def frequency_baselines(
+    batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray, *, next_sentence: bool
+) -> dict[str, float]:
+    """What a model that has learned frequencies alone scores.
+
+    Args:
+      batches: held-out rows, one pair each.
+      unigrams: how often each id occurs in the training tokens [v].
+
+    Returns:
+      unigram_entropy, the cross-entropy of the masked tokens under the training unigrams with one
+      added to each count, in nats; and, with `next_sentence`, nsp_majority, the share of the more
+      frequent next-sentence label.
+    """
+    log_probability = np.log((unigrams + 1) / (unigrams.sum() + len(unigrams)))
+    nats = masked = random_pairs = pairs = 0.0
+    for batch in batches:
+        weights = batch["masked_weights"]
+        nats -= float((log_probability[batch["masked_ids"]] * weights).sum())
+        masked += float(weights.sum())
+        random_pairs += float((batch["next_sentence_labels"] * batch["row_weights"]).sum())
+        pairs += float(batch["row_weights"].sum())
+    baselines = {"unigram_entropy": nats / masked}
+    if next_sentence:
+        baselines["nsp_majority"] = max(random_pairs, pairs - random_pairs) / pairs
+    return baselines
+
+
+def pretraining_fields(phase: Phase) -> Fields:
+    """One global batch: b rows of t tokens, m of them masked, in p pairs at most."""
     b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+    fields: Fields = {
         "input_ids": ((b, t), jnp.int32),
         "token_type_ids": ((b, t), jnp.int32),
         "masked_positions": ((b, m), jnp.int32),
@@ -184,18 +200,15 @@ def pretraining_batch(phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
         "masked_weights": ((b, m), jnp.float32),
     }
     if (p := phase.packing_depth) > 1:
-        shapes |= {
+        return fields | {
             "segment_ids": ((b, t), jnp.int32),
             "position_ids": ((b, t), jnp.int32),
             "cls_positions": ((b, p), jnp.int32),
             "next_sentence_labels": ((b, p), jnp.int32),
             "pair_weights": ((b, p), jnp.float32),
         }
-    else:
-        shapes |= {
-            "attention_mask": ((b, t), jnp.int32),
-            "next_sentence_labels": ((b,), jnp.int32),
-            "row_weights": ((b,), jnp.float32),
-        }
-    rows = row_sharding(mesh)
-    return {k: jax.ShapeDtypeStruct(s, d, sharding=rows) for k, (s, d) in shapes.items()}
+    return fields | {
+        "attention_mask": ((b, t), jnp.int32),
+        "next_sentence_labels": ((b,), jnp.int32),
+        "row_weights": ((b,), jnp.float32),
+    }

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from bertjax.config import Config, ConfigError, MeshConfig, ModelConfig, Phase
+from bertjax.objectives.objective import make_objective
 from bertjax.parallel.sharding import AXES, check_fits_mesh, parameter_shardings
 from bertjax.parameters import shapes
 from bertjax.plan.collectives import Collective
-from bertjax.reports.flops import flops_per_row
 from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
 
 
@@ -97,9 +97,7 @@ def estimate(
         fitting = [n for n in allowed if sum(memory(n).values()) <= USABLE * hbm_bytes]
         parts = fitting[0] if fitting else rows
     remat = {"none": 0.0, "attention": 0.0, "layer": 1 / 3}[config.model.remat]
-    flops = rows * flops_per_row(
-        config.model, phase.max_length, phase.max_predictions, phase.packing_depth
-    )
+    flops = rows * make_objective(config.model).row_flops(phase)
     itemsize = jnp.dtype(config.model.dtype).itemsize
     copies = params * itemsize / 4  # the kernels in the compute dtype
     return Estimate(

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from bertjax.config import Config, ConfigError, Phase
+from bertjax.objectives.objective import make_objective
 from bertjax.parallel.sharding import check_fits_mesh, make_mesh
 from bertjax.plan.arithmetic import estimate, mesh_sizes
 from bertjax.plan.collectives import Collective
 from bertjax.plan.program import compile_phase, resolve_model
 from bertjax.plan.roofline import Roofline, bound
 from bertjax.plan.topology import Target
-from bertjax.reports.flops import flops_per_row
 from bertjax.training.compilation import (
     USABLE,
     DoesNotFitError,
@@ -38,7 +38,7 @@ class PhasePlan:
       hbm_bytes: that a program can have on one chip; 0 where it is not known.
       fits: the memory is enough.
       flops: of matrix products of one chip and step.
-      useful_flops: of them, what `flops_per_row` counts: without remat and one-hot products.
+      useful_flops: of them, what the objective counts: without remat and one-hot products.
       traffic_bytes: to and from main memory of one chip and step.
       collectives: of one chip and step.
       checks: name -> True, or what was found instead; empty by arithmetic.
@@ -216,5 +216,5 @@ def advise(config: Config, plan: PhasePlan, target: Target) -> list[str]:
 
 
 def _useful_flops(config: Config, phase: Phase, target: Target) -> float:
-    row = flops_per_row(config.model, phase.max_length, phase.max_predictions, phase.packing_depth)
+    row = make_objective(config.model).row_flops(phase)
     return phase.global_batch_size * row / target.num_chips

@@ -11,8 +11,8 @@ import jax
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ModelConfig, Phase
-from bertjax.models import BertForPreTraining, check_backend, compute_dtype
-from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective
+from bertjax.models import check_backend, compute_dtype
+from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.plan import collectives, hlo, work
 from bertjax.plan.topology import Target
 from bertjax.training.compilation import compile_train_step, program_bytes
@@ -68,14 +68,15 @@ def compile_phase(
       DoesNotFitError: no allowed number of microbatches fits.
     """
     started = time.monotonic()
+    objective = make_objective(config.model)
     with jax.set_mesh(mesh):
         compiled, num_microbatches = compile_train_step(
             config,
             phase,
-            pretraining_objective(BertForPreTraining(config.model)),
+            objective,
             make_optimizer(config.optimizer, config.total_steps),
             make_state(config, mesh),
-            pretraining_batch(phase, mesh),
+            abstract_batch(objective, phase, mesh),
             mesh,
             memory,
         )

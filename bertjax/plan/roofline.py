@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from bertjax.config import Config, Phase
+from bertjax.flops import peak_flops
 from bertjax.plan.chips import Chip
 from bertjax.plan.collectives import Collective
-from bertjax.reports.flops import peak_flops
 
 _DAY = 24 * 3600.0
 

@@ -1,4 +1,4 @@
-"""Pre-training as a job of the loop: rows of a store, masked tokens and next sentence."""
+"""Pre-training as a job of the loop: rows of a store, and an objective that is trained on them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from bertjax.config import Config, ConfigError, Phase
+from bertjax.config import Config, ConfigError
 from bertjax.data.stream.reader import Rows
-from bertjax.models import BertForPreTraining, without_gradients
-from bertjax.objectives.pretraining import pretraining_batch, pretraining_objective
+from bertjax.heads import heads_trained_on
+from bertjax.models import without_gradients
+from bertjax.objectives.objective import make_objective
 from bertjax.pretraining.documents import open_data
 from bertjax.pretraining.evaluation import Evaluation
-from bertjax.reports.curves import plot_curves, pretraining_panels
+from bertjax.reports.curves import plot_curves
 from bertjax.training.compilation import estimate_step_seconds
 from bertjax.training.job import Source
 from bertjax.training.phases import Phases
@@ -31,7 +31,6 @@ _MANY_EPOCHS = 40  # beyond them more of the same text adds nothing (Muennighoff
 class Pretraining:
     """See `bertjax.training.job.Job`."""
 
-    metric_names: tuple[str, ...] = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
     main_metric: str | None = None
 
     def __init__(self, config: Config, workdir: Workdir, mesh: Mesh):
@@ -41,19 +40,20 @@ class Pretraining:
           config: with `model.dtype` resolved.
 
         Raises:
-          ConfigError: as `documents.open_data`, or the model's head is another.
+          ConfigError: as `documents.open_data`, or the model's head is not trained on a store.
           StoreError: a store is missing or damaged.
         """
-        if config.model.head != "pretraining":
+        heads = heads_trained_on("store")
+        if config.model.head not in heads:
             raise ConfigError(
-                f"config.model.head = {config.model.head!r}: pre-training needs 'pretraining'; "
-                "python -m bertjax.finetune trains the others"
+                f"config.model.head = {config.model.head!r}: pre-training needs "
+                f"{' or '.join(map(repr, heads))}; python -m bertjax.finetune trains the others"
             )
         self._config, self._mesh = config, mesh
         self._data = open_data(config, workdir)
-        self.objective = pretraining_objective(BertForPreTraining(config.model))
+        self.objective = make_objective(config.model)
         model = without_gradients(config.model, mesh.devices.flat[0].platform, mesh.size)
-        self._heldout_objective = pretraining_objective(BertForPreTraining(model))
+        self._heldout_objective = make_objective(model)
         self.source = Source(self._data.tokenizer, self._data.store_hash)
         self.fingerprints: Mapping[str, str] = {
             "stores (config.data.store or stores)": self._data.store_hash,
@@ -82,12 +82,8 @@ class Pretraining:
             )
         return rows
 
-    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of one global batch."""
-        return pretraining_batch(phase, mesh)
-
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
-        """Losses and accuracies on held-out rows, beside those of frequencies alone.
+        """Losses and accuracies on held-out rows, beside the baselines of the objective.
 
         The rows are those of `config.eval`, one pair each, whatever the training rows look like.
         """
@@ -100,21 +96,20 @@ class Pretraining:
                 self._data.unigrams(),
                 self._config.eval.max_rows,
                 self._mesh,
-                next_sentence=self._config.model.next_sentence,
             )
         return self._evaluations[length].run(params)
 
     def describe(self, scores: Mapping[str, Any]) -> str:
-        """The held-out losses in one line."""
-        text = "held-out MLM loss {:.3f} nats (training unigrams: {:.3f})".format(
-            scores["heldout_mlm_loss"], scores["heldout_unigram_entropy"]
-        )
-        if self._config.model.next_sentence:
-            text += ", NSP accuracy {:.3f} (majority: {:.3f})".format(
-                scores["heldout_nsp_accuracy"], scores["heldout_nsp_majority"]
+        """The held-out scores in one line, with the baselines."""
+        parts = [
+            metric.summary.format(
+                scores[f"heldout_{metric.name}"], scores.get(f"heldout_{metric.baseline}")
             )
-        return text
+            for metric in self.objective.reported
+            if metric.summary
+        ]
+        return f"held-out {', '.join(parts)}"
 
     def plot(self, workdir: Path) -> Path:
         """Draws curves.png."""
-        return plot_curves(workdir, pretraining_panels(self._config.model.next_sentence))
+        return plot_curves(workdir, self.objective.reported)

@@ -8,10 +8,11 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from bertjax.objectives.objective import Metric
 from bertjax.reports.tracker import EVALS, METRICS, SUMMARY, read_lines
 from bertjax.storage.atomic_files import write_file
 
@@ -21,36 +22,8 @@ _TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # told apart by t
 _SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
 
 
-class Panel(NamedTuple):
-    """One picture of a figure."""
-
-    name: str  # in metrics.jsonl; with heldout_ in evals.jsonl
-    title: str
-    unit: str
-    baseline: str = ""  # what the evaluation calls a trivial predictor's score, drawn dashed
-    baseline_label: str = ""
-
-
-_PRETRAINING_PANELS = (  # the baselines are what frequencies alone would score
-    Panel("mlm_loss", "MLM loss", "nats per masked token", "heldout_unigram_entropy", "unigrams"),
-    Panel("mlm_accuracy", "MLM accuracy", "share of masked tokens"),
-    Panel(
-        "nsp_accuracy",
-        "Next-sentence accuracy",
-        "share of pairs",
-        "heldout_nsp_majority",
-        "majority",
-    ),
-)
-
-
-def pretraining_panels(next_sentence: bool) -> list[Panel]:
-    """What pre-training draws; without `next_sentence` the panel of that is left out."""
-    return [p for p in _PRETRAINING_PANELS if next_sentence or not p.name.startswith("nsp")]
-
-
-def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
-    """Draws the panels, three at most, and the learning rate over the steps.
+def plot_curves(workdir: Path, metrics: Sequence[Metric]) -> Path:
+    """Draws the metrics that have a title, three at most, and the learning rate over the steps.
 
     Training values are drawn pale, with their running mean on top; held-out values have markers.
     A dashed line is a trivial predictor's score, a dotted one is where a new phase begins. The
@@ -58,7 +31,7 @@ def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
 
     Args:
       workdir: folder of the run; it may be still going.
-      panels: what to draw.
+      metrics: of the run.
 
     Returns:
       The path of the picture, WORKDIR/curves.png.
@@ -69,13 +42,14 @@ def plot_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
     path = workdir / SUMMARY
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known = {**summary, **(evals[-1] if evals else {})}
+    panels = [metric for metric in metrics if metric.title]
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(_title(workdir.resolve().name, summary), fontsize=12)
     places = figure.subplots(2, 2, sharex=True).ravel().tolist()
     for axes in places[len(panels) + 1 :]:
         axes.remove()
     for axes, panel in zip(places, panels, strict=False):
-        baseline = known.get(panel.baseline)
+        baseline = known.get(f"heldout_{panel.baseline}")
         _draw(axes, steps, evals, panel.name, panel.baseline_label, baseline)
         axes.set(title=panel.title, ylabel=panel.unit)
     rate = places[len(panels)]

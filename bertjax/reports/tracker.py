@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bertjax.config import Config, closest
+from bertjax.objectives.objective import Metric
 from bertjax.reports.event_files import EventWriter
 from bertjax.storage.atomic_files import write_file
 
@@ -29,18 +30,18 @@ EVALS = "evals.jsonl"
 SUMMARY = "summary.json"
 
 
-def step_keys(metric_names: Sequence[str]) -> tuple[str, ...]:
+def step_keys(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """The keys of every line of metrics.jsonl, in this order; null where a value is not known.
 
     Args:
-      metric_names: of the objective.
+      metrics: those that the objective reports.
     """
     return (
         "step",  # updates made, this one included
         "phase",  # counted from 0
         "position",  # rows of the phase read so far
         "loss",
-        *metric_names,
+        *(metric.name for metric in metrics),
         "learning_rate",
         "grad_norm",  # before clipping
         "sequences_per_second",
@@ -69,19 +70,26 @@ class Tracker:
     """
 
     def __init__(
-        self, workdir: Path, config: Config, metric_names: Sequence[str], resume_step: int = 0
+        self, workdir: Path, config: Config, metrics: Sequence[Metric], resume_step: int = 0
     ):
         """Opens the files of `workdir`, cut back to the steps up to `resume_step`.
 
         Args:
-          metric_names: of the objective, see `step_keys`.
+          metrics: those that the objective reports, in the order of `step_keys`.
 
         Raises:
           OSError: a file cannot be written.
         """
         self.last_evaluation: int | None = None  # step of the last line of evals.jsonl
         self.evaluations: list[dict[str, Any]] = []  # the lines of evals.jsonl, in process 0
-        self._keys = step_keys(metric_names)
+        self._keys = step_keys(metrics)
+        self._formats = {
+            "loss": "loss {:.3f}",
+            **{metric.name: metric.progress for metric in metrics if metric.progress},
+            "sequences_per_second": "{:,.1f} sequences/s",
+            "real_tokens_per_second": "{:,.0f} real tokens/s",
+            "mfu": "MFU {:.1%}",
+        }
         self._total_steps = config.last_step
         self._exits = contextlib.ExitStack()
         self._writes = jax.process_index() == 0
@@ -139,7 +147,7 @@ class Tracker:
                 raise ValueError(f"{name!r} is not a key of {METRICS}; {closest(name, self._keys)}")
         line = _plain({name: record.get(name) for name in self._keys})
         self._write(self._steps, "train", line)
-        text = _progress(line, self._total_steps, seconds_left)
+        text = self._progress(line, seconds_left)
         if self._bar is None:
             _LOG.info("%s", text)
         else:
@@ -165,6 +173,19 @@ class Tracker:
     def close(self) -> None:
         """Closes the files and the progress line; may be called twice."""
         self._exits.close()
+
+    def _progress(self, line: Mapping[str, Any], seconds_left: float | None) -> str:
+        """What matters most comes first: a narrow terminal cuts off the end."""
+        parts = [f"step {line['step']:,}/{self._total_steps:,}"]
+        if seconds_left is not None:
+            parts.append(f"{datetime.timedelta(seconds=round(seconds_left))} left")
+        parts += [f"{name} is {value}" for name, value in line.get("not_finite", {}).items()]
+        parts += [
+            form.format(line[name])
+            for name, form in self._formats.items()
+            if line.get(name) is not None
+        ]
+        return "  ".join(parts)
 
     def _open(self, path: Path, resume_step: int) -> TextIO:
         cut_back(path, resume_step)
@@ -234,24 +255,3 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chart_name(name: str) -> str:
     return name.removeprefix("heldout_")
-
-
-def _progress(line: Mapping[str, Any], total_steps: int, seconds_left: float | None) -> str:
-    """What matters most comes first: a narrow terminal cuts off the end."""
-    parts = [f"step {line['step']:,}/{total_steps:,}"]
-    if seconds_left is not None:
-        parts.append(f"{datetime.timedelta(seconds=round(seconds_left))} left")
-    parts += [f"{name} is {value}" for name, value in line.get("not_finite", {}).items()]
-    formats = {
-        "loss": "loss {:.3f}",
-        "mlm_loss": "mlm {:.3f}",
-        "nsp_loss": "nsp {:.3f}",
-        "accuracy": "accuracy {:.3f}",
-        "sequences_per_second": "{:,.1f} sequences/s",
-        "real_tokens_per_second": "{:,.0f} real tokens/s",
-        "mfu": "MFU {:.1%}",
-    }
-    parts += [
-        form.format(line[name]) for name, form in formats.items() if line.get(name) is not None
-    ]
-    return "  ".join(parts)

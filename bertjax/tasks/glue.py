@@ -1,4 +1,4 @@
-"""The GLUE tasks (Wang et al. 2019) by name, and classification and regression of any file.
+"""The GLUE tasks (Wang et al. 2019) by name, and a task of any file for each head of texts.
 
 The official files are tables separated by tabs in which quotation marks are text. Columns are
 found by their names; CoLA's training and development files have no header, nor have those of
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bertjax.heads import HEADS, resolve
 from bertjax.tasks.task import TaskError, check_options
 from bertjax.tasks.text_task import Columns, TextTask
 
@@ -108,19 +109,24 @@ def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
 
 
 _COLUMNS: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
-TEXT_OPTIONS = {"classification": _COLUMNS | {"label_names": list}, "regression": _COLUMNS}
+TEXT_OPTIONS = {  # by head, which is also the task's name
+    name: _COLUMNS | ({"label_names": list} if head.labels_have_names else {})
+    for name, head in HEADS.items()
+    if head.task and resolve(head.task) is TextTask
+}
 
 
 def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
-    """Makes `classification` or `regression` of files with columns of any names.
+    """Makes the task of a head, such as `classification`, of files with columns of any names.
 
     Files: .csv with the usual quoting, .tsv and .txt separated by tabs without quoting, .jsonl;
     a table begins with the names of its columns.
 
     Args:
-        name: "classification" or "regression".
+        name: a key of `TEXT_OPTIONS`.
         options: `text_column` ("text"), `text_pair_column` ("" = one text), `label_column`
-            ("label") and, for classification, `label_names` (those of the training file, sorted).
+            ("label") and, where labels are names, `label_names` (those of the training file,
+            sorted).
 
     Raises:
         TaskError: an option does not exist or has another type.
@@ -136,8 +142,6 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
         options.get("text_pair_column", ""),
         options.get("label_column", "label"),
     )
-    if name == "regression":
-        metrics: tuple[str, ...] = ("spearman", "pearson")
-        return TextTask(name, "regression", columns, metrics, metrics[0], options=options)
-    metrics = ("accuracy", "f1_macro")
-    return TextTask(name, "classification", columns, metrics, metrics[0], labels, options=options)
+    head = HEADS[name]
+    metrics = ("accuracy", "f1_macro") if head.labels_have_names else ("spearman", "pearson")
+    return TextTask(name, head.name, columns, metrics, metrics[0], labels, options=options)

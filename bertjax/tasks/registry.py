@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,8 +14,7 @@ from bertjax.tasks.squad.squad import SQUAD_OPTIONS, squad_task
 from bertjax.tasks.task import Task, TaskError
 
 _OTHERS: dict[str, Callable[[dict[str, Any]], Task[Any]]] = {
-    "classification": lambda options: text_task("classification", options),
-    "regression": lambda options: text_task("regression", options),
+    **{name: functools.partial(text_task, name) for name in TEXT_OPTIONS},
     "squad": squad_task,
     "ner": ner_task,
 }

@@ -26,16 +26,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
 from bertjax.config import closest
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
+from bertjax.heads import HEADS, HeadName
 
 Arrays = dict[str, np.ndarray]
-Head = Literal["classification", "regression", "span", "tagging"]
 Example = TypeVar("Example")
 
 
@@ -48,13 +48,20 @@ class Task(abc.ABC, Generic[Example]):
 
     Attributes:
         name: what `make_task` calls it.
-        head: kind of model head.
+        head: of the model, see `bertjax.heads`.
         label_names: of classes or tags, in the order of their ids; () until they are known, and
             for the heads that have none.
         main_metric: the key of `scores` that tells the best checkpoint; higher is better.
+        default_max_length: tokens per row, where nothing else is said.
+        default_epochs: times that each example is seen.
+        length_of_texts: tokens per row of texts for a model whose fine-tuning is not known; 0 = all
+            its positions.
     """
 
-    head: Head
+    default_max_length: ClassVar[int] = 128
+    default_epochs: ClassVar[float] = 3.0
+    length_of_texts: ClassVar[int] = 0
+    head: HeadName
     name: str
     main_metric: str
     label_names: tuple[str, ...] = ()
@@ -62,7 +69,26 @@ class Task(abc.ABC, Generic[Example]):
     @property
     def num_labels(self) -> int:
         """Width of the model's output: c classes or tags, 1 for regression, 2 for spans."""
-        return {"regression": 1, "span": 2}.get(self.head, len(self.label_names))
+        return HEADS[self.head].num_labels or len(self.label_names)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a text to predict for is two."""
+        return False
+
+    @classmethod
+    @abc.abstractmethod
+    def for_texts(
+        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+    ) -> Self:
+        """Make the task of a model whose fine-tuning is not known.
+
+        Args:
+            head: of the model.
+            label_names: of the model's labels.
+            paired: whether the texts to predict for are pairs, where the task has both.
+            max_length: tokens per row.
+        """
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -87,6 +113,14 @@ class Task(abc.ABC, Generic[Example]):
         Raises:
             TaskError: naming file and line, what was found, and what was expected.
         """
+
+    @abc.abstractmethod
+    def example(self, text: str, pair: str | None, number: int) -> Example:
+        """Make an example without labels of the text to predict for that has this number."""
+
+    @abc.abstractmethod
+    def inputs(self, example: Example) -> dict[str, str]:
+        """Return what was predicted for: `text`, of two `text_pair` too, and `id` if it has one."""
 
     @abc.abstractmethod
     def features(
@@ -123,6 +157,14 @@ class Task(abc.ABC, Generic[Example]):
             TaskError: the examples have no labels, or their number is another.
         """
 
+    def answer(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a record of `predictions` says, to stand beside `inputs`."""
+        return {name: value for name, value in record.items() if name != "index"}
+
+    @abc.abstractmethod
+    def line(self, record: Mapping[str, Any]) -> str:
+        """Return `inputs` and `answer` together as a line for people."""
+
     def files(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return what to write beside the records: file name → JSON-able content."""
         del predictions
@@ -145,18 +187,24 @@ def join_outputs(
         number: no answer begins or ends there, and how far a row was padded changes no answer (in
         the reference padding may be among the best starts and ends, in place of text).
     """
+    record = HEADS[head]
     num_rows, length = attention_mask.shape
     whole = np.zeros(0, np.float32)
     for rows, part in parts:
         if not whole.size:
-            shape = (length, *part.shape[2:]) if head in ("span", "tagging") else part.shape[1:]
+            shape = (length, *part.shape[2:]) if record.per_token else part.shape[1:]
             whole = np.zeros((num_rows, *shape), np.float32)
         whole[(rows, *(slice(size) for size in part.shape[1:]))] = part
-    if head == "span":
-        return np.where(attention_mask, whole, np.finfo(np.float32).min)
-    if head == "tagging":
-        return np.where(attention_mask[..., None], whole, np.float32(0))
-    return whole
+    if not record.per_token:
+        return whole
+    mask = attention_mask.reshape(*attention_mask.shape, *(1,) * (whole.ndim - 2))
+    padding = np.finfo(np.float32).min if record.lowest_at_padding else np.float32(0)
+    return np.where(mask, whole, padding)
+
+
+def on_a_line(text: str) -> str:
+    """Return a text as it stands between tabs on a line."""
+    return text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
 
 
 def take_output(outputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

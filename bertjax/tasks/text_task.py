@@ -15,9 +15,17 @@ import numpy as np
 from bertjax.data.corpus.blocks import CorpusError
 from bertjax.data.corpus.tfds_records import read_tfds_records
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.heads import HEADS, HeadName
 from bertjax.tasks.metrics import METRICS
 from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, take_column
-from bertjax.tasks.task import Arrays, Head, Task, TaskError, check_same_number, take_output
+from bertjax.tasks.task import (
+    Arrays,
+    Task,
+    TaskError,
+    check_same_number,
+    on_a_line,
+    take_output,
+)
 from bertjax.tasks.text_rows import text_rows
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +76,7 @@ class TextTask(Task[TextExample]):
     """
 
     name: str
-    head: Head
+    head: HeadName
     columns: Columns
     metrics: tuple[str, ...]
     main_metric: str
@@ -79,13 +87,32 @@ class TextTask(Task[TextExample]):
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def takes_pairs(self) -> bool:
+        """See `Task.takes_pairs`."""
+        return bool(self.columns.text_pair)
+
+    @property
+    def _has_names(self) -> bool:
+        """Whether labels are names, not numbers."""
+        return HEADS[self.head].labels_have_names
+
+    @classmethod
+    def for_texts(
+        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+    ) -> TextTask:
+        """See `Task.for_texts`."""
+        del max_length
+        columns = Columns("text", "text_pair" if paired else "")
+        return cls("input", head, columns, (), "", label_names)
+
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
         return {"name": self.name, "options": dict(self.options)}
 
     def with_labels(self, examples: Sequence[TextExample]) -> TextTask:
         """See `Task.with_labels`: sorted, where the task has none yet."""
-        if self.head == "regression" or self.label_names:
+        if self.label_names or not self._has_names:
             return self
         names = sorted({str(example.label) for example in examples if example.label is not None})
         if len(names) < 2:
@@ -133,7 +160,7 @@ class TextTask(Task[TextExample]):
                 f"{where}: has no label (a test set?); expected one on each line; bertjax.predict "
                 "--examples needs none"
             )
-        if self.head == "regression":
+        if not self._has_names:
             try:
                 number = float(label)
             except (TypeError, ValueError, OverflowError):
@@ -163,6 +190,15 @@ class TextTask(Task[TextExample]):
             )
         return name
 
+    def example(self, text: str, pair: str | None, number: int) -> TextExample:
+        """See `Task.example`."""
+        return TextExample(text, pair, None, "input", number)
+
+    def inputs(self, example: TextExample) -> dict[str, str]:
+        """See `Task.inputs`."""
+        pair = example.text_pair
+        return {"text": example.text} | ({} if pair is None else {"text_pair": pair})
+
     def features(
         self, examples: Sequence[TextExample], tokenizer: Tokenizer, max_length: int
     ) -> Arrays:
@@ -173,11 +209,12 @@ class TextTask(Task[TextExample]):
         arrays = text_rows(tokenizer, [example.text for example in examples], pairs, max_length)
         if any(example.label is None for example in examples):
             return arrays
-        if self.head == "regression":
+        ((name, answer),) = HEADS[self.head].answers.items()
+        if not self._has_names:
             targets = [float(example.label or 0.0) for example in examples]
-            arrays["targets"] = np.array(targets, np.float32)
+            arrays[name] = np.array(targets, answer.dtype)
             return arrays
-        ids = {name: id for id, name in enumerate(self.label_names)}
+        ids = {label: id for id, label in enumerate(self.label_names)}
         for example in examples:
             if example.label not in ids:
                 known = ", ".join(self.label_names[:_SHOWN_LABELS])
@@ -185,7 +222,7 @@ class TextTask(Task[TextExample]):
                     f"{example.source}:{example.line}: unknown label {example.label!r}; the "
                     f"labels are {known or 'not set: call with_labels(training examples) first'}"
                 )
-        arrays["labels"] = np.array([ids[str(example.label)] for example in examples], np.int32)
+        arrays[name] = np.array([ids[str(example.label)] for example in examples], answer.dtype)
         return arrays
 
     def predictions(
@@ -195,10 +232,11 @@ class TextTask(Task[TextExample]):
         outputs: Mapping[str, np.ndarray],
     ) -> list[dict[str, Any]]:
         """Records `{"index", "label", "probabilities"}`, or `{"index", "value"}`."""
-        if self.head == "regression":
-            values = take_output(outputs, "values", (len(examples),))
+        (name,) = HEADS[self.head].outputs
+        if not self._has_names:
+            values = take_output(outputs, name, (len(examples),))
             return [{"index": i, "value": value} for i, value in enumerate(values.tolist())]
-        logits = take_output(outputs, "logits", (len(examples), self.num_labels))
+        logits = take_output(outputs, name, (len(examples), self.num_labels))
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         return [
@@ -217,7 +255,7 @@ class TextTask(Task[TextExample]):
     ) -> dict[str, float]:
         """See `Task.scores`; also of the groups alone, where the examples are of several."""
         check_same_number(examples, predictions)
-        key = "value" if self.head == "regression" else "label"
+        key = "label" if self._has_names else "value"
         groups: dict[str, list[int]] = {"": list(range(len(examples)))}
         for i, example in enumerate(examples):
             if example.label is None:
@@ -238,6 +276,13 @@ class TextTask(Task[TextExample]):
             for suffix, members in groups.items()
             for metric in self.metrics
         }
+
+    def line(self, record: Mapping[str, Any]) -> str:
+        """See `Task.line`: the value, or the label and its probability, before the text."""
+        if not self._has_names:
+            return f"{record['value']:.4f}\t{on_a_line(record['text'])}"
+        probability = record["probabilities"][record["label"]]
+        return f"{record['label']}\t{probability:.3f}\t{on_a_line(record['text'])}"
 
 
 def _records(path: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -16,11 +16,11 @@ import psutil
 from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError, Phase
+from bertjax.flops import peak_flops
 from bertjax.models.layers import product_precision
-from bertjax.objectives.pretraining import Objective
+from bertjax.objectives.objective import Objective, make_objective
 from bertjax.parallel.sharding import replicated
 from bertjax.parameters import kept_values
-from bertjax.reports.flops import flops_per_row, peak_flops
 from bertjax.training.input import AHEAD
 from bertjax.training.optimizer import Optimizer
 from bertjax.training.step import TrainState, train_step
@@ -223,9 +223,7 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     From the arithmetic of the model and the device's known peak, or else the rate of a matrix
     product measured here and now.
     """
-    flops = phase.global_batch_size * flops_per_row(
-        config.model, phase.max_length, phase.max_predictions, phase.packing_depth
-    )
+    flops = phase.global_batch_size * make_objective(config.model).row_flops(phase)
     device = mesh.local_devices[0]
     rate = peak_flops(device.device_kind)
     source = f"the peak of {device.device_kind}"

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 from jax.sharding import Mesh
 
-from bertjax.config import Config, Phase
+from bertjax.config import Config
 from bertjax.data.stream.reader import Rows
 from bertjax.data.tokenizers.tokenizer import Tokenizer
-from bertjax.objectives.pretraining import Objective
+from bertjax.objectives.objective import Objective
 from bertjax.training.step import Tree
 from bertjax.training.workdir import Workdir
 
@@ -44,10 +43,9 @@ class Job(Protocol):
     With several processes each holds one and makes the same calls.
 
     Attributes:
-      objective: what is minimised.
+      objective: what is minimised, and all that is told of it.
       source: of the training rows.
       fingerprints: {what: hash} of everything that all processes must have read alike.
-      metric_names: of the objective's metrics, as metrics.jsonl lists them.
       main_metric: the evaluation's score that says which checkpoint is best (higher is better) and
         is never removed; None where the newest one is.
     """
@@ -55,15 +53,10 @@ class Job(Protocol):
     objective: Objective
     source: Source
     fingerprints: Mapping[str, str]
-    metric_names: tuple[str, ...]
     main_metric: str | None
 
     def training_rows(self, phase_index: int) -> Rows:
         """Opens the rows of a phase."""
-        ...
-
-    def abstract_batch(self, phase: Phase, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of one global batch."""
         ...
 
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:

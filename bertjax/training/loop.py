@@ -23,10 +23,11 @@ from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
 from bertjax.config.checks import validate
 from bertjax.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, BertjaxError
+from bertjax.flops import mfu
 from bertjax.models import check_backend, compute_dtype
+from bertjax.objectives.objective import abstract_batch
 from bertjax.parallel import distributed
 from bertjax.parallel.sharding import check_fits_mesh, make_mesh, replicated
-from bertjax.reports.flops import mfu
 from bertjax.reports.profiling import Profile
 from bertjax.reports.start_up_times import StartUp
 from bertjax.reports.throughput import Throughput
@@ -113,7 +114,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:
                     if trainer.step < config.last_step:  # an earlier end is not the end any more
                         (place.local / SCORES).unlink(missing_ok=True)
                 with (
-                    Tracker(place.local, config, job.metric_names, trainer.step) as tracker,
+                    Tracker(place.local, config, job.objective.reported, trainer.step) as tracker,
                     Profile(config, place.local) as profile,
                 ):
                     finished = trainer.train(tracker, guard, profile)
@@ -305,7 +306,7 @@ class _Trainer:
                 state = abstract_state(self.model, self.optimizer, self.mesh)
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
                     phase = self.phases[later]
-                    batch = self.job.abstract_batch(phase, self.mesh)
+                    batch = abstract_batch(self.job.objective, phase, self.mesh)
                     if may_not_fit(self.resolved, phase, state, batch, self.mesh, memory):
                         _LOG.info("phase %d may not fit the memory: compiled to find out", later)
                         self._compile_phase(later, memory)
@@ -333,7 +334,7 @@ class _Trainer:
             self.job.objective,
             self.optimizer,
             abstract_state(self.model, self.optimizer, self.mesh),
-            self.job.abstract_batch(phase, self.mesh),
+            abstract_batch(self.job.objective, phase, self.mesh),
             self.mesh,
             memory,
             first,
@@ -363,7 +364,7 @@ class _Trainer:
             self.start_up.ends("first step")
             _LOG.info("first step done %s", self.start_up)
             self.start_up = None
-        row_flops = self.phases.row_flops(index, self.model)
+        row_flops = self.job.objective.row_flops(phase)
         self.throughput.add(
             phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
         )
@@ -390,7 +391,7 @@ class _Trainer:
                 num_devices=jax.device_count(),
             )
         tracker.log_step(
-            record, self.throughput.seconds_left(self.phases.flops_left(step, self.model))
+            record, self.throughput.seconds_left(self.phases.flops_left(step, self.job.objective))
         )
         if not finite:
             good = self.checkpoints.wait()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from bertjax.config import Config, ModelConfig, Phase
-from bertjax.reports.flops import flops_per_row
+from bertjax.config import Config, Phase
+from bertjax.objectives.objective import Objective
 
 
 class Phases:
@@ -37,16 +37,11 @@ class Phases:
         """Rows of the phase that were read after `step` updates."""
         return (step - self._first[index]) * self._phases[index].global_batch_size
 
-    def row_flops(self, index: int, model: ModelConfig) -> float:
-        """Floating-point operations to train on one row of the phase."""
-        phase = self._phases[index]
-        return flops_per_row(model, phase.max_length, phase.max_predictions, phase.packing_depth)
-
-    def flops_left(self, step: int, model: ModelConfig) -> float:
-        """Of all steps after `step` updates."""
+    def flops_left(self, step: int, objective: Objective) -> float:
+        """Floating-point operations of all steps after `step` updates."""
         return sum(
             max(0, self.end(i) - max(self._first[i], step))
             * phase.global_batch_size
-            * self.row_flops(i, model)
+            * objective.row_flops(phase)
             for i, phase in enumerate(self._phases)
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config import Phase
-from bertjax.objectives.pretraining import Objective
+from bertjax.objectives.objective import Objective
 
 
 @jax.jit

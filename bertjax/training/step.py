@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertjax.objectives.pretraining import Objective, is_packed
+from bertjax.objectives.objective import Objective, is_packed
 from bertjax.parallel.partition import ROWS, constrain, sum_over_data
 from bertjax.training.optimizer import Optimizer
 
 Tree = Any  # nested dicts of arrays
 Batch = dict[str, jax.Array]
+
+_EVALUATION_SEED = 0  # so that runs compare, whatever their seed
+# No number of a set of dropout keys, which `jax.random.split` derives as `fold_in` does.
+_SAMPLING = 2**31 - 1
 
 
 class TrainState(NamedTuple):
@@ -54,13 +58,11 @@ def train_step(
       clipping), `real_tokens` (int32), of packed rows `pairs`, and `sums`, the objective's sums
       over the batch by name. All but `real_tokens` are float32.
     """
-    rows = batch["input_ids"].shape[0]
-    step_key = jax.random.fold_in(key, state.step)
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(rows))
+    row_keys = _row_keys(jax.random.fold_in(key, state.step), batch)
     denominators = objective.denominators(batch)
 
     def loss_and_sums(params: Tree, part: Batch, keys: jax.Array):
-        sums = objective.sums(params, part, keys)
+        sums = objective.sums(params, part, keys, _sampling_keys(keys))
         return objective.loss(sums, denominators), sums
 
     gradient = jax.grad(loss_and_sums, has_aux=True)
@@ -76,9 +78,30 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def evaluation_step(objective: Objective, params: Tree, batch: Batch) -> dict[str, jax.Array]:
-    """Returns the objective's sums over one batch, without dropout."""
-    return objective.sums(params, batch, None)
+def evaluation_step(
+    objective: Objective, params: Tree, batch: Batch, first_row: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the objective's sums over one batch, without dropout.
+
+    What the objective draws depends on the rows' numbers alone: it is the same in each evaluation,
+    in batches of any size.
+
+    Args:
+      first_row: int32 [], the number of the batch's first row.
+    """
+    keys = _row_keys(jax.random.key(_EVALUATION_SEED), batch, first_row)
+    return objective.sums(params, batch, None, _sampling_keys(keys))
+
+
+def _row_keys(key: jax.Array, batch: Batch, first_row: Any = 0) -> jax.Array:
+    """A key for each row [b], by its number."""
+    numbers = first_row + jnp.arange(batch["input_ids"].shape[0])
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+
+
+def _sampling_keys(row_keys: jax.Array) -> jax.Array:
+    """Keys [b] for what an objective draws, which dropout does not use."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _SAMPLING))(row_keys)
 
 
 def _accumulate(gradient: Callable[..., Tree], params: Tree, parts: Tree) -> Tree:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bertjax.config import Config, ModelConfig, may_change
+from bertjax.heads import ENCODER_ALONE, HEADS, NEXT_SENTENCE, Head, of_width
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
 
@@ -32,14 +33,7 @@ GELU = {  # theirs: ours
 # What config.json says by other keys, or the tensors.
 _SAID = ("gelu", "head", "num_labels", "next_sentence", "pooler")
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
-ARCHITECTURES = (
-    "BertForPreTraining",
-    "BertForMaskedLM",
-    "BertModel",
-    "BertForSequenceClassification",
-    "BertForQuestionAnswering",
-    "BertForTokenClassification",
-)
+ARCHITECTURES = tuple(dict.fromkeys(name for h in HEADS.values() for name in h.architectures))
 _REFUSED = {  # what must have this value, where it is said
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -100,19 +94,19 @@ def to_model_config(
     known = {name.removeprefix("bert.") for name in tensor_names}
     head = _head(values, known, source)
     labels: tuple[str, ...] = ()
-    if head in ("classification", "tagging"):  # a number has no name
+    if head.labels_have_names:
         labels = _labels(values, source)
     config = ModelConfig(
         **fields,
         gelu=GELU[hidden_act],
-        head=head,
-        next_sentence=head == "pretraining"
+        head=head.name,
+        next_sentence=NEXT_SENTENCE in head.verbs
         and (
             "cls.seq_relationship.weight" in known
-            or values.get("architectures") == ["BertForPreTraining"]
+            or values.get("architectures") == [head.architectures[0]]
         ),
-        pooler=head in ("classification", "regression") or "pooler.dense.weight" in known,
-        num_labels=1 if head == "regression" else len(labels),
+        pooler=head.pooled == "always" or "pooler.dense.weight" in known,
+        num_labels=len(labels) if head.labels_have_names else head.fewest_labels,
     )
     if config.next_sentence and not config.pooler:
         raise WeightsError(
@@ -128,8 +122,14 @@ def from_model_config(
     """The content of config.json; our own facts are under the key "bertjax".
 
     Raises:
-      WeightsError: the model has an option that transformers' BERT does not have.
+      WeightsError: the model has a head or an option that transformers' BERT does not have.
     """
+    head = HEADS[config.head]
+    if not head.architectures:
+        raise WeightsError(
+            f"the head {config.head!r} has no Hugging Face form; start a model from it (init_from) "
+            f"with one of {', '.join(name for name, other in HEADS.items() if other.architectures)}"
+        )
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         is_said = name in FIELDS or name in _SAID or may_change(Config, f"model.{name}")
@@ -139,39 +139,25 @@ def from_model_config(
                 "that this model cannot be written as a Hugging Face folder"
             )
     values: dict[str, Any] = {
-        "architectures": [_architecture(config)],
+        "architectures": [head.architectures[0 if config.next_sentence else -1]],
         "model_type": "bert",
         **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
         "hidden_act": _HIDDEN_ACT[config.gelu],
         "position_embedding_type": "absolute",
         "pad_token_id": pad_id,
     }
-    if config.head in ("classification", "regression", "tagging"):
+    if head.fewest_labels:
         names = labels or [f"LABEL_{i}" for i in range(config.num_labels)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
         values["label2id"] = {name: i for i, name in enumerate(names)}
-    if config.head == "regression":
-        values["problem_type"] = "regression"
-    elif config.head == "classification":
-        values["problem_type"] = "single_label_classification"
+    if head.problem_type:
+        values["problem_type"] = head.problem_type
     values["bertjax"] = {"version": __version__, "tokenizer_hash": tokenizer_hash}
     return values
 
 
-def _architecture(config: ModelConfig) -> str:
-    if config.head == "pretraining":
-        return "BertForPreTraining" if config.next_sentence else "BertForMaskedLM"
-    return {
-        "encoder": "BertModel",
-        "classification": "BertForSequenceClassification",
-        "regression": "BertForSequenceClassification",
-        "span": "BertForQuestionAnswering",
-        "tagging": "BertForTokenClassification",
-    }[config.head]
-
-
-def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> str:
-    """`ModelConfig.head`, by the architecture; pre-training heads by the tensors alone."""
+def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> Head:
+    """The head, by the architecture; of pre-training and without architecture by the tensors."""
     architectures = values.get("architectures") or []
     for name in architectures:
         if name not in ARCHITECTURES:
@@ -179,31 +165,37 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
                 f"{source}: the architecture is {name!r}; bertjax reads {', '.join(ARCHITECTURES)}"
             )
     name = architectures[0] if architectures else ""
-    if name == "BertForSequenceClassification":
-        # Without a problem_type transformers trains one label with a squared loss.
-        regression = values.get("problem_type") == "regression" or (
-            values.get("problem_type") is None and len(_labels(values, source)) == 1
-        )
-        if regression and len(_labels(values, source)) != 1:
-            raise WeightsError(
-                f"{source}: predicts {len(_labels(values, source))} numbers (problem_type is "
-                "regression); bertjax's regression has one"
-            )
-        return "regression" if regression else "classification"
-    if name in ("BertForQuestionAnswering", "BertForTokenClassification"):
-        return "span" if name == "BertForQuestionAnswering" else "tagging"
+    named = [head for head in HEADS.values() if name in head.architectures]
+    if named and named[0].trained_on == "task":
+        return named[0] if len(named) == 1 else _of_problem_type(named, values, source)
     # Published folders say BertForMaskedLM or BertModel and hold both pre-training heads.
-    predicts = "cls.predictions.bias" in tensor_names
-    if predicts or name in ("BertForPreTraining", "BertForMaskedLM"):
-        return "pretraining"
-    if "qa_outputs.weight" in tensor_names and not name:
-        return "span"
-    if "classifier.weight" in tensor_names and not name:
+    found = [head for head in HEADS.values() if head.hugging_face_tensor in tensor_names]
+    if pretrained := [head for head in found if head.trained_on == "store"]:
+        return pretrained[0]
+    if named or not found:
+        return named[0] if named else ENCODER_ALONE
+    meant = list(dict.fromkeys(head.architectures[0] for head in found))
+    if len(meant) > 1:
+        tensor = found[0].hugging_face_tensor
         raise WeightsError(
-            f"{source}: architectures is missing, and the weights have a classifier: say "
-            '"architectures": ["BertForSequenceClassification"] or ["BertForTokenClassification"]'
+            f"{source}: architectures is missing, and the weights have a {tensor.split('.')[0]}: "
+            'say "architectures": ' + " or ".join(f'["{name}"]' for name in meant)
         )
-    return "encoder"
+    return found[0]
+
+
+def _of_problem_type(heads: Sequence[Head], values: dict[str, Any], source: str) -> Head:
+    """Of heads of one architecture, the one that config.json means."""
+    problem_type, num_labels = values.get("problem_type"), len(_labels(values, source))
+    if problem_type is None:  # then transformers trains one label with a squared loss
+        return of_width(heads, num_labels)
+    head = next((head for head in heads if head.problem_type == problem_type), heads[0])
+    if head.num_labels not in (0, num_labels):
+        raise WeightsError(
+            f"{source}: predicts {num_labels} numbers (problem_type is {problem_type}); bertjax's "
+            f"{head.name} has one"
+        )
+    return head
 
 
 def _labels(values: dict[str, Any], source: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from bertjax.checkpoints.checkpoint import Checkpoint, resolve
 from bertjax.config import Config, ConfigError, ModelConfig, may_change
 from bertjax.errors import BertjaxError
+from bertjax.heads import HEADS
 from bertjax.models import abstract_params, init_params
 from bertjax.parameters import part
 from bertjax.storage.bucket import is_bucket_path
@@ -40,7 +41,9 @@ _MAY_DIFFER = (
     *("initializer_range", "dropout_rate", "attention_dropout_rate"),
     *("head", "num_labels", "next_sentence", "pooler"),
 )
-_HEADS_OF_LABELS = ("classification_head", "tagging_head")
+_LAYERS_OF_LABELS = {
+    layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
+}
 
 
 def initial_params(
@@ -166,7 +169,7 @@ def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`taken` with a head's outputs in the order of `labels`; without one that has others."""
-    heads = [path for path in taken if part(path) in _HEADS_OF_LABELS]
+    heads = [path for path in taken if part(path) in _LAYERS_OF_LABELS]
     if labels == theirs or not heads:
         return taken
     if set(labels) != set(theirs):

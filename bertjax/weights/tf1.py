@@ -21,17 +21,13 @@ from bertjax.data.tokenizers.vocabulary import (
     with_filler,
 )
 from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, guess_casing, read_vocabulary
+from bertjax.heads import ENCODER_ALONE, HEADS, of_width
 from bertjax.parameters import parameters
 from bertjax.weights.hugging_face_config import FIELDS
 from bertjax.weights.hugging_face_folder import read_json
 from bertjax.weights.weights import Name, Weights, WeightsError, to_tree
 
 CONFIG = "bert_config.json"
-_HEADS = {  # what an output's weights are called, and the head that it is
-    "output_weights": "classification",
-    "cls/squad/output_weights": "span",
-    "cls/predictions/output_bias": "pretraining",
-}
 _OPTIMIZER = re.compile(r"global_step|.*/(adam|lamb)_[mv]|.*/Adam(_1)?|beta\d_power")
 
 
@@ -109,13 +105,14 @@ def _to_model_config(
     default = ModelConfig()
     fields = {ours: values.get(theirs, getattr(default, ours)) for ours, theirs in FIELDS.items()}
     fields["layer_norm_eps"] = 1e-12  # a constant of the code
-    heads = [head for name, head in _HEADS.items() if name in tensors]
-    head = heads[0] if heads else "encoder"
-    num_labels = len(tensors["output_weights"]) if head == "classification" else 0
+    found = [head for head in HEADS.values() if head.tf1_tensor in tensors]
+    # Of a fine-tuned model those of the task.
+    heads = [head for head in found if head.outputs] or found or [ENCODER_ALONE]
+    num_labels = len(tensors[heads[0].tf1_tensor]) if heads[0].fewest_labels else 0
     return ModelConfig(
         **fields,
         gelu="tanh",
-        head="regression" if num_labels == 1 else head,
+        head=of_width(heads, num_labels).name,
         next_sentence="cls/seq_relationship/output_weights" in tensors,
         pooler="bert/pooler/dense/kernel" in tensors,
         num_labels=num_labels,

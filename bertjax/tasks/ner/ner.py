@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.tasks.ner.data import Sentence, read_conll
+from bertjax.heads import HeadName
+from bertjax.tasks.ner.data import Sentence, read_conll, split_words
 from bertjax.tasks.ner.rows import tagged_rows
 from bertjax.tasks.task import (
     Arrays,
-    Head,
     Task,
     TaskError,
     check_options,
@@ -38,7 +38,15 @@ class NerTask(Task[Sentence]):
     label_names: tuple[str, ...] = ()
     name: str = "ner"
     main_metric: str = "f1"
-    head: Head = "tagging"
+    head: HeadName = "tagging"
+
+    @classmethod
+    def for_texts(
+        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+    ) -> NerTask:
+        """See `Task.for_texts`."""
+        del paired, max_length
+        return cls(head=head, label_names=label_names)
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
@@ -92,6 +100,15 @@ class NerTask(Task[Sentence]):
                         f"tag, or --option='entity_types={json.dumps(types, ensure_ascii=False)}'"
                     )
 
+    def example(self, text: str, pair: str | None, number: int) -> Sentence:
+        """See `Task.example`: words have blanks or tabs between them."""
+        del pair
+        return Sentence(tuple(split_words(text)), (), "", "input", number)
+
+    def inputs(self, example: Sentence) -> dict[str, str]:
+        """See `Task.inputs`: the words."""
+        return {"text": " ".join(example.words)}
+
     def features(
         self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_length: int
     ) -> Arrays:
@@ -129,6 +146,11 @@ class NerTask(Task[Sentence]):
             [list(prediction["tags"]) for prediction in predictions],
             self.entity_types,
         )
+
+    def line(self, record: Mapping[str, Any]) -> str:
+        """See `Task.line`: the words, those of entities with their tags."""
+        words = zip(record["words"], record["tags"], strict=True)
+        return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in words)
 
 
 def entity_scores(

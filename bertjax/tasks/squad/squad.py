@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.heads import HeadName
 from bertjax.tasks.squad.data import Question, read_squad
 from bertjax.tasks.squad.metrics import score_answers
 from bertjax.tasks.squad.search import search_answers
 from bertjax.tasks.squad.windows import squad_rows
-from bertjax.tasks.task import Arrays, Head, Task, TaskError, check_options, check_same_number
+from bertjax.tasks.task import Arrays, Task, TaskError, check_options, check_same_number, on_a_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,30 @@ class SquadTask(Task[Question]):
         max_answer_length: pieces of an answer.
     """
 
+    default_max_length: ClassVar[int] = 384
+    default_epochs: ClassVar[float] = 2.0
+    length_of_texts: ClassVar[int] = 384
+
     doc_stride: int = 128
     max_query_length: int = 64
     n_best: int = 20
     max_answer_length: int = 30
     name: str = "squad"
     main_metric: str = "f1"
-    head: Head = "span"
+    head: HeadName = "span"
+
+    @property
+    def takes_pairs(self) -> bool:
+        """See `Task.takes_pairs`: a question and its paragraph."""
+        return True
+
+    @classmethod
+    def for_texts(
+        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+    ) -> SquadTask:
+        """See `Task.for_texts`; a question takes half of a row at most."""
+        del label_names, paired
+        return cls(head=head, max_query_length=min(cls.max_query_length, max_length // 2))
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`."""
@@ -54,6 +72,14 @@ class SquadTask(Task[Question]):
                     )
                 questions[question.id] = question, part
         return [question for question, _ in questions.values()]
+
+    def example(self, text: str, pair: str | None, number: int) -> Question:
+        """See `Task.example`."""
+        return Question(str(number), text, pair or "", ())
+
+    def inputs(self, example: Question) -> dict[str, str]:
+        """See `Task.inputs`."""
+        return {"id": example.id, "text": example.question, "text_pair": example.context}
 
     def features(
         self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int
@@ -93,6 +119,14 @@ class SquadTask(Task[Question]):
                 )
             truths[example.id] = [answer.text for answer in example.answers]
         return score_answers(truths, {record["id"]: record["text"] for record in predictions})
+
+    def answer(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Task.answer`: `answer` and `nbest`."""
+        return {"answer": record["text"], "nbest": record["nbest"]}
+
+    def line(self, record: Mapping[str, Any]) -> str:
+        """See `Task.line`."""
+        return f"{on_a_line(record['answer'])}\t{on_a_line(record['text'])}"
 
     def files(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The files of the reference: id → text, and id → list of answers."""

@@ -1,0 +1,166 @@
+"""What an objective is: all that a run asks of what it minimises.
+
+Losses are sums, divided by weights of the whole global batch. A mean of microbatch means is not the
+mean of the batch, because rows have different numbers of masked tokens. So a microbatch yields
+sums, the denominators come from the global batch before any model runs, and the gradient of the
+loss adds up over microbatches to that of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bertjax.config import ConfigError, ModelConfig, Phase
+from bertjax.flops import flops_per_row
+from bertjax.heads import HEADS, heads_trained_on, resolve
+from bertjax.parallel.sharding import row_sharding
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+Fields = dict[str, tuple[tuple[int, ...], Any]]  # name of an array -> its shape and dtype
+
+
+class SumsOfRows(Protocol):
+    """Runs the model on a batch or a microbatch and sums what loss and metrics are made of."""
+
+    def __call__(
+        self,
+        params: Any,
+        batch: Batch,
+        dropout_keys: jax.Array | None,
+        sampling_keys: jax.Array | None = None,
+        /,
+    ) -> Sums:
+        """Returns float32 scalars that add up over the parts of a batch.
+
+        Args:
+          dropout_keys: typed PRNG keys [b], one per row; None = no dropout, as in an evaluation.
+          sampling_keys: other keys [b], for what the objective itself draws; in an evaluation the
+            same ones each time.
+        """
+        ...
+
+
+class Metric(NamedTuple):
+    """What is told of one number of a run; empty = not told there.
+
+    Attributes:
+      name: in metrics.jsonl; with `heldout_` in evals.jsonl.
+      progress: its format in the line of a step.
+      title: of its panel in curves.png.
+      unit: of its panel.
+      baseline: what `Objective.baselines` calls a trivial predictor's score, drawn dashed.
+      baseline_label: of the dashed line.
+      summary: format of (held-out value, baseline) in the line at the end of a run.
+    """
+
+    name: str
+    progress: str = ""
+    title: str = ""
+    unit: str = ""
+    baseline: str = ""
+    baseline_label: str = ""
+    summary: str = ""
+
+
+def no_baselines(batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray) -> dict:
+    """The `baselines` of an objective without any."""
+    del batches, unigrams
+    return {}
+
+
+class Objective(NamedTuple):
+    """What a run minimises, with the model that it trains.
+
+    Attributes:
+      model: the Flax module.
+      fields: phase -> the arrays of one global batch.
+      sums: see `SumsOfRows`.
+      denominators: batch -> float32 scalars of the whole global batch.
+      loss: (sums, denominators) -> the loss; linear in the sums.
+      metrics: sums of whole batches -> what is logged, by the names in `reported`.
+      reported: what is told of each metric, in the order of metrics.jsonl, where one that `metrics`
+        leaves out is null.
+      row_flops: phase -> floating-point operations to train on one row.
+      baselines: (held-out batches on the host, how often each id occurs in the training tokens [v])
+        -> scores of trivial predictors on the same targets, by name.
+      loss_unit: of the loss.
+    """
+
+    model: Any
+    fields: Callable[[Phase], Fields]
+    sums: SumsOfRows
+    denominators: Callable[[Batch], Sums]
+    loss: Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
+    metrics: Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]
+    reported: tuple[Metric, ...]
+    row_flops: Callable[[Phase], float]
+    baselines: Callable[[Iterable[Mapping[str, np.ndarray]], np.ndarray], dict[str, float]] = (
+        no_baselines
+    )
+    loss_unit: str = "nats"
+
+
+def make_objective(config: ModelConfig) -> Objective:
+    """The objective that trains the head of a model; to call it, `config.dtype` must be resolved.
+
+    Raises:
+      ConfigError: nothing trains the head.
+    """
+    head = HEADS[config.head]
+    if not head.objective:
+        known = ", ".join(heads_trained_on("store") + heads_trained_on("task"))
+        raise ConfigError(
+            f"config.model.head = {config.head!r}: has no objective; expected one of {known}"
+        )
+    return resolve(head.objective)(config)
+
+
+def abstract_batch(
+    objective: Objective, phase: Phase, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of one global batch."""
+    rows = row_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in objective.fields(phase).items()
+    }
+
+
+def row_flops(model: ModelConfig, phase: Phase) -> float:
+    """The `row_flops` of an objective that runs the model once on each row."""
+    return flops_per_row(model, phase.max_length, phase.max_predictions, phase.packing_depth)
+
+
+def is_packed(batch: Mapping[str, Any]) -> bool:
+    """Whether rows hold several pairs: known by the names of the arrays, as the step is traced."""
+    return "segment_ids" in batch
+
+
+def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
+    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct.
+
+    Cross-entropy is -log softmax(logits)[label], in nats, formed without a copy of the logits; a
+    label is correct if no logit is larger than its own.
+
+    Args:
+      logits: float32 [..., classes].
+      labels: int32 [...].
+      weights: float32 [...].
+
+    Returns:
+      Three float32 scalars.
+    """
+    # Sums and maxima fuse. An index would be a gather, whose gradient scatters into a second array
+    # of the logits' size, and an argmax a slow reduction of pairs.
+    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+    label_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    correct = (label_logits >= jnp.max(logits, axis=-1)).astype(weights.dtype)
+    return [jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights)]
