@@ -144,7 +144,7 @@ def test_an_objective_runs_on_the_batch_that_it_describes(name):
 def test_what_an_objective_draws_in_an_evaluation_depends_on_the_row_alone():
     """In batches of any size, and not on dropout's keys, which are not there."""
 
-    def sums(params, batch, dropout_keys, sampling_keys=None, /):
+    def sums(params, batch, dropout_keys, sampling_keys):
         assert dropout_keys is None
         return {"drawn": jax.vmap(jax.random.uniform)(sampling_keys)}
 

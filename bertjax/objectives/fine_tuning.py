@@ -82,7 +82,7 @@ def fine_tuning_objective(config: ModelConfig) -> Objective:
     return Objective(
         model=model,
         fields=functools.partial(fine_tuning_fields, config),
-        sums=lambda params, batch, dropout_keys, _=None: fine_tuning_sums(
+        sums=lambda params, batch, dropout_keys, _: fine_tuning_sums(
             config, run_model(model, config, params, batch, dropout_keys), batch
         ),
         denominators=lambda batch: {"weight": jnp.sum(_weights(config, batch))},

@@ -9,7 +9,7 @@ loss adds up over microbatches to that of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +24,6 @@ from bertjax.parallel.sharding import row_sharding
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 Fields = dict[str, tuple[tuple[int, ...], Any]]  # name of an array -> its shape and dtype
-
-
-class SumsOfRows(Protocol):
-    """Runs the model on a batch or a microbatch and sums what loss and metrics are made of."""
-
-    def __call__(
-        self,
-        params: Any,
-        batch: Batch,
-        dropout_keys: jax.Array | None,
-        sampling_keys: jax.Array | None = None,
-        /,
-    ) -> Sums:
-        """Returns float32 scalars that add up over the parts of a batch.
-
-        Args:
-          dropout_keys: typed PRNG keys [b], one per row; None = no dropout, as in an evaluation.
-          sampling_keys: other keys [b], for what the objective itself draws; in an evaluation the
-            same ones each time.
-        """
-        ...
 
 
 class Metric(NamedTuple):
@@ -81,7 +60,10 @@ class Objective(NamedTuple):
     Attributes:
       model: the Flax module.
       fields: phase -> the arrays of one global batch.
-      sums: see `SumsOfRows`.
+      sums: (params, batch or part of one, dropout_keys, sampling_keys) -> float32 scalars that add
+        up over the parts of a batch. The keys are typed PRNG keys [b], one per row. Those of
+        dropout are None in an evaluation; the others are for what the objective itself draws, in
+        an evaluation the same each time.
       denominators: batch -> float32 scalars of the whole global batch.
       loss: (sums, denominators) -> the loss; linear in the sums.
       metrics: sums of whole batches -> what is logged, by the names in `reported`.
@@ -95,7 +77,7 @@ class Objective(NamedTuple):
 
     model: Any
     fields: Callable[[Phase], Fields]
-    sums: SumsOfRows
+    sums: Callable[[Any, Batch, jax.Array | None, jax.Array | None], Sums]
     denominators: Callable[[Batch], Sums]
     loss: Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
     metrics: Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]

@@ -48,7 +48,7 @@ def pretraining_objective(config: ModelConfig) -> Objective:
     return Objective(
         model=model,
         fields=pretraining_fields,
-        sums=lambda params, batch, dropout_keys, _=None: pretraining_sums(
+        sums=lambda params, batch, dropout_keys, _: pretraining_sums(
             model, params, batch, dropout_keys
         ),
         denominators=pretraining_denominators,
