@@ -17,6 +17,7 @@ from bertjax.config import ModelConfig
 from bertjax.models import (
     BertEncoder,
     BertForPreTraining,
+    Packing,
     abstract_params,
     compute_dtype,
     dropout,
@@ -27,6 +28,7 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
 from bertjax.models.layers import LayerNorm, dense
 from bertjax.models.layers import gelu as activation
+from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import AXES
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -230,7 +232,7 @@ def test_attention_scores_are_not_rounded_to_bfloat16():
     ]
     query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
     mask = np.arange(9) < np.array([[9], [5]])
-    ours = dot_product_attention(query, key, value, jnp.asarray(mask), None, 0.1)
+    ours = dot_product_attention(query, key, value, Visibility(mask), None, 0.1)
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     scores = np.einsum("bqhk,bshk->bhqs", q, k) / 4
     scores = np.where(mask[:, None, None, :], scores, -np.inf)
@@ -292,6 +294,14 @@ def test_dtype_is_resolved_by_the_caller():
         jax.eval_shape(
             BertEncoder(config).apply, {"params": abstract_params(config)}, ids, ids, ids
         )
+
+
+def test_a_batch_has_a_mask_or_a_packing(params):
+    ids, types, mask, _ = make_inputs()
+    packing = Packing(segment_ids=mask, position_ids=types, cls_positions=types[:, :1])
+    for found, inputs in (("neither", (None,)), ("both", (mask, None, packing))):
+        with pytest.raises(ValueError, match=f"an attention_mask or a packing.*found {found}"):
+            BertEncoder(SMALL).apply({"params": params}, ids, types, *inputs)
 
 
 # Dropout
@@ -407,8 +417,8 @@ def test_the_output_of_each_sublayer_is_dropped(params, sublayer):
     tree[sublayer]["output"]["bias"] += jnp.arange(1.0, 1 + SMALL.hidden_size)
     x = jnp.zeros((ROWS, LENGTH, SMALL.hidden_size))
     apply = jax.jit(EncoderLayer(SMALL).apply)
-    mask = jnp.ones((ROWS, LENGTH), jnp.int32)
-    plain, dropped = (apply({"params": tree}, x, mask, keys) for keys in (None, make_row_keys()))
+    seen = Visibility(jnp.ones((ROWS, LENGTH), jnp.int32))
+    plain, dropped = (apply({"params": tree}, x, seen, keys) for keys in (None, make_row_keys()))
     assert (plain == plain[0, 0]).all()
     # A token escapes with a probability of 0.9^16, a fifth.
     changed = (jnp.abs(dropped - plain).max(-1) > 1e-2).mean(1)

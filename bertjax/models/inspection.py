@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bertjax.config import ModelConfig
 from bertjax.models.attention import PROBABILITIES
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
+from bertjax.models.visibility import Visibility
 
 
 def inspect_layers(
@@ -42,7 +43,7 @@ def inspect_layers(
         layer = cast_layer(params["encoder"][f"layer_{index}"], config)
         seen: Any
         x, seen = EncoderLayer(config).apply(
-            {"params": layer}, x, attention_mask, mutable="intermediates"
+            {"params": layer}, x, Visibility(attention_mask), mutable="intermediates"
         )
         hidden_states.append(x)
         attentions.append(seen["intermediates"]["attention"][PROBABILITIES][0])
