@@ -5,6 +5,7 @@ are a public format: they change only with a new checkpoint format.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -294,6 +295,55 @@ def test_dtype_is_resolved_by_the_caller():
         jax.eval_shape(
             BertEncoder(config).apply, {"params": abstract_params(config)}, ids, ids, ids
         )
+
+
+# Looking inside
+
+
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True, "remat": "layer"}], ids=str)
+def test_what_is_seen_inside_is_what_is_computed(params, change):
+    """With dropout and a head: the outputs to the bit, and probabilities before dropout."""
+    model = BertForPreTraining(dataclasses.replace(SMALL, **change))
+    ids, types, mask, positions = make_inputs()
+    keys = make_row_keys()
+
+    def run(**settings):
+        apply = jax.jit(functools.partial(model.apply, **settings))
+        return apply({"params": params}, ids, types, mask, positions, keys)
+
+    outputs, left = run(mutable="intermediates")
+    for found, expected in zip(outputs, run(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    seen = left["intermediates"]["encoder"]
+    (hidden_states,), (attentions,) = seen["hidden_states"], seen["attentions"]
+    embedding_keys, *layer_keys = split_row_keys(keys, 1 + SMALL.num_layers)
+    embedded = Embeddings(SMALL).apply({"params": params["embeddings"]}, ids, types, embedding_keys)
+    np.testing.assert_allclose(hidden_states[0], embedded, atol=1e-5)
+    apply_layer = jax.jit(EncoderLayer(SMALL).apply)
+    for index, layer_key in enumerate(layer_keys):
+        tree = {"params": params["encoder"][f"layer_{index}"]}
+        x = apply_layer(tree, hidden_states[index], Visibility(mask), layer_key)
+        np.testing.assert_allclose(hidden_states[index + 1], x, atol=1e-4)
+    assert attentions.shape == (SMALL.num_layers, ROWS, SMALL.num_heads, LENGTH, LENGTH)
+    np.testing.assert_allclose(attentions.sum(axis=-1), 1, atol=1e-5)
+    assert not attentions.max(axis=(0, 2, 3))[np.asarray(mask) == 0].any()
+
+
+@pytest.mark.parametrize("attention", ["xla", "pallas", "rows"])
+def test_where_nobody_looks_nothing_is_kept(params, attention):
+    model = BertEncoder(dataclasses.replace(SMALL, attention=attention))
+
+    def program(**settings):
+        apply = functools.partial(model.apply, **settings)
+        return jax.make_jaxpr(apply)({"params": params}, *make_inputs()[:3])
+
+    plain, looked_at = program(), program(mutable="intermediates")
+    assert len(plain.out_avals) == 2
+    assert len(looked_at.out_avals) == 4
+    exponentials = [len(list(equations(x.jaxpr, "exp"))) for x in (plain, looked_at)]
+    assert exponentials[1] - exponentials[0] == SMALL.num_layers
+    if attention == "xla":
+        assert exponentials[0] == SMALL.num_layers
 
 
 def test_a_batch_has_a_mask_or_a_packing(params):

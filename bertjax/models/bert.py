@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
-from bertjax.models.attention import SelfAttention
+from bertjax.models.attention import PROBABILITIES, SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
 from bertjax.models.visibility import Visibility
+
+# What `LayerStack` leaves in the collection "intermediates" where that is mutable.
+HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
 
 
 class Packing(NamedTuple):
@@ -122,23 +125,30 @@ class LayerStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        hidden_states: jax.Array,
-        visibility: Visibility,
-        layer_keys: list[Any],
+        self, hidden_states: jax.Array, visibility: Visibility, layer_keys: list[Any]
     ) -> jax.Array:
-        """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer."""
+        """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer.
+
+        Where the collection "intermediates" is mutable, it leaves there `hidden_states`
+        [1 + layers, b, t, d], its input and what each layer makes of it, and `attentions`
+        [layers, b, h, t, t], the probabilities before dropout.
+        """
         config = self.config
         if self.is_initializing():
             for index in range(config.num_layers):
                 layer = EncoderLayer(config, name=f"layer_{index}")
                 hidden_states = layer(hidden_states, visibility)
             return hidden_states
+        looked_at = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
-        def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, Any]:
             layer = EncoderLayer(config, parent=None)
-            output: Any = layer.apply({"params": params}, x, visibility, keys)
-            return hidden_rows(config, output)
+            output: Any
+            output, left = layer.apply({"params": params}, x, visibility, keys, mutable=looked_at)
+            output = hidden_rows(config, output)
+            if not looked_at:
+                return output, None
+            return output, (output, left["intermediates"]["attention"][PROBABILITIES][0])
 
         if config.remat == "layer":
             apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
@@ -147,16 +157,31 @@ class LayerStack(nn.Module):
         layers = [
             cast_layer(params[f"layer_{index}"], config) for index in range(config.num_layers)
         ]
-        if not config.scan_layers:
+        x, of_layers = hidden_states, []
+        if config.scan_layers:
+            stacked_keys = _stack(layer_keys)
+            x, seen = jax.lax.scan(
+                lambda x, layer: apply_layer(layer[0], x, layer[1]),
+                x,
+                (_stack(layers), stacked_keys),
+            )
+        else:
             for layer_params, keys in zip(layers, layer_keys, strict=True):
-                hidden_states = apply_layer(layer_params, hidden_states, keys)
-            return hidden_states
-        stacked_keys = jax.tree.map(lambda *keys: jnp.stack(keys), *layer_keys)
-        return jax.lax.scan(
-            lambda x, layer: (apply_layer(layer[0], x, layer[1]), None),
-            hidden_states,
-            (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), stacked_keys),
-        )[0]
+                x, of_layer = apply_layer(layer_params, x, keys)
+                of_layers.append(of_layer)
+            seen = _stack(of_layers)
+        if looked_at:
+            outputs, attentions = seen
+            self.sow(
+                "intermediates", HIDDEN_STATES, jnp.concatenate([hidden_states[None], outputs])
+            )
+            self.sow("intermediates", ATTENTIONS, attentions)
+        return x
+
+
+def _stack(trees: list[Any]) -> Any:
+    """The trees as one, whose leaves have an axis more, the first."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
@@ -200,7 +225,7 @@ class BertEncoder(nn.Module):
         row_keys: jax.Array | None = None,
         packing: Packing | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encodes rows of tokens.
+        """Encodes rows of tokens; `LayerStack` says what can be seen of it on the way.
 
         Args:
           input_ids: [b, t], each in [0, v).
