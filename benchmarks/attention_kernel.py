@@ -37,6 +37,7 @@ from benchmarks import h100
 from benchmarks.hardware import cpu_name
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.kernels.fused_attention import fused_attention
+from bertjax.models.visibility import Visibility
 from bertjax.plan.topology import open_target
 from bertjax.training.compilation import program_bytes
 
@@ -109,7 +110,7 @@ def compile_all(chip: str, paths: dict[str, Callable[..., jax.Array]]) -> list[d
                 .lower(
                     abstract((layers, 4, d, d), jnp.bfloat16),
                     abstract((b, t, d), jnp.bfloat16),
-                    abstract((b, t), jnp.int32),
+                    Visibility(abstract((b, t), jnp.int32)),
                     abstract((layers, b), jax.random.key(0).dtype),
                 )
                 .compile()
@@ -130,7 +131,7 @@ def gradients(
     num_heads: int,
     kernels: jax.Array,
     x: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     row_keys: jax.Array,
 ) -> Any:
     """Gradients of layers of projections and attention by their kernels [layers, 4, d, d] and x."""
@@ -138,7 +139,7 @@ def gradients(
     def layer(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
         kernels, row_keys = inputs
         q, k, v = ((x @ kernels[i]).reshape(*x.shape[:2], num_heads, -1) for i in range(3))
-        context = attend(q, k, v, segment_ids, row_keys)
+        context = attend(q, k, v, visibility, row_keys)
         return x + context.reshape(x.shape) @ kernels[3], None
 
     def loss(kernels: jax.Array, x: jax.Array) -> jax.Array:
@@ -159,12 +160,12 @@ def time_all(
         q, key, v, gradient = (
             jnp.asarray(rng.normal(size=(b, t, h, k)), jnp.bfloat16) for _ in range(4)
         )
-        segment_ids = jnp.ones((b, t), jnp.int32)
+        visibility = Visibility(jnp.ones((b, t), jnp.int32))
         row_keys = jax.random.split(jax.random.key(0), b)
         steps = {
             path: jax.jit(functools.partial(both_passes, attend)) for path, attend in paths.items()
         }
-        inputs = (q, key, v, segment_ids, row_keys, gradient)
+        inputs = (q, key, v, visibility, row_keys, gradient)
         for step in steps.values():
             jax.block_until_ready(step(*inputs))
         least = dict.fromkeys(steps, float("inf"))
@@ -180,12 +181,6 @@ def time_all(
             print(json.dumps(row), flush=True)
             found.append(row)
     return found
-
-
-PACKED_PATHS: dict[str, Callable[..., jax.Array]] = {
-    "xla": functools.partial(dot_product_attention, packed=True),
-    "pallas": fused_attention,
-}
 
 
 def check_all() -> list[dict[str, Any]]:
@@ -204,6 +199,7 @@ def check_all() -> list[dict[str, Any]]:
         # Packed: several segments, then padding.
         cuts = np.sort(rng.choice(np.arange(1, length), (rows, 3)))
         segment_ids = (1 + (np.arange(length) >= cuts[:, :, None]).sum(1)).astype(np.int32) % 4
+        visibility = Visibility(jnp.asarray(segment_ids), packed=True)
         real = (segment_ids > 0)[:, :, None, None]
         for rate in (0.0, RATE):
             keep = attention_reference.kept(keys, heads, length, rate)
@@ -213,14 +209,14 @@ def check_all() -> list[dict[str, Any]]:
                 )
                 expected = attention_reference.reference(q, k, v, gradient, segment_ids, keep, rate)
                 errors = {}
-                for path, attend in PACKED_PATHS.items():
+                for path, attend in (("xla", dot_product_attention), ("pallas", fused_attention)):
                     run = jax.jit(
                         functools.partial(both_passes, functools.partial(attend, dropout_rate=rate))
                     )
                     errors[path] = max(
                         float(np.linalg.norm((np.float64(a) - b) * real) / np.linalg.norm(b * real))
                         for a, b in zip(
-                            run(q, k, v, jnp.asarray(segment_ids), keys, gradient),
+                            run(q, k, v, visibility, keys, gradient),
                             expected,
                             strict=True,
                         )
@@ -241,7 +237,7 @@ def check_all() -> list[dict[str, Any]]:
     keys = jax.random.split(jax.random.key(1), rows)
     keep = attention_reference.kept(keys, heads, length, RATE)
     zeros = jnp.zeros((rows, length, heads, columns), jnp.float32)
-    ones = jnp.ones((rows, length), jnp.int32)
+    ones = Visibility(jnp.ones((rows, length), jnp.int32))
     attend = functools.partial(fused_attention, dropout_rate=RATE)
     halves = []
     for begin in range(0, length, columns):  # heads no wider than those of a model
@@ -267,12 +263,12 @@ def both_passes(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     row_keys: jax.Array,
     gradient: jax.Array,
 ) -> Any:
     """The output of an attention and its gradients."""
-    output, backward = jax.vjp(lambda q, k, v: attend(q, k, v, segment_ids, row_keys), q, k, v)
+    output, backward = jax.vjp(lambda q, k, v: attend(q, k, v, visibility, row_keys), q, k, v)
     return output, *backward(gradient)
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks.hardware import record
 from bertjax.models.attention import by_rows, dot_product_attention
+from bertjax.models.visibility import Visibility
 
 RESULT = Path(__file__).parent / "results" / "attention_rows.json"
 SHAPES = ((32, 64), (32, 128), (8, 368), (32, 368), (8, 512))  # rows, tokens
@@ -47,16 +48,16 @@ def measure(rows: int, tokens: int) -> dict[str, float]:
     """Milliseconds of both, by the kind of pass."""
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = tuple(jax.random.normal(key, (rows, tokens, HEADS, SIZE)) for key in keys)
-    mask = jnp.ones((rows, tokens), jnp.int32)
+    visibility = Visibility(jnp.ones((rows, tokens), jnp.int32))
     row_keys = jax.random.split(jax.random.key(1), rows)
 
     def forward(path: Callable, *arrays: jax.Array) -> jax.Array:
         attend = path(functools.partial(dot_product_attention, dropout_rate=0.0))
-        return attend(*arrays, mask, None)
+        return attend(*arrays, visibility, None)
 
     def loss(path: Callable, *arrays: jax.Array) -> jax.Array:
         attend = path(functools.partial(dot_product_attention, dropout_rate=0.1))
-        return jnp.square(attend(*arrays, mask, row_keys)).sum()
+        return jnp.square(attend(*arrays, visibility, row_keys)).sum()
 
     passes = {"forward": forward, "training": jax.grad(loss, argnums=(1, 2, 3))}
     programs = {

@@ -112,10 +112,11 @@ class Encoder:
         self.labels = labels
         self.task = task
         self._can = HEADS[config.head].can(config.next_sentence)
-        self._encode = jax.jit(functools.partial(_encode, BertEncoder(config)))
+        encoder = BertEncoder(config)
+        self._encode = jax.jit(functools.partial(_encode, encoder))
         self._embed = jax.jit(lambda *inputs: self._encode(*inputs)[2])
         self._predict = jax.jit(functools.partial(apply_model, self.model))
-        self._inspect = jax.jit(functools.partial(inspect_layers, config))
+        self._inspect = jax.jit(functools.partial(inspect_layers, encoder))
 
     def encode(self, texts: Text | Sequence[Text]) -> Encoded:
         """Encodes texts; those of more than `config.max_positions` tokens are cut, with a warning.

@@ -21,6 +21,7 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.dropout import plane_words
 from bertjax.models.kernels import attention_kernel
 from bertjax.models.kernels.fused_attention import fused_attention
+from bertjax.models.visibility import Visibility
 
 EPSILON = float(np.finfo(np.float32).eps)
 TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}
@@ -35,7 +36,7 @@ def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys):
         settings = {
             "dropout_rate": rate, "tiling": TILINGS[tiling](*q.shape[1:]), "interpret": True
         }  # fmt: skip
-        arrays = (q, k, v, segment_ids, words)
+        arrays = (q, k, v, Visibility(segment_ids), words)
         output, log_sum_exp = attention_kernel.forward(*arrays, **settings)
         gradients = attention_kernel.backward(*arrays, output, log_sum_exp, gradient, **settings)
         return output, *gradients
@@ -93,7 +94,7 @@ def test_bfloat16_is_closer_to_float64_than_the_xla_path(tiling):
     @jax.jit
     def plain(q, k, v):
         output, vjp = jax.vjp(
-            lambda q, k, v: dot_product_attention(q, k, v, ones, keys, 0.1), q, k, v
+            lambda q, k, v: dot_product_attention(q, k, v, Visibility(ones), keys, 0.1), q, k, v
         )
         return output, *vjp(gradient)
 
@@ -112,7 +113,7 @@ def test_a_plain_mask_gives_what_the_xla_path_gives():
     gradient = gradient * mask[:, :, None, None]  # nothing reads what padding attends to
 
     def run(attend):
-        output, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, mask, keys, 0.1), q, k, v)
+        output, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, Visibility(mask), keys, 0.1), q, k, v)
         return output * mask[:, :, None, None], *vjp(gradient)
 
     for a, b in zip(run(fused_attention), run(dot_product_attention), strict=True):
@@ -170,16 +171,17 @@ from benchmarks import meshes
 import jax, jax.numpy as jnp, numpy as np
 from bertjax.config import MeshConfig, ModelConfig
 from bertjax.models.kernels.fused_attention import fused_attention
+from bertjax.models.visibility import Visibility
 from bertjax.parallel.sharding import make_mesh
 
 rng = np.random.default_rng(0)
 q, k, v, gradient = (rng.normal(size=(8, 24, 8, 16)).astype(np.float32) for _ in range(4))
-segment_ids = rng.integers(0, 3, (8, 24)).astype(np.int32)
+visibility = Visibility(rng.integers(0, 3, (8, 24)).astype(np.int32))
 keys = jax.random.split(jax.random.key(0), 8)
 
 @jax.jit
 def run(q, k, v):
-    output, vjp = jax.vjp(lambda *x: fused_attention(*x, segment_ids, keys, 0.1), q, k, v)
+    output, vjp = jax.vjp(lambda *x: fused_attention(*x, visibility, keys, 0.1), q, k, v)
     return output, *vjp(gradient)
 
 alone, differences = run(q, k, v), {}

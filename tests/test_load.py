@@ -153,8 +153,6 @@ def test_inspect_says_what_the_layers_do(bert):
     assert seen.pieces[0] == "[CLS]"
     assert [i for i, piece in enumerate(seen.pieces) if piece == "[SEP]"] == [7, n - 1]
     assert seen.attentions.shape == (bert.config.num_layers, heads, n, n)
-    last = bert.encode(text).hidden_states[0]
-    np.testing.assert_allclose(seen.hidden_states[-1], last, atol=2e-6, rtol=0)
     # Section 3.2.1 of Vaswani et al. (2017), in float64, from each layer's own input.
     for index in range(bert.config.num_layers):
         params = bert.params["encoder"][f"layer_{index}"]["attention"]
@@ -167,6 +165,29 @@ def test_inspect_says_what_the_layers_do(bert):
         )
         expected = softmax(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
         np.testing.assert_allclose(seen.attentions[index], expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"scan_layers": True},
+        {"attention": "xla", "scan_layers": True, "remat": "layer"},
+        {"attention": "xla", "remat": "attention"},
+        {"attention": "pallas"},
+    ],
+    ids=str,
+)
+def test_inspect_looks_at_the_forward_pass_of_encode(bert, change):
+    """To the bit, for texts that fill their row and for those that are padded."""
+    config = dataclasses.replace(bert.config, **change)
+    other = Encoder(config, bert.params, bert.tokenizer)
+    for text in ("cat", "cat " * 14, ("the cat sat on the mat", "a dog"), "the cat " * 20):
+        seen, encoded = other.inspect(text), other.encode(text)
+        assert len(seen.hidden_states) == 1 + config.num_layers
+        np.testing.assert_array_equal(seen.hidden_states[-1], encoded.hidden_states[0])
+        np.testing.assert_allclose(seen.attentions.sum(axis=-1), 1, atol=1e-6)
+        np.testing.assert_allclose(seen.attentions, bert.inspect(text).attentions, atol=1e-5)
 
 
 def test_a_mask_that_is_not_there_is_an_error(bert):

@@ -5,6 +5,7 @@ are a public format: they change only with a new checkpoint format.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from bertjax.config import ModelConfig
 from bertjax.models import (
     BertEncoder,
     BertForPreTraining,
+    Packing,
     abstract_params,
     compute_dtype,
     dropout,
@@ -27,6 +29,7 @@ from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
 from bertjax.models.layers import LayerNorm, dense
 from bertjax.models.layers import gelu as activation
+from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import AXES
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -230,7 +233,7 @@ def test_attention_scores_are_not_rounded_to_bfloat16():
     ]
     query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
     mask = np.arange(9) < np.array([[9], [5]])
-    ours = dot_product_attention(query, key, value, jnp.asarray(mask), None, 0.1)
+    ours = dot_product_attention(query, key, value, Visibility(mask), None, 0.1)
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     scores = np.einsum("bqhk,bshk->bhqs", q, k) / 4
     scores = np.where(mask[:, None, None, :], scores, -np.inf)
@@ -292,6 +295,63 @@ def test_dtype_is_resolved_by_the_caller():
         jax.eval_shape(
             BertEncoder(config).apply, {"params": abstract_params(config)}, ids, ids, ids
         )
+
+
+# Looking inside
+
+
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True, "remat": "layer"}], ids=str)
+def test_what_is_seen_inside_is_what_is_computed(params, change):
+    """With dropout and a head: the outputs to the bit, and probabilities before dropout."""
+    model = BertForPreTraining(dataclasses.replace(SMALL, **change))
+    ids, types, mask, positions = make_inputs()
+    keys = make_row_keys()
+
+    def run(**settings):
+        apply = jax.jit(functools.partial(model.apply, **settings))
+        return apply({"params": params}, ids, types, mask, positions, keys)
+
+    outputs, left = run(mutable="intermediates")
+    for found, expected in zip(outputs, run(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    seen = left["intermediates"]["encoder"]
+    (hidden_states,), (attentions,) = seen["hidden_states"], seen["attentions"]
+    embedding_keys, *layer_keys = split_row_keys(keys, 1 + SMALL.num_layers)
+    embedded = Embeddings(SMALL).apply({"params": params["embeddings"]}, ids, types, embedding_keys)
+    np.testing.assert_allclose(hidden_states[0], embedded, atol=1e-5)
+    apply_layer = jax.jit(EncoderLayer(SMALL).apply)
+    for index, layer_key in enumerate(layer_keys):
+        tree = {"params": params["encoder"][f"layer_{index}"]}
+        x = apply_layer(tree, hidden_states[index], Visibility(mask), layer_key)
+        np.testing.assert_allclose(hidden_states[index + 1], x, atol=1e-4)
+    assert attentions.shape == (SMALL.num_layers, ROWS, SMALL.num_heads, LENGTH, LENGTH)
+    np.testing.assert_allclose(attentions.sum(axis=-1), 1, atol=1e-5)
+    assert not attentions.max(axis=(0, 2, 3))[np.asarray(mask) == 0].any()
+
+
+@pytest.mark.parametrize("attention", ["xla", "pallas", "rows"])
+def test_where_nobody_looks_nothing_is_kept(params, attention):
+    model = BertEncoder(dataclasses.replace(SMALL, attention=attention))
+
+    def program(**settings):
+        apply = functools.partial(model.apply, **settings)
+        return jax.make_jaxpr(apply)({"params": params}, *make_inputs()[:3])
+
+    plain, looked_at = program(), program(mutable="intermediates")
+    assert len(plain.out_avals) == 2
+    assert len(looked_at.out_avals) == 4
+    exponentials = [len(list(equations(x.jaxpr, "exp"))) for x in (plain, looked_at)]
+    assert exponentials[1] - exponentials[0] == SMALL.num_layers
+    if attention == "xla":
+        assert exponentials[0] == SMALL.num_layers
+
+
+def test_a_batch_has_a_mask_or_a_packing(params):
+    ids, types, mask, _ = make_inputs()
+    packing = Packing(segment_ids=mask, position_ids=types, cls_positions=types[:, :1])
+    for found, inputs in (("neither", (None,)), ("both", (mask, None, packing))):
+        with pytest.raises(ValueError, match=f"an attention_mask or a packing.*found {found}"):
+            BertEncoder(SMALL).apply({"params": params}, ids, types, *inputs)
 
 
 # Dropout
@@ -407,8 +467,8 @@ def test_the_output_of_each_sublayer_is_dropped(params, sublayer):
     tree[sublayer]["output"]["bias"] += jnp.arange(1.0, 1 + SMALL.hidden_size)
     x = jnp.zeros((ROWS, LENGTH, SMALL.hidden_size))
     apply = jax.jit(EncoderLayer(SMALL).apply)
-    mask = jnp.ones((ROWS, LENGTH), jnp.int32)
-    plain, dropped = (apply({"params": tree}, x, mask, keys) for keys in (None, make_row_keys()))
+    seen = Visibility(jnp.ones((ROWS, LENGTH), jnp.int32))
+    plain, dropped = (apply({"params": tree}, x, seen, keys) for keys in (None, make_row_keys()))
     assert (plain == plain[0, 0]).all()
     # A token escapes with a probability of 0.9^16, a fifth.
     changed = (jnp.abs(dropped - plain).max(-1) > 1e-2).mean(1)

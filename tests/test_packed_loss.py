@@ -14,6 +14,7 @@ from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.models import BertForPreTraining, Packing, init_params
 from bertjax.models.attention import dot_product_attention
+from bertjax.models.visibility import Visibility
 from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
@@ -97,10 +98,9 @@ def test_a_pair_does_not_see_its_neighbours(params, batches):
     run = jax.jit(BertForPreTraining(CONFIG).apply)
 
     def logits(input_ids):
-        packing = Packing(packed["position_ids"], packed["cls_positions"])
-        names = ("token_type_ids", "segment_ids", "masked_positions")
-        inputs = (input_ids, *(packed[name] for name in names), None, packing)
-        return run({"params": params}, *inputs)
+        packing = Packing(*(packed[name] for name in Packing._fields))
+        inputs = (packed["token_type_ids"], None, packed["masked_positions"], None, packing)
+        return run({"params": params}, input_ids, *inputs)
 
     mlm, nsp = logits(packed["input_ids"])
     mlm_changed, nsp_changed = logits(others)
@@ -116,7 +116,7 @@ def test_a_mask_is_the_segment_ids_of_one_segment():
     query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 2, 4))
     mask = jnp.asarray([[1] * 9, [1] * 5 + [0] * 4])
     one, same = (
-        dot_product_attention(query, key, value, mask, None, 0.0, packed=packed)
+        dot_product_attention(query, key, value, Visibility(mask, packed), None, 0.0)
         for packed in (False, True)
     )
     real = np.asarray(mask) > 0  # what padding attends to differs, and reaches no loss

@@ -13,13 +13,12 @@ from flax import linen as nn
 from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
 from bertjax.models.layers import dense, product_precision
+from bertjax.models.visibility import Visibility
 
-PROBABILITIES = "probabilities"  # in the collection "intermediates": see models/inspection.py
+PROBABILITIES = "probabilities"  # in the collection "intermediates": see `bert.LayerStack`
 
 
-def attention_probabilities(
-    query: jax.Array, key: jax.Array, segment_ids: jax.Array, packed: bool = False
-) -> jax.Array:
+def attention_probabilities(query: jax.Array, key: jax.Array, visibility: Visibility) -> jax.Array:
     """What each query takes from each key, [b, h, t, t]; see `dot_product_attention`."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     precision = product_precision(query.dtype)
@@ -27,11 +26,8 @@ def attention_probabilities(
         "bqhk,bshk->bhqs", query, key, precision=precision, preferred_element_type=wide
     )
     scores = scores / query.shape[-1] ** 0.5
-    visible = segment_ids[:, None, None, :] > 0
-    if packed:
-        visible &= segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
-    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
+    scores = jnp.where(visibility.mask(), scores, jnp.finfo(wide).min)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
@@ -39,28 +35,24 @@ def dot_product_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     row_keys: jax.Array | None,
     dropout_rate: float,
-    packed: bool = False,
 ) -> jax.Array:
-    """Attends to the real tokens; softmax in float32, dropout on the probabilities.
+    """Attends to the keys that are visible; softmax in float32, dropout on the probabilities.
 
     Args:
       query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
       key: [b, t, h, k].
       value: [b, t, h, k].
-      segment_ids: int [b, t], 0 = padding. An attention mask (1 = a real token) is the case of one
-        segment. What a padded query attends to reaches no loss.
+      visibility: of b rows of t tokens.
       row_keys: typed PRNG keys [b], or None = no dropout.
       dropout_rate: of the probabilities.
-      packed: rows hold several segments, and a token attends within its own. Without it only keys
-        are masked, by a mask of [b, 1, 1, t] instead of [b, 1, t, t].
 
     Returns:
       [b, t, h, k], in the compute dtype.
     """
-    probabilities = attention_probabilities(query, key, segment_ids, packed)
+    probabilities = attention_probabilities(query, key, visibility)
     probabilities = dropout(probabilities, dropout_rate, row_keys)
     precision = product_precision(value.dtype)
     return jnp.einsum("bhqs,bshk->bqhk", probabilities, value, precision=precision)
@@ -88,11 +80,10 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         hidden_states: jax.Array,
-        segment_ids: jax.Array,
+        visibility: Visibility,
         row_keys: jax.Array | None = None,
-        packed: bool = False,
     ) -> jax.Array:
-        """Maps hidden_states [b, t, d] and segment_ids [b, t] to [b, t, d]."""
+        """Maps hidden_states [b, t, d] to [b, t, d]."""
         config = self.config
         b, t, d = hidden_states.shape
         query, key, value = (
@@ -102,7 +93,7 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         attend: Callable[..., jax.Array] = functools.partial(
-            dot_product_attention, dropout_rate=config.attention_dropout_rate, packed=packed
+            dot_product_attention, dropout_rate=config.attention_dropout_rate
         )
         if config.attention == "pallas" and not self.is_initializing():
             # Pallas takes 0.2 s to import.
@@ -114,7 +105,7 @@ class SelfAttention(nn.Module):
         elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
         if self.is_mutable_collection("intermediates"):  # someone looks inside
-            probabilities = attention_probabilities(query, key, segment_ids, packed)
+            probabilities = attention_probabilities(query, key, visibility)
             self.sow("intermediates", PROBABILITIES, probabilities)
-        context = attend(query, key, value, segment_ids, row_keys)
+        context = attend(query, key, value, visibility, row_keys)
         return dense(config, d, "output", ("heads", "embed"))(context.reshape(b, t, d))

@@ -14,16 +14,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
-from bertjax.models.attention import SelfAttention
+from bertjax.models.attention import PROBABILITIES, SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
+from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import path_name
 from bertjax.parameters import line_of
 
+# What `LayerStack` leaves in the collection "intermediates" where that is mutable.
+HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
+
 
 class Packing(NamedTuple):
-    """Where the pairs of packed rows stand; their segment ids take the attention mask's place."""
+    """Where the pairs of packed rows stand; it takes the attention mask's place."""
 
+    segment_ids: jax.Array  # int [b, t], 1 for the first pair, 2 for the second, 0 = padding
     position_ids: jax.Array  # int [b, t], 0 at the first token of each pair
     cls_positions: jax.Array  # int [b, p], each in [0, t), p pairs; unused places hold any of them
 
@@ -96,15 +101,14 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         hidden_states: jax.Array,
-        segment_ids: jax.Array,
+        visibility: Visibility,
         row_keys: jax.Array | None = None,
-        packed: bool = False,
     ) -> jax.Array:
         """Maps hidden_states [b, t, d] to [b, t, d]; `row_keys` are this layer's."""
         config = self.config
         probability_keys, attention_keys, mlp_keys = split_row_keys(row_keys, 3)
         x = hidden_states
-        y = SelfAttention(config, name="attention")(x, segment_ids, probability_keys, packed)
+        y = SelfAttention(config, name="attention")(x, visibility, probability_keys)
         y = dropout(y, config.dropout_rate, attention_keys)
         x = LayerNorm(config, name="attention_layer_norm")(x + y)
         y = FeedForward(config, name="mlp")(x)
@@ -123,24 +127,30 @@ class LayerStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        hidden_states: jax.Array,
-        segment_ids: jax.Array,
-        layer_keys: list[Any],
-        packed: bool = False,
+        self, hidden_states: jax.Array, visibility: Visibility, layer_keys: list[Any]
     ) -> jax.Array:
-        """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item a layer."""
+        """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer.
+
+        Where the collection "intermediates" is mutable, it leaves there `hidden_states`
+        [1 + layers, b, t, d], its input and what each layer makes of it, and `attentions`
+        [layers, b, h, t, t], the probabilities before dropout.
+        """
         config = self.config
         if self.is_initializing():
             for index in range(config.num_layers):
                 layer = EncoderLayer(config, name=f"layer_{index}")
-                hidden_states = layer(hidden_states, segment_ids)
+                hidden_states = layer(hidden_states, visibility)
             return hidden_states
+        looked_at = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
-        def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, Any]:
             layer = EncoderLayer(config, parent=None)
-            output: Any = layer.apply({"params": params}, x, segment_ids, keys, packed)
-            return hidden_rows(config, output)
+            output: Any
+            output, left = layer.apply({"params": params}, x, visibility, keys, mutable=looked_at)
+            output = hidden_rows(config, output)
+            if not looked_at:
+                return output, None
+            return output, (output, left["intermediates"]["attention"][PROBABILITIES][0])
 
         if config.remat == "layer":
             apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
@@ -149,16 +159,31 @@ class LayerStack(nn.Module):
         layers = [
             cast_layer(params[f"layer_{index}"], config) for index in range(config.num_layers)
         ]
-        if not config.scan_layers:
+        x, of_layers = hidden_states, []
+        if config.scan_layers:
+            stacked_keys = _stack(layer_keys)
+            x, seen = jax.lax.scan(
+                lambda x, layer: apply_layer(layer[0], x, layer[1]),
+                x,
+                (_stack(layers), stacked_keys),
+            )
+        else:
             for layer_params, keys in zip(layers, layer_keys, strict=True):
-                hidden_states = apply_layer(layer_params, hidden_states, keys)
-            return hidden_states
-        stacked_keys = jax.tree.map(lambda *keys: jnp.stack(keys), *layer_keys)
-        return jax.lax.scan(
-            lambda x, layer: (apply_layer(layer[0], x, layer[1]), None),
-            hidden_states,
-            (jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), stacked_keys),
-        )[0]
+                x, of_layer = apply_layer(layer_params, x, keys)
+                of_layers.append(of_layer)
+            seen = _stack(of_layers)
+        if looked_at:
+            outputs, attentions = seen
+            self.sow(
+                "intermediates", HIDDEN_STATES, jnp.concatenate([hidden_states[None], outputs])
+            )
+            self.sow("intermediates", ATTENTIONS, attentions)
+        return x
+
+
+def _stack(trees: list[Any]) -> Any:
+    """The trees as one, whose leaves have an axis more, the first."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
@@ -199,17 +224,16 @@ class BertEncoder(nn.Module):
         self,
         input_ids: jax.Array,
         token_type_ids: jax.Array,
-        attention_mask: jax.Array,
+        attention_mask: jax.Array | None,
         row_keys: jax.Array | None = None,
         packing: Packing | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encodes rows of tokens.
+        """Encodes rows of tokens; `LayerStack` says what can be seen of it on the way.
 
         Args:
           input_ids: [b, t], each in [0, v).
           token_type_ids: [b, t], 0 = sentence A, 1 = sentence B.
-          attention_mask: [b, t], 1 = a real token, 0 = padding; with `packing`, segment ids: 1 for
-            the tokens of the first pair, 2 for those of the second, and so on.
+          attention_mask: [b, t], 1 = a real token, 0 = padding; None with `packing`, which says it.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic. A row's masks depend
             on its key alone.
           packing: of rows that hold several pairs, which do not see each other; None = one each.
@@ -220,13 +244,13 @@ class BertEncoder(nn.Module):
           both in the compute dtype.
 
         Raises:
-          ValueError: rows longer than `max_positions`, `dtype` not resolved, or a number of keys
-            that is not b.
+          ValueError: rows longer than `max_positions`, `dtype` not resolved, a number of keys that
+            is not b, or both or neither of attention_mask and packing.
         """
         embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
         position_ids = None if packing is None else packing.position_ids
         x = self.embeddings(input_ids, token_type_ids, embedding_keys, position_ids)
-        x = self.encoder(x, attention_mask, layer_keys, packing is not None)
+        x = self.encoder(x, _visibility(attention_mask, packing), layer_keys)
         if not self.config.pooler:
             return x, None
         if packing is None:
@@ -238,3 +262,15 @@ class BertEncoder(nn.Module):
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""
         return self.embeddings.word.embedding
+
+
+def _visibility(attention_mask: jax.Array | None, packing: Packing | None) -> Visibility:
+    """Which keys the queries of a batch may see; raises ValueError unless exactly one is given."""
+    if packing is None and attention_mask is not None:
+        return Visibility(attention_mask.astype(jnp.int32))
+    if packing is not None and attention_mask is None:
+        return Visibility(packing.segment_ids.astype(jnp.int32), packed=True)
+    raise ValueError(
+        "a batch has an attention_mask or a packing, whose segment_ids say what is padding: found "
+        f"{'neither' if packing is None else 'both'}"
+    )

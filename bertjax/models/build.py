@@ -77,13 +77,15 @@ def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
         )
 
 
-def apply_model(model: nn.Module, params: Mapping[str, Any], *inputs: Any) -> Any:
+def apply_model(
+    model: nn.Module, params: Mapping[str, Any], *inputs: Any, mutable: Any = False
+) -> Any:
     """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
     gathered = {
         name: tree if name == "encoder" else gather_params(tree, name)
         for name, tree in params.items()
     }
-    return model.apply({"params": gathered}, *inputs)
+    return model.apply({"params": gathered}, *inputs, mutable=mutable)
 
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:

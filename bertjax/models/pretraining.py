@@ -28,7 +28,7 @@ class BertForPreTraining(nn.Module):
         self,
         input_ids: jax.Array,
         token_type_ids: jax.Array,
-        attention_mask: jax.Array,
+        attention_mask: jax.Array | None,
         masked_positions: jax.Array,
         row_keys: jax.Array | None = None,
         packing: Packing | None = None,
@@ -38,7 +38,7 @@ class BertForPreTraining(nn.Module):
         Args:
           input_ids: [b, t]; it and the next two as in `BertEncoder`.
           token_type_ids: [b, t].
-          attention_mask: [b, t].
+          attention_mask: [b, t], or None with `packing`.
           masked_positions: [b, m], each in [0, t); unused places hold any of them.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
           packing: as in `BertEncoder`.

@@ -86,13 +86,13 @@ def pretraining_sums(
     """
     packing = None
     if is_packed(batch):
-        packing = Packing(batch["position_ids"], batch["cls_positions"])
+        packing = Packing(*(batch[name] for name in Packing._fields))
     mlm_logits, nsp_logits = apply_model(
         model,
         params,
         batch["input_ids"],
         batch["token_type_ids"],
-        batch["segment_ids" if is_packed(batch) else "attention_mask"],
+        batch.get("attention_mask"),
         batch["masked_positions"],
         row_keys,
         packing,

@@ -127,21 +127,21 @@ def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]
     """Makes each device run `function` on its own rows and heads.
 
     For kernels, which the compiler cannot split. Arguments and results are [b, t, h, k],
-    [b, h, ...] of three dimensions, or [b, t]. Where no mesh is set, and where its devices do not
-    divide the rows, `function` runs on the whole arrays.
+    [b, h, ...] of three dimensions, [b, t], or trees of these, the first an array. Where no mesh is
+    set, and where its devices do not divide the rows, `function` runs on the whole arrays.
     """
 
     def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         heads = {4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
         return PartitionSpec(_row_axes(), *heads)
 
-    def call(*arrays: jax.Array) -> tuple:
+    def call(*arrays: Any) -> tuple:
         if _mesh_sizes() is None or not _divides(_row_axes(), arrays[0]):
             return function(*arrays)
         outputs = jax.eval_shape(function, *arrays)
         return jax.shard_map(
             function,
-            in_specs=tuple(spec(x) for x in arrays),
+            in_specs=jax.tree.map(spec, arrays),
             out_specs=tuple(spec(x) for x in outputs),
             check_vma=False,  # pallas_call does not say how its results vary
         )(*arrays)

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 
 from bertjax.models.dropout import drop_threshold, place_bits
 from bertjax.models.layers import product_precision
+from bertjax.models.visibility import Visibility
 
 _MASKED = -1e30  # a score that leaves no probability, and whose difference from any other is finite
 
@@ -39,7 +40,7 @@ def forward_kernel(
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
-    segment_ref: Any,
+    visibility: Visibility,
     word_ref: Any,
     output_ref: Any,
     log_sum_exp_ref: Any,
@@ -60,7 +61,7 @@ def forward_kernel(
         def attend(j: Any, carry: Any, q=q, columns=columns, keep=keep) -> Any:
             highest, total, output = carry
             keys = _block(j, tiling)
-            s = _scores(q, k_ref[0, keys, columns], segment_ref, i, j, tiling, scale)
+            s = _scores(q, k_ref[0, keys, columns], visibility, i, j, tiling, scale)
             new_highest = jnp.maximum(highest, jnp.max(s, axis=1, keepdims=True))
             old = jnp.exp(highest - new_highest)
             p = jnp.exp(s - new_highest)
@@ -75,11 +76,10 @@ def forward_kernel(
             jnp.zeros(q.shape, wide),
         )
         highest, total, output = _loop(num_blocks, attend, start)
-        # A token of a segment has itself as a key. Padding has none: its sums are of masked scores.
-        real = _column(segment_ref[0, :, _block(i, tiling)]) != 0
-        output = output * jnp.where(real, 1 / (total * (1 - dropout_rate)), 0)
+        sees_any = visibility.sees_any(_block(i, tiling))  # without, the sums are of masked scores
+        output = output * jnp.where(sees_any, 1 / (total * (1 - dropout_rate)), 0)
         output_ref[0, :, columns] = output.astype(output_ref.dtype)
-        log_sum_exp = jnp.where(real, highest + jnp.log(total), 0)
+        log_sum_exp = jnp.where(sees_any, highest + jnp.log(total), 0)
         log_sum_exp_ref[0, 0, pl.ds(head, 1), :] = log_sum_exp.T
 
 
@@ -90,7 +90,7 @@ def backward_kernel(
     gradient_ref: Any,
     log_sum_exp_ref: Any,
     delta_ref: Any,
-    segment_ref: Any,
+    visibility: Visibility,
     word_ref: Any,
     dq_ref: Any,
     dk_ref: Any,
@@ -119,7 +119,7 @@ def backward_kernel(
             queries, keys = _block(i, tiling), _block(j, tiling)
             q, k = q_ref[0, queries, columns], k_ref[0, keys, columns]
             gradient, v = gradient_ref[0, queries, columns], v_ref[0, keys, columns]
-            s = _scores(q, k, segment_ref, i, j, tiling, scale)
+            s = _scores(q, k, visibility, i, j, tiling, scale)
             p = jnp.exp(s - _column(log_sum_exp_ref[0, 0, pl.ds(head, 1), queries]))
             dp = keep(_dot(gradient, v, (1, 1)), i, j)
             delta = _column(delta_ref[0, 0, pl.ds(head, 1), queries]) * (1 - dropout_rate)
@@ -147,13 +147,17 @@ def backward_kernel(
 
 
 def _scores(
-    q: jax.Array, k: jax.Array, segment_ref: Any, i: Any, j: Any, tiling: Tiling, scale: float
+    q: jax.Array,
+    k: jax.Array,
+    visibility: Visibility,
+    i: Any,
+    j: Any,
+    tiling: Tiling,
+    scale: float,
 ) -> jax.Array:
-    """The scaled scores of block i of queries and block j of keys, masked by segment."""
-    queries = _column(segment_ref[0, :, _block(i, tiling)])
-    keys = segment_ref[0, :, _block(j, tiling)]
-    keys = jnp.where(keys == 0, -1, keys)  # so that padding meets no padding
-    return jnp.where(queries == keys, _dot(q, k, (1, 1)) * scale, _MASKED)
+    """The scaled scores of block i of queries and block j of keys, those in sight."""
+    visible = visibility.block(_block(i, tiling), _block(j, tiling))
+    return jnp.where(visible, _dot(q, k, (1, 1)) * scale, _MASKED)
 
 
 def _mask_of(word_ref: Any, head: int, rate: float, tiling: Tiling) -> Callable[..., jax.Array]:

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 
 from bertjax.models.kernels.attention_block import Tiling, backward_kernel, forward_kernel
 from bertjax.models.layers import product_precision
+from bertjax.models.visibility import Visibility
 
 FORWARD, BACKWARD = "bertjax_attention_forward", "bertjax_attention_backward"  # in the program
 
@@ -39,7 +40,7 @@ def forward(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     words: jax.Array,
     *,
     dropout_rate: float,
@@ -52,18 +53,18 @@ def forward(
       query: [b, t, h, k]; so are `key` and `value`.
       key: [b, t, h, k].
       value: [b, t, h, k].
-      segment_ids: int32 [b, t]; a query attends to the keys of its own segment, one of 0 to none.
+      visibility: of b rows of t tokens.
       words: uint32 [b, h, 2], `dropout.plane_words` of the heads.
       dropout_rate: of the probabilities; 0 = `words` is not read.
       tiling: of the device.
       **call: settings of `pl.pallas_call` for the device.
 
     Returns:
-      The output [b, t, h, k] in the dtype of `query`, 0 at queries of segment 0, and each query's
+      The output [b, t, h, k] in the dtype of `query`, 0 at padded queries, and each query's
       log-sum-exp of the scaled scores, [b, h, t] in float32 (or wider), 0 at those queries.
     """
     output, log_sum_exp = _call(
-        forward_kernel, FORWARD, 2, (query, key, value), (), segment_ids, words, dropout_rate,
+        forward_kernel, FORWARD, 2, (query, key, value), (), visibility, words, dropout_rate,
         tiling, call,
     )  # fmt: skip
     return output, log_sum_exp
@@ -73,7 +74,7 @@ def backward(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     words: jax.Array,
     output: jax.Array,
     log_sum_exp: jax.Array,
@@ -98,7 +99,7 @@ def backward(
     products = 5 if tiling.block >= query.shape[1] else 7
     dq, dk, dv = _call(
         backward_kernel, BACKWARD, products, (query, key, value, gradient), (log_sum_exp, delta),
-        segment_ids, words, dropout_rate, tiling, call,
+        visibility, words, dropout_rate, tiling, call,
     )  # fmt: skip
     return dq, dk, dv
 
@@ -109,7 +110,7 @@ def _call(
     products: int,
     rows: tuple[jax.Array, ...],
     scalars: tuple[jax.Array, ...],
-    segment_ids: jax.Array,
+    visibility: Visibility,
     words: jax.Array,
     dropout_rate: float,
     tiling: Tiling,
@@ -135,11 +136,11 @@ def _call(
         padded = jnp.pad(x, ((0, 0), (0, length - t), (0, 0), (0, width - k)))
         return padded.reshape(b, length, h * width)
 
-    inputs: list[jax.Array] = [
+    inputs: list[Any] = [
         *(lay(x) for x in rows),
         *(jnp.pad(x, ((0, 0), (0, 0), (0, length - t))).reshape(b, h // g, g, length)
           for x in scalars),
-        jnp.pad(segment_ids, ((0, 0), (0, length - t)))[:, None, :],
+        visibility.laid_out(length),
         words.reshape(b, h // g, g, 2),
     ]  # fmt: skip
     row_spec = pl.BlockSpec((1, length, g * width), lambda b, h, i: (b, 0, h))
@@ -150,7 +151,7 @@ def _call(
         out_specs = [part_spec, pl.BlockSpec((1, 1, g, block), lambda b, h, i: (b, h, 0, i))]
     else:
         outputs, out_specs = [part] * 3, [part_spec] * 3
-    arrays: tuple[Any, ...] = (*inputs, *outputs)
+    arrays = jax.tree.leaves((inputs, outputs))
     results = pl.pallas_call(
         functools.partial(
             kernel,
@@ -164,7 +165,9 @@ def _call(
         in_specs=[
             *(row_spec for _ in rows),
             *(pl.BlockSpec((1, 1, g, length), lambda b, h, i: (b, h, 0, 0)) for _ in scalars),
-            pl.BlockSpec((1, 1, length), lambda b, h, i: (b, 0, 0)),
+            jax.tree.map(
+                lambda _: pl.BlockSpec((1, 1, length), lambda b, h, i: (b, 0, 0)), visibility
+            ),
             pl.BlockSpec((1, 1, g, 2), lambda b, h, i: (b, h, 0, 0)),
         ],
         out_specs=out_specs,

@@ -13,6 +13,7 @@ from jax.experimental.pallas import triton as pl_triton
 
 from bertjax.models.dropout import plane_words
 from bertjax.models.kernels import attention_kernel
+from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import split_rows_and_heads
 
 _TPU = pl_tpu.CompilerParams(dimension_semantics=("parallel",) * 3)
@@ -27,20 +28,20 @@ def fused_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segment_ids: jax.Array,
+    visibility: Visibility,
     row_keys: jax.Array | None,
     dropout_rate: float,
 ) -> jax.Array:
     """`attention.dot_product_attention` by the kernels of attention_kernel.py.
 
-    The same numbers but for rounding, with the same dropout mask. Queries of segment 0 (padding)
-    are 0 here.
+    The same numbers but for rounding, with the same dropout mask. Padded queries are
+    0 here.
 
     Args:
       query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
       key: [b, t, h, k].
       value: [b, t, h, k].
-      segment_ids: int32 [b, t], 0 = padding; a token attends to the tokens of its segment.
+      visibility: of b rows of t tokens.
       row_keys: typed threefry keys [b], or None = no dropout.
       dropout_rate: of the probabilities.
 
@@ -53,35 +54,35 @@ def fused_attention(
     else:
         # By the number of the head in the model: on a mesh each device gets those of its heads.
         words = jnp.stack(plane_words(row_keys, h), axis=-1)
-    return _attend(dropout_rate, query, key, value, segment_ids.astype(jnp.int32), words)
+    return _attend(dropout_rate, query, key, value, visibility, words)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(dropout_rate: float, *arrays: jax.Array) -> jax.Array:
+def _attend(dropout_rate: float, *arrays: Any) -> jax.Array:
     return _run(attention_kernel.forward, dropout_rate, *arrays)[0]
 
 
-def _attend_forward(dropout_rate: float, *arrays: jax.Array) -> tuple[jax.Array, Any]:
+def _attend_forward(dropout_rate: float, *arrays: Any) -> tuple[jax.Array, Any]:
     output, log_sum_exp = _run(attention_kernel.forward, dropout_rate, *arrays)
     return output, (*arrays, output, log_sum_exp)
 
 
 def _attend_backward(dropout_rate: float, residuals: Any, gradient: jax.Array) -> tuple:
     gradients = _run(attention_kernel.backward, dropout_rate, *residuals, gradient)
-    return (*gradients, None, None)  # segments and words are integers
+    return (*gradients, None, None)  # visibility and words are integers
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _run(kernel: Callable[..., tuple], dropout_rate: float, *arrays: jax.Array) -> tuple:
+def _run(kernel: Callable[..., tuple], dropout_rate: float, *arrays: Any) -> tuple:
     """Runs a kernel on each device's rows and heads, as the platform that compiles it needs it.
 
     The platform is known when the program is lowered, not before: bertjax.plan compiles for
     devices that the process does not run on.
     """
 
-    def local(*arrays: jax.Array) -> tuple:
+    def local(*arrays: Any) -> tuple:
         _, *sizes = arrays[0].shape
         gpu = _GPU[min(4, arrays[0].dtype.itemsize)]
 

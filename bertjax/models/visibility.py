@@ -1,0 +1,65 @@
+"""Which keys each query may see: the record that every attention path and every kernel asks.
+
+docs/design/attention.md says where causal and windowed forms go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """A token sees the tokens of its row, or of its segment; padding is seen by no token.
+
+    A pytree. Its arrays are [b, t], so whatever splits rows (`jax.lax.map`, `shard_map`) splits
+    them too. The other facts are static: a program is compiled for them.
+
+    Attributes:
+      segment_ids: int32 [b, t], 0 = padding. An attention mask (1 = a token) is one segment. Inside
+        a kernel it is a reference to one row of `laid_out`, [1, 1, t].
+      packed: rows hold several segments, and a token sees its own alone.
+    """
+
+    segment_ids: Any
+    packed: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def mask(self) -> jax.Array:
+        """Bool, query by key: [b, 1, t, t], or [b, 1, 1, t] where all queries see the same keys.
+
+        What a padded query sees reaches no loss, so without `packed` it sees every token.
+        """
+        visible = self.segment_ids[:, None, None, :] > 0
+        if self.packed:
+            visible = visible & (
+                self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]
+            )
+        return visible
+
+    def laid_out(self, length: int) -> Visibility:
+        """The record as kernels take it: arrays [b, 1, length], padded from t tokens."""
+        t = self.segment_ids.shape[1]
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, length - t)))[:, None, :], self)
+
+    def block(self, queries: Any, keys: Any) -> jax.Array:
+        """Bool [queries, keys] inside a kernel; a padded query sees nothing.
+
+        A token sees its own segment whether or not rows are packed: a mask is one segment.
+
+        Args:
+          queries: slice of the row, of `pl.ds`.
+          keys: slice of the row.
+        """
+        query_ids = self.segment_ids[0, :, queries].T
+        key_ids = self.segment_ids[0, :, keys]
+        key_ids = jnp.where(key_ids == 0, -1, key_ids)  # so that padding meets no padding
+        return query_ids == key_ids
+
+    def sees_any(self, queries: Any) -> jax.Array:
+        """Bool [queries, 1] inside a kernel: a token sees itself at least, padding nothing."""
+        return self.segment_ids[0, :, queries].T != 0
