@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bertjax.config import ConfigError, ModelConfig
+from bertjax.config import Attention, ConfigError, Dtype, ModelConfig
 from bertjax.models.bert import BertEncoder
 from bertjax.models.fine_tuning import BertForClassification, BertForSpans, BertForTagging
 from bertjax.models.pretraining import BertForPreTraining
@@ -35,7 +35,7 @@ def make_model(config: ModelConfig) -> nn.Module:
     return model(config)
 
 
-def compute_dtype(config: ModelConfig, backend: str) -> str:
+def compute_dtype(config: ModelConfig, backend: str) -> Dtype:
     """Resolves `config.dtype` for a JAX backend ("cpu", "gpu", "tpu").
 
     Returns:
@@ -49,6 +49,7 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
 
 def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
     """The same model, with attention and layout as they suit a backend without gradients."""
+    attention: Attention
     if backend == "cpu" and num_devices == 1:
         attention = "rows"
     elif backend in ("gpu", "tpu") and config.attention == "pallas":

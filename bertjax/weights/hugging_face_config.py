@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from bertjax.config import Config, ModelConfig, may_change
+from bertjax.config import Config, Gelu, HeadName, ModelConfig, may_change
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
 
@@ -23,7 +23,7 @@ FIELDS = {  # ours: theirs
     "layer_norm_eps": "layer_norm_eps",
     "initializer_range": "initializer_range",
 }
-GELU = {  # theirs: ours
+GELU: dict[str, Gelu] = {  # theirs: ours
     "gelu": "erf",
     "gelu_python": "erf",
     "gelu_new": "tanh",
@@ -170,7 +170,7 @@ def _architecture(config: ModelConfig) -> str:
     }[config.head]
 
 
-def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> str:
+def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> HeadName:
     """`ModelConfig.head`, by the architecture; pre-training heads by the tensors alone."""
     architectures = values.get("architectures") or []
     for name in architectures:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config import ModelConfig
+from bertjax.config import HeadName, ModelConfig
 from bertjax.data.tokenizers.vocabulary import (
     Tokenizer,
     TokenizerError,
@@ -27,7 +27,7 @@ from bertjax.weights.hugging_face_folder import read_json
 from bertjax.weights.weights import Name, Weights, WeightsError, to_tree
 
 CONFIG = "bert_config.json"
-_HEADS = {  # what an output's weights are called, and the head that it is
+_HEADS: dict[str, HeadName] = {  # what an output's weights are called, and the head that it is
     "output_weights": "classification",
     "cls/squad/output_weights": "span",
     "cls/predictions/output_bias": "pretraining",
