@@ -16,9 +16,11 @@ from bertjax.cli.config_help import config_help
 from bertjax.config import Config, ConfigError, FineTuningConfig, Phase, schema
 from bertjax.config.checks import validate
 from bertjax.config.description import sections
+from bertjax.config.page import page
 from bertjax.config.setting import Setting
 
 GOLDENS = Path(__file__).parent / "goldens"
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 FIELDS = {field.name: field for part in sections(FineTuningConfig()) for field in part.fields}
 NUMBERS = [name for name, field in FIELDS.items() if field.kind in (int, float)]
 
@@ -145,6 +147,12 @@ def test_the_names_of_renamed_fields_exist():
     for old, new in schema.RENAMED.items():
         assert old not in known
         assert ".".join([*old.split(".")[:-1], new]) in known
+
+
+def test_the_page_is_current():
+    assert PAGE.read_text() == page(), "python -m bertjax.config.page > docs/configuration.md"
+    for link in re.findall(r"\]\(([^)]+)\)", page()):
+        assert (PAGE.parent / link).is_file(), link
 
 
 @pytest.mark.parametrize(("columns", "width"), [(40, 60), (80, 80), (200, 100)])
