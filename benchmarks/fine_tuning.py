@@ -71,7 +71,7 @@ _EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
 _SHARE = flags.DEFINE_float("share", 1.0, "Of the training examples, the same for all seeds.")
-_DTYPE = flags.DEFINE_enum(
+_DTYPE: flags.FlagHolder[Any] = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters stay in float32."
 )
 _DROPOUT = flags.DEFINE_bool("dropout", True, "Without it both programs compute the same.")

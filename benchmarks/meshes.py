@@ -35,7 +35,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.hardware import cpu_name  # noqa: E402
-from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig  # noqa: E402
+from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, OptimizerName  # noqa: E402
 from bertjax.models import init_params  # noqa: E402
 from bertjax.objectives.objective import make_objective  # noqa: E402
 from bertjax.parallel.sharding import (  # noqa: E402
@@ -57,7 +57,7 @@ class Run:
     """One training of the model."""
 
     mesh: tuple[int, int, int]
-    optimizer: str
+    optimizer: OptimizerName
     scan_layers: bool
     num_microbatches: int = 1
 

@@ -9,7 +9,6 @@ SQuAD. Imports neither TensorFlow nor the command line of bertjax.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,10 +65,11 @@ def step_config(case: str, fields: Iterable[str] = (), backend: str = "") -> Con
 
 def _field(text: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
-    hints = typing.get_type_hints(ModelConfig)
-    if name not in hints:
-        raise ConfigError(f"{text}: model.{name} does not exist; {closest(name, hints)}")
-    return name, value == "true" if hints[name] is bool else hints[name](value)
+    defaults = dataclasses.asdict(ModelConfig())
+    if name not in defaults:
+        raise ConfigError(f"{text}: model.{name} does not exist; {closest(name, defaults)}")
+    kind = type(defaults[name])
+    return name, value == "true" if kind is bool else kind(value)
 
 
 def objective_and_batch(

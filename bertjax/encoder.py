@@ -371,7 +371,7 @@ def load(
       CheckpointError: a bertjax checkpoint is not sound.
       ValueError: `dtype` is another.
     """
-    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    name: Any = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if name not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype={dtype!r}: expected "float32", "bfloat16" or "auto"')
     given = load_folder(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer

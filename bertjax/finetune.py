@@ -62,12 +62,19 @@ _DECIDED = (
 )
 _FREE = ("data.num_threads", "data.prefetch_batches", "eval.every_steps")
 
+
+def _is_decided(name: str) -> bool:
+    """Whether a field of the configuration is set by flags of its own or by the task."""
+    return is_within(name, _DECIDED) and name not in _FREE
+
+
 _CONFIG = recipe_flags.define_overrides(
     FineTuningConfig(
         optimizer=OptimizerConfig(name="adamw", warmup_steps=0),
         checkpoint=CheckpointConfig(keep=1),
         log=LogConfig(every_steps=20),
-    )
+    ),
+    _is_decided,
 )
 _TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASK_NAMES)}.")
 _OPTION = flags.DEFINE_multi_string(
@@ -269,10 +276,6 @@ def _make_config(
         num_epochs=num_epochs,
     )
     for name, value in recipe_flags.overrides(_CONFIG).items():
-        if is_within(name, _DECIDED) and name not in _FREE:
-            raise ConfigError(
-                f"--config.{name} is decided by other flags or the task here: see --help"
-            )
         *sections, field = name.split(".")
         node: Any = config
         for section in sections:

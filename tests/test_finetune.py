@@ -551,7 +551,7 @@ def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp
         ({"config.optimizer.learning_rate": 1e-3}, "learning_rate is decided by other flags"),
         ({"config.task.name": "x"}, "--config.task.name is decided by other flags"),
         ({"config.model.num_labels": 5}, "--config.model.num_labels is decided by other flags"),
-        ({"config.phases[0].num_steps": 5}, "--config.phases[i]: is decided by other flags"),
+        ({"config.phases[0].num_steps": 5}, "--config.phases[0].num_steps is decided by"),
         ({"config": "small"}, "--config=small: there is no recipe here; fields are set as"),
         ({"config.eval.max_rows": 8}, "--config.eval.max_rows is decided by other flags or the"),
     ],

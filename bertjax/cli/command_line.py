@@ -123,9 +123,13 @@ def show_help_if_asked() -> None:
     if "--" in arguments:
         arguments = arguments[: arguments.index("--")]
     if _HELP & set(arguments):
-        width = min(100, shutil.get_terminal_size(fallback=(100, 24)).columns)
-        print(help_text(sys.modules["__main__"].__doc__ or "", max(width, 60)))
+        print(help_text(sys.modules["__main__"].__doc__ or "", help_width()))
         sys.exit(0)
+
+
+def help_width() -> int:
+    """The width of a line of help, as the terminal has it: 60 to 100 characters."""
+    return max(60, min(100, shutil.get_terminal_size(fallback=(100, 24)).columns))
 
 
 def help_text(description: str, width: int) -> str:
@@ -135,14 +139,15 @@ def help_text(description: str, width: int) -> str:
       description: paragraphs; indented lines stay as they are.
       width: of a line.
     """
-    parts = []
-    for paragraph in description.strip().split("\n\n"):
-        lines = paragraph.splitlines()
-        as_it_is = all(line.startswith(" ") for line in lines)
-        parts.append(paragraph if as_it_is else textwrap.fill(" ".join(lines), width))
     described = "\n".join(line for flag in _own_flags() for line in _describe(flag, width))
-    parts += [f"Flags:\n{described}", "--helpfull lists those of the libraries too."]
-    return "\n\n".join(parts)
+    last = "--helpfull lists those of the libraries too."
+    return "\n\n".join([in_paragraphs(description, width), f"Flags:\n{described}", last])
+
+
+def in_paragraphs(text: str, width: int) -> str:
+    """A docstring in lines of a width; indented paragraphs stay as they are."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
 
 
 def _own_flags() -> Iterator[flags.Flag]:
@@ -153,26 +158,25 @@ def _own_flags() -> Iterator[flags.Flag]:
     recipe = [shared[name] for name in ("config",) if name in shared]
     is_overridden = bool(recipe) and isinstance(recipe[0].default, Config)
     yield from command + recipe if is_overridden else recipe + command
-    if "print_config" in shared:
-        yield shared["print_config"]
+    yield from (shared[name] for name in ("help_config", "print_config") if name in shared)
 
 
-def _describe(flag: flags.Flag, width: int) -> Iterator[str]:
-    """The lines of one flag: its name and value, then the text in a column of its own."""
+def _describe(flag: flags.Flag, width: int) -> list[str]:
+    """The lines of one flag."""
     text = re.sub(r"^<[^>]*>: |;\s+repeat this option to .*", "", flag.help.strip())  # absl's own
     if flag.default not in _NO_DEFAULT and not isinstance(flag.default, (bool, Config)):
         default = flag.default
         shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
         text += f" Default: {shown}." if shown else ""
-    head = f"  {_head(flag)}"
+    return in_columns(f"  {_head(flag)}", text, width)
+
+
+def in_columns(head: str, text: str, width: int) -> list[str]:
+    """The lines of a flag or a field: its name and value, then the text in a column of its own."""
     lines = textwrap.wrap(text, width - _FLAG_WIDTH - 2, break_on_hyphens=False)
     if len(head) <= _FLAG_WIDTH:
-        yield f"{head:{_FLAG_WIDTH + 2}}{lines[0]}"
-        lines = lines[1:]
-    else:
-        yield head
-    for line in lines:
-        yield " " * (_FLAG_WIDTH + 2) + line
+        head += " " * (_FLAG_WIDTH + 2 - len(head)) + lines.pop(0)
+    return [head, *(" " * (_FLAG_WIDTH + 2) + line for line in lines)]
 
 
 def _head(flag: flags.Flag) -> str:

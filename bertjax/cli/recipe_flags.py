@@ -26,17 +26,21 @@ from bertjax.cli.command_line import (
     parse_flags,
     show_help_if_asked,
 )
+from bertjax.cli.config_help import ConfigHelpFlag
 from bertjax.cli.recipes import recipe_names, recipe_path
 from bertjax.config import Config, ConfigError, Phase, closest
 from bertjax.config.checks import validate
 
+# A field with choices is read as text here; `validate` knows them.
+config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 PRINT_CONFIG = flags.DEFINE_bool(
     "print_config", False, "Print all fields of the resulting recipe and stop."
 )
 
 
 def define_config() -> flags.FlagHolder:
-    """Defines `--config`; call it once, in the module of the command."""
+    """Defines `--config` and `--help_config`; call it once, in the module of the command."""
+    flags.DEFINE_flag(ConfigHelpFlag(Config()))
     return config_flags.DEFINE_config_file(
         "config",
         None,
@@ -46,30 +50,27 @@ def define_config() -> flags.FlagHolder:
     )
 
 
-def define_overrides(config: Config) -> flags.FlagHolder:
+def define_overrides(config: Config, is_decided: Callable[[str], bool]) -> flags.FlagHolder:
     """Defines `--config.a.b=value` over a configuration that the command makes itself.
 
-    A field that does not exist ends the program here, in one line: the flag reads the command line
-    as it is defined.
+    A field that does not exist or cannot be set ends the program here, in one line: the flag reads
+    the command line as it is defined.
+
+    Args:
+      config: what the fields are where nothing sets them.
+      is_decided: whether the command decides a field by other means, by dotted name.
     """
+    flags.DEFINE_flag(ConfigHelpFlag(config, is_decided))
     with errors_in_one_line():
         for argument in sys.argv[1:]:
             if argument.lstrip("-").partition("=")[0] == "config" and argument.startswith("-"):
                 raise ConfigError(
                     f"{argument}: there is no recipe here; fields are set as --config.a.b=value"
                 )
-        _with_recipe_paths(sys.argv[1:], type(config))
-        try:
-            holder = config_flags.DEFINE_config_dataclass(
-                "config",
-                config,
-                "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8; --print_config "
-                "shows all.",
-            )
-        except IndexError as error:
-            raise ConfigError(
-                "--config.phases[i]: is decided by other flags here: see --help"
-            ) from error
+        _with_recipe_paths(sys.argv[1:], type(config), is_decided)
+    holder = config_flags.DEFINE_config_dataclass(
+        "config", config, "Any other field, by its dotted name, e.g. --config.mesh.fsdp=8."
+    )
     flags.FLAGS["config"].default_as_str = "of the task"
     return holder
 
@@ -154,7 +155,9 @@ def recipe_name(config_flag: flags.FlagHolder) -> str:
     return Path(config_flags.get_config_filename(flags.FLAGS[config_flag.name])).stem
 
 
-def _with_recipe_paths(argv: Sequence[str], root: type[Config]) -> list[str]:
+def _with_recipe_paths(
+    argv: Sequence[str], root: type[Config], is_decided: Callable[[str], bool] = lambda name: False
+) -> list[str]:
     """Puts recipe names into the paths that config_flags wants, and checks the field names."""
     result = []
     expect_name = False
@@ -165,7 +168,12 @@ def _with_recipe_paths(argv: Sequence[str], root: type[Config]) -> list[str]:
         elif argument.startswith("-") and name == "config" and value:
             argument = f"--config={recipe_path(value)}"
         elif argument.startswith("-") and name.removeprefix("no").startswith("config."):
-            _check_field(name.removeprefix("no"), root)
+            dotted = name.removeprefix("no")
+            _check_field(dotted, root)
+            if is_decided(dotted.removeprefix("config.")):
+                raise ConfigError(
+                    f"--{dotted} is decided by other flags or the task here: see --help"
+                )
         expect_name = argument in ("--config", "-config")
         result.append(argument)
     return result

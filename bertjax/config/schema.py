@@ -10,166 +10,368 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
+from bertjax.config.setting import setting, setting_of
 from bertjax.errors import ConfigError, closest
+from bertjax.heads import HeadName
 
-# On a field or a whole section: it may differ between the run that saved a checkpoint and the run
-# that resumes from it. It says how to compute the same numbers, when to stop, to save, to evaluate
-# and to report. A field without it may not differ.
-_MAY_CHANGE = {"may_change": True}
+# The choices that other rooms pass on; those of one field alone stand at the field.
+Attention = Literal["xla", "pallas", "rows"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Gelu = Literal["tanh", "erf"]
+Masking = Literal["token", "whole_word", "span"]
+MASKINGS: tuple[Masking, ...] = typing.get_args(Masking)
+OptimizerName = Literal["bert_adamw", "adamw", "lamb"]
+Remat = Literal["none", "attention", "layer"]  # the less memory, the later
+REMATS: tuple[Remat, ...] = typing.get_args(Remat)
 
-
-def _free(default: Any) -> Any:
-    """A field that may change when a run is resumed."""
-    return dataclasses.field(default=default, metadata=_MAY_CHANGE)
+_MASKINGS = {
+    "token": "each by itself",
+    "whole_word": "whole words",
+    "span": "spans (Joshi et al. 2020)",
+}
+_AS_IN_DATA = {0: "as in data"}
+_FILLS = {-1: "the remaining devices"}
 
 
 @dataclasses.dataclass
 class ModelConfig:
     """The encoder and what stands on it (Devlin et al. 2019, section 3)."""
 
-    vocab_size: int = 30_522  # entries of the word table; must equal the store's vocabulary
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12  # must divide hidden_size
-    intermediate_size: int = 3_072  # inner width of the feed-forward sublayer
-    max_positions: int = 512  # longest sequence, in tokens
-    num_token_types: int = 2  # sentence A and sentence B
-    dropout_rate: float = 0.1  # embeddings and both sublayer outputs
-    attention_dropout_rate: float = 0.1  # attention probabilities
-    gelu: str = "tanh"  # "tanh": the reference's code at HEAD; "erf": Hugging Face's weights
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02  # standard deviation, truncated at two of it
-    next_sentence: bool = True  # False: no NSP head, no NSP loss, rows of running sentences
-    pooler: bool = True  # False: no pooled output; NSP and classification need it
-    head: str = "pretraining"  # or "encoder" (none), "classification", "regression", "span" or
-    # "tagging": fine-tuning sets it
-    num_labels: int = 0  # of classification and tagging; 1 for regression
-    dtype: str = _free("auto")  # of the computation: "float32" or "bfloat16"; "auto": float32 on
-    # CPU only
-    scan_layers: bool = _free(False)  # one compiled layer in a loop: faster to compile
-    attention: str = _free("xla")  # "pallas": kernels for TPU and GPU; "rows": for one CPU device
-    activation_layout: str = _free("compiler")  # of hidden states; "row_major": pinned, for GPUs
-    remat: str = _free("none")  # recompute in the backward pass: "none", "attention" or "layer"
-
-
-MASKINGS = ("token", "whole_word", "span")  # "span": Joshi et al. 2020
+    vocab_size: int = setting(
+        30_522, "Entries of the word table; must equal the store's vocabulary.", at_least=1
+    )
+    hidden_size: int = setting(768, "Width of the hidden states.", at_least=1)
+    num_layers: int = setting(12, "Layers of the encoder.", unit="layers", at_least=1)
+    num_heads: int = setting(
+        12, "Attention heads per layer; must divide hidden_size.", unit="heads", at_least=1
+    )
+    intermediate_size: int = setting(3_072, "Inner width of the feed-forward sublayer.", at_least=1)
+    max_positions: int = setting(512, "The longest sequence.", unit="tokens", at_least=1)
+    num_token_types: int = setting(2, "Token types: sentence A and sentence B.", at_least=1)
+    dropout_rate: float = setting(
+        0.1, "Dropout of the embeddings and of both sublayers' outputs.", at_least=0, below=1
+    )
+    attention_dropout_rate: float = setting(
+        0.1, "Dropout of the attention probabilities.", at_least=0, below=1
+    )
+    gelu: Gelu = setting(
+        "tanh",
+        "Form of the GELU.",
+        values={"tanh": "the reference's code at HEAD", "erf": "Hugging Face's weights"},
+    )
+    layer_norm_eps: float = setting(1e-12, "Added to the variance in LayerNorm.", above=0)
+    initializer_range: float = setting(
+        0.02, "Standard deviation of initial weights, which are truncated at two of it.", above=0
+    )
+    next_sentence: bool = setting(
+        True,
+        "Predict whether the second sentence follows the first (NSP).",
+        values={False: "no NSP head, no NSP loss, rows of running sentences"},
+    )
+    pooler: bool = setting(True, "Pool the output, which NSP, classification and regression need.")
+    head: HeadName = setting(
+        "pretraining",
+        "What stands on the encoder; fine-tuning sets it.",
+        values={"encoder": "nothing"},
+    )
+    num_labels: int = setting(
+        0, "Labels of classification and tagging; 1 for regression.", unit="labels", at_least=0
+    )
+    dtype: Dtype = setting(
+        "auto",
+        "Precision of the computation.",
+        values={"auto": "float32 on CPUs, bfloat16 elsewhere"},
+        may_change=True,
+    )
+    scan_layers: bool = setting(
+        False, "Compile one layer and loop over it, which is faster to compile.", may_change=True
+    )
+    attention: Attention = setting(
+        "xla",
+        "How attention is computed (docs/design/attention.md).",
+        values={
+            "pallas": "kernels of our own, for TPUs and CUDA GPUs",
+            "rows": "row by row, for one CPU device",
+        },
+        may_change=True,
+    )
+    activation_layout: Literal["compiler", "row_major"] = setting(
+        "compiler",
+        "Memory layout of hidden states.",
+        values={"compiler": "the compiler chooses", "row_major": "pinned, for GPUs"},
+        may_change=True,
+    )
+    remat: Remat = setting(
+        "none", "What the backward pass computes again, to save memory.", may_change=True
+    )
 
 
 @dataclasses.dataclass
 class DataConfig:
     """Where rows come from and what they look like."""
 
-    store: str = _free("")  # folder or gs:// of bertjax.prepare; "" = the embedded corpus
-    stores: str = _free("")  # several in its place: "a:0.7,b:0.3" by weights, "a,b" by sizes,
-    # "a@0.1" for a share of the documents (docs/design/stream.md)
-    eval_store: str = _free("")  # "" = the held-out documents of `store` or of all `stores`
-    global_batch_size: int = 256  # rows a step, over all devices and microbatches
-    max_length: int = 128  # tokens a row, special tokens included
-    max_predictions: int = 0  # masked positions a row at most; 0 = ceil(mask_rate * max_length),
-    # (or what packed pairs can have), rounded up to a multiple of 4 (20 at length 128, 80 at 512)
-    mask_rate: float = 0.15  # share of the tokens that are predicted
-    masking: str = "token"  # one of MASKINGS
-    short_row_rate: float = 0.1  # share of rows cut to a random length (short_seq_prob)
-    shuffle_window: int = -1  # rows that are read and shuffled together, at least 256; 0 = all;
-    # -1 = all, or 2**18 of a store with more than 32 GiB of tokens (docs/design/stream.md)
-    num_threads: int = _free(0)  # tf.data workers; 0 = one a core, at most 16
-    prefetch_batches: int = _free(4)
-    packing_depth: int = 1  # pairs in a row at most; 1 = a row is one pair (docs/design/packing.md)
+    store: str = setting(
+        "",
+        "Store that bertjax.prepare wrote: a folder or gs://.",
+        values={"": "the embedded corpus"},
+        may_change=True,
+    )
+    stores: str = setting(
+        "",
+        "Several stores in place of one: a:0.7,b:0.3 by weights, a,b by sizes, a@0.1 for a share "
+        "of the documents (docs/design/stream.md).",
+        may_change=True,
+    )
+    eval_store: str = setting(
+        "",
+        "Store to evaluate on.",
+        values={"": "the held-out documents of store or of all stores"},
+        may_change=True,
+    )
+    global_batch_size: int = setting(
+        256, "Rows per step, over all devices and microbatches.", unit="rows", at_least=1
+    )
+    max_length: int = setting(
+        128, "Tokens per row, special tokens included.", unit="tokens", at_least=8
+    )
+    max_predictions: int = setting(
+        0,
+        "Masked positions per row at most.",
+        unit="positions",
+        at_least=1,
+        values={
+            0: "ceil(mask_rate * max_length), or what packed pairs can have, rounded up to a "
+            "multiple of 4: 20 at length 128, 80 at 512"
+        },
+    )
+    mask_rate: float = setting(0.15, "Share of the tokens that are predicted.", above=0, below=1)
+    masking: Masking = setting("token", "How masked tokens are chosen.", values=_MASKINGS)
+    short_row_rate: float = setting(
+        0.1,
+        "Share of the rows that are cut to a random length (short_seq_prob of BERT).",
+        at_least=0,
+        below=1,
+    )
+    shuffle_window: int = setting(
+        -1,
+        "Rows that are read and shuffled together (docs/design/stream.md).",
+        unit="rows",
+        at_least=256,
+        values={0: "all", -1: "all, or 2**18 of a store with more than 32 GiB of tokens"},
+    )
+    num_threads: int = setting(
+        0,
+        "Threads of tf.data.",
+        unit="threads",
+        at_least=1,
+        values={0: "one per core, at most 16"},
+        may_change=True,
+    )
+    prefetch_batches: int = setting(
+        4, "Batches that are kept ready.", unit="batches", at_least=1, may_change=True
+    )
+    packing_depth: int = setting(
+        1,
+        "Sentence pairs per row at most, which do not see each other (docs/design/packing.md).",
+        unit="pairs",
+        at_least=1,
+        values={1: "a row is one pair"},
+    )
 
 
 @dataclasses.dataclass
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
-    name: str = "bert_adamw"  # "bert_adamw" (no bias correction), "adamw" or "lamb"
-    learning_rate: float = 1e-4  # at the peak
-    warmup_steps: int = 10_000  # linear from 0
-    schedule: str = "linear"  # "linear", "polynomial", "cosine" or "constant" after the warm-up
-    decay_steps: int = 0  # step at which the end rate is reached; 0 = the sum of the phases
-    end_learning_rate: float = 0.0
-    power: float = 1.0  # of the polynomial
-    weight_decay: float = 0.01  # not on biases and LayerNorm
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-6
-    max_grad_norm: float = 1.0  # clip by the global norm; 0 = do not clip
-    layer_decay: float = 1.0  # learning rate of a layer / that of the one above it
-    frozen_layers: int = 0  # the embeddings and so many of the lowest layers are not trained
+    name: OptimizerName = setting(
+        "bert_adamw", "The optimiser.", values={"bert_adamw": "AdamW without bias correction"}
+    )
+    learning_rate: float = setting(1e-4, "Learning rate at the peak.", above=0)
+    warmup_steps: int = setting(
+        10_000, "Steps in which the rate rises linearly from 0.", unit="steps", at_least=0
+    )
+    schedule: Literal["linear", "polynomial", "cosine", "constant"] = setting(
+        "linear", "How the rate falls after the warm-up."
+    )
+    decay_steps: int = setting(
+        0,
+        "Step at which the end rate is reached.",
+        unit="steps",
+        at_least=1,
+        values={0: "the sum of the phases"},
+    )
+    end_learning_rate: float = setting(0.0, "Learning rate at the end of the schedule.", at_least=0)
+    power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
+    weight_decay: float = setting(
+        0.01, "Weight decay, which biases and LayerNorm do not have.", at_least=0
+    )
+    b1: float = setting(0.9, "Decay of the first moment.", at_least=0, below=1)
+    b2: float = setting(0.999, "Decay of the second moment.", at_least=0, below=1)
+    eps: float = setting(1e-6, "Added to the root of the second moment.", above=0)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are clipped to this global norm.", above=0, values={0: "no clipping"}
+    )
+    layer_decay: float = setting(
+        1.0, "Learning rate of a layer, divided by that of the layer above it.", above=0
+    )
+    frozen_layers: int = setting(
+        0,
+        "Lowest layers that are not trained, nor are the embeddings then.",
+        unit="layers",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass
 class MeshConfig:
     """Devices along each axis; one of them may be -1, which fills."""
 
-    data: int = -1  # rows are split, parameters replicated
-    fsdp: int = 1  # rows and parameters are split
-    tensor: int = 1  # heads, feed-forward and vocabulary are split
+    data: int = setting(
+        -1,
+        "Devices that rows are split over; each has all parameters.",
+        unit="devices",
+        at_least=1,
+        values=_FILLS,
+    )
+    fsdp: int = setting(
+        1,
+        "Devices that rows and parameters are split over.",
+        unit="devices",
+        at_least=1,
+        values=_FILLS,
+    )
+    tensor: int = setting(
+        1,
+        "Devices that heads, feed-forward and vocabulary are split over.",
+        unit="devices",
+        at_least=1,
+        values=_FILLS,
+    )
 
 
 @dataclasses.dataclass
 class CheckpointConfig:
     """When to save, and how many checkpoints to keep."""
 
-    every_steps: int = 1_000
-    every_minutes: float = 10.0  # whichever comes first; 0 = by steps only
-    keep: int = 3  # newest ones kept; 0 = all
+    every_steps: int = setting(1_000, "Steps from one save to the next.", unit="steps", at_least=1)
+    every_minutes: float = setting(
+        10.0,
+        "Minutes from one save to the next; the earlier of the two counts.",
+        unit="minutes",
+        above=0,
+        values={0: "by steps only"},
+    )
+    keep: int = setting(
+        3, "Newest checkpoints that are kept.", unit="checkpoints", at_least=1, values={0: "all"}
+    )
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    """Evaluation on the held-out rows: the same ones, however the training rows are made."""
+    """Evaluation on the held-out rows: the same ones, however the training rows are made.
 
-    every_steps: int = 1_000  # and always at the end; 0 = at the end only
-    max_rows: int = 4_096  # the same rows every time; 0 = all held-out rows
-    # The next three mean what they mean in `data` but do not follow it: runs compare.
-    mask_rate: float = 0.15
-    masking: str = "token"
-    short_row_rate: float = 0.1
-    max_length: int = 0  # tokens a row; 0 = as in the phase
+    Rows are made as these fields say, and not as those of `data` do, so that runs compare.
+    """
+
+    every_steps: int = setting(
+        1_000,
+        "Steps from one evaluation to the next; there is always one at the end.",
+        unit="steps",
+        at_least=1,
+        values={0: "at the end only"},
+    )
+    max_rows: int = setting(
+        4_096,
+        "Held-out rows that are read, the same ones every time.",
+        unit="rows",
+        at_least=1,
+        values={0: "all"},
+    )
+    mask_rate: float = setting(0.15, "Share of the tokens that are predicted.", above=0, below=1)
+    masking: Masking = setting("token", "How masked tokens are chosen.", values=_MASKINGS)
+    short_row_rate: float = setting(
+        0.1, "Share of the rows that are cut to a random length.", at_least=0, below=1
+    )
+    max_length: int = setting(
+        0, "Tokens per row.", unit="tokens", at_least=8, values={0: "as in the phase"}
+    )
 
 
 @dataclasses.dataclass
 class LogConfig:
     """The terminal, metrics.jsonl and TensorBoard."""
 
-    every_steps: int = 100
-    tensorboard: bool = True
+    every_steps: int = setting(
+        100, "Steps from one line to the next; a line is their mean.", unit="steps", at_least=1
+    )
+    tensorboard: bool = setting(True, "Write files for TensorBoard.")
 
 
 @dataclasses.dataclass
 class Phase:
     """A stretch of the run; zero means "as in `data`"."""
 
-    num_steps: int = 0
-    max_length: int = 0
-    global_batch_size: int = 0
-    max_predictions: int = 0
-    packing_depth: int = 0
+    num_steps: int = setting(0, "Steps of the phase; must be given.", unit="steps", at_least=1)
+    max_length: int = setting(0, "Tokens per row.", unit="tokens", at_least=8, values=_AS_IN_DATA)
+    global_batch_size: int = setting(
+        0, "Rows per step.", unit="rows", at_least=1, values=_AS_IN_DATA
+    )
+    max_predictions: int = setting(
+        0, "Masked positions per row at most.", unit="positions", at_least=1, values=_AS_IN_DATA
+    )
+    packing_depth: int = setting(
+        0, "Pairs per row at most.", unit="pairs", at_least=1, values=_AS_IN_DATA
+    )
 
 
 @dataclasses.dataclass
 class Config:
     """Everything that decides a run. The same config and store give the same run."""
 
-    seed: int = 0
-    num_steps: int = _free(0)  # stops the whole run early; 0 = the sum of the phases
-    init_from: str = _free("")  # a workdir or checkpoint (a path or gs://) to take the parameters
-    # from, or hf:FOLDER of a Hugging Face model; heads that are not there are drawn from the seed
-    num_microbatches: int = _free(0)  # parts of a batch, one after the other; 0 = by the memory
-    profile: str = _free("")  # "100:110" traces the steps after the first 100, up to 110, for xprof
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    phases: tuple[Phase, ...] = ()
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=_MAY_CHANGE)
-    checkpoint: CheckpointConfig = dataclasses.field(
-        default_factory=CheckpointConfig, metadata=_MAY_CHANGE
+    seed: int = setting(
+        0, "Seed of initial weights, rows, masks and dropout.", at_least=0, below=2**32
     )
-    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig, metadata=_MAY_CHANGE)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig, metadata=_MAY_CHANGE)
+    num_steps: int = setting(
+        0,
+        "Step at which the run stops early; the schedule stays that of the phases.",
+        unit="steps",
+        at_least=1,
+        values={0: "the sum of the phases"},
+        may_change=True,
+    )
+    init_from: str = setting(
+        "",
+        "Where parameters are taken from: a workdir or checkpoint (a path or gs://), or hf:FOLDER "
+        "of a Hugging Face model. Heads that are not there are drawn from the seed.",
+        may_change=True,
+    )
+    num_microbatches: int = setting(
+        0,
+        "Parts of a batch, computed one after the other.",
+        unit="parts",
+        at_least=1,
+        values={0: "as few as fit the memory; on a CPU of at most 2,048 tokens each"},
+        may_change=True,
+    )
+    profile: str = setting(
+        "",
+        "Steps to trace for xprof: 100:110 traces those after the first 100, up to 110 "
+        "(docs/design/speed.md).",
+        may_change=True,
+    )
+    model: ModelConfig = setting(ModelConfig)
+    data: DataConfig = setting(DataConfig)
+    phases: tuple[Phase, ...] = setting(
+        (), "Stretches of the run, one after the other; () = one of num_steps."
+    )
+    optimizer: OptimizerConfig = setting(OptimizerConfig)
+    mesh: MeshConfig = setting(MeshConfig, may_change=True)
+    checkpoint: CheckpointConfig = setting(CheckpointConfig, may_change=True)
+    eval: EvalConfig = setting(EvalConfig, may_change=True)
+    log: LogConfig = setting(LogConfig, may_change=True)
 
     def resolved_phases(self) -> tuple[Phase, ...]:
         """Returns the phases with every zero filled in; without phases, one of `num_steps`."""
@@ -226,29 +428,32 @@ class Config:
         Raises:
           ConfigError: a field is unknown or has the wrong type.
         """
-        config = _from_dict(cls, json.loads(text), "config")
+        config = _from_dict(cls, json.loads(text))
         check_types(config)
         return config
 
 
 @dataclasses.dataclass
 class TaskConfig:
-    """What is fine-tuned for: `bertjax.tasks.registry.make_task(name, options)`."""
+    """What is fine-tuned for; flags of `bertjax.finetune` set it.
 
-    name: str = ""
-    options: dict = dataclasses.field(default_factory=dict)  # JSON; label names among them
-    train: str = _free("")  # files of the training examples, or tfds:NAME:SPLIT
-    eval: str = _free("")  # the same of the examples that are scored
-    max_length: int = 128  # tokens a row
-    batch_size: int = 32  # rows a step
-    num_epochs: float = 3.0
+    The task is `bertjax.tasks.registry.make_task(name, options)`.
+    """
+
+    name: str = setting("", "Name of the task.")
+    options: dict = setting(dict, "Options of the task as JSON, names of labels among them.")
+    train: str = setting("", "Files of the training examples, or tfds:NAME:SPLIT.", may_change=True)
+    eval: str = setting("", "Files of the examples to score, or tfds:NAME:SPLIT.", may_change=True)
+    max_length: int = setting(128, "Tokens per row at most.", unit="tokens", at_least=1)
+    batch_size: int = setting(32, "Rows per step.", unit="rows", at_least=1)
+    num_epochs: float = setting(3.0, "Times each example is seen.", unit="epochs", above=0)
 
 
 @dataclasses.dataclass
 class FineTuningConfig(Config):
-    """Everything that decides a fine-tuning run."""
+    """Everything that decides a run; one of fine-tuning has a task too."""
 
-    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    task: TaskConfig = setting(TaskConfig)
 
 
 def max_predictions(mask_rate: float, max_length: int, packing_depth: int = 1) -> int:
@@ -268,52 +473,86 @@ def packed_predictions(mask_rate: float, max_length: int, depth: int) -> int:
     return math.ceil(mask_rate * max_length + depth * max(0.5, 1 - 3 * mask_rate))
 
 
-def _from_dict(cls: type, values: Any, where: str) -> Any:
+# Of configurations that earlier versions wrote: the dotted name of a field, without the index of a
+# phase, and what the field is called now in that section. No field was renamed so far.
+RENAMED: dict[str, str] = {}
+
+
+def section_type(annotation: Any) -> Any:
+    """The dataclass of a field that is a section, or a tuple of sections; None for any other."""
+    kind = (*typing.get_args(annotation), annotation)[0]
+    return kind if dataclasses.is_dataclass(kind) else None
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The choices of a field, in their written order; none where it is no Literal."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Every field of a configuration: its dotted name, the section that has it, and the field.
+
+    A section comes before its fields; those of the first phase are `phases[0].num_steps` and so on.
+    """
+    for field in dataclasses.fields(node):
+        name, value = f"{prefix}{field.name}", getattr(node, field.name)
+        yield name, node, field
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{name}.")
+        elif section_type(field.type):
+            for i, part in enumerate(value):
+                yield from walk(part, f"{name}[{i}].")
+
+
+def _from_dict(cls: Any, values: Any, where: str = "") -> Any:
+    """A section of the type `cls` from JSON; `where` is its dotted name."""
+    place = "config" + (where and f".{where}")
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected the fields of {cls.__name__}, found {values!r}")
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            raise ConfigError(f"{where}.{name} does not exist; {closest(name, hints)}")
+        raise ConfigError(f"{place}: expected the fields of {cls.__name__}, found {values!r}")
+    annotations = {field.name: field.type for field in dataclasses.fields(cls)}
     arguments = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = _from_dict(typing.cast(type, hints[name]), value, f"{where}.{name}")
-        elif name == "phases":
-            value = tuple(_from_dict(Phase, v, f"{where}.phases[{i}]") for i, v in enumerate(value))
+    for given, value in values.items():
+        dotted = f"{where}.{given}".lstrip(".")
+        name = RENAMED.get(re.sub(r"\[\d+\]", "", dotted), str(given))
+        if name not in annotations:
+            raise ConfigError(f"{place}.{name} does not exist; {closest(name, annotations)}")
+        if section := section_type(annotations[name]):
+            if section is annotations[name]:
+                value = _from_dict(section, value, dotted)
+            else:
+                value = tuple(_from_dict(section, v, f"{dotted}[{i}]") for i, v in enumerate(value))
         arguments[name] = value
     return cls(**arguments)
 
 
-def check_types(node: Any, where: str = "config") -> None:
+def check_types(config: Any) -> None:
     """Checks that every field holds a value of its annotated type; an int may stand for a float.
 
     Raises:
-      ConfigError: naming the field, the value found and the type expected.
+      ConfigError: naming the field, the value found and the type or the choices expected.
     """
-    for name, hint in typing.get_type_hints(type(node)).items():
-        value = getattr(node, name)
-        if dataclasses.is_dataclass(hint):
-            _expect(isinstance(value, typing.cast(type, hint)), f"{where}.{name}", value, hint)
-            check_types(value, f"{where}.{name}")
-        elif name == "phases":
-            _expect(isinstance(value, tuple), f"{where}.phases", value, tuple)
-            for i, phase in enumerate(value):
-                _expect(isinstance(phase, Phase), f"{where}.phases[{i}]", phase, Phase)
-                check_types(phase, f"{where}.phases[{i}]")
-        elif hint is float:
-            if isinstance(value, int) and not isinstance(value, bool):
-                setattr(node, name, float(value))  # so that 1 and 1.0 are one configuration
-            else:
-                _expect(isinstance(value, float), f"{where}.{name}", value, hint)
+    for name, section, field in walk(config):
+        name, value, kind = f"config.{name}", getattr(section, field.name), field.type
+        part = section_type(kind)
+        if choices := choices_of(kind):
+            _expect(name, value, str)
+            if value not in choices:
+                raise ConfigError(f"{name} = {value!r} is not known; {closest(value, choices)}")
+        elif kind is float and type(value) is int:
+            setattr(section, field.name, float(value))  # so that 1 and 1.0 are one configuration
+        elif part not in (None, kind):
+            _expect(name, value, tuple)
+            for i, item in enumerate(value):
+                _expect(f"{name}[{i}]", item, part)
         else:
-            _expect(type(value) is hint, f"{where}.{name}", value, hint)
+            _expect(name, value, kind)
 
 
-def _expect(holds: bool, where: str, value: Any, expected: Any) -> None:
-    if not holds:
-        name = getattr(expected, "__name__", str(expected))
-        raise ConfigError(f"{where} = {value!r} is of type {type(value).__name__}; expected {name}")
+def _expect(where: str, value: Any, expected: Any) -> None:
+    is_section = dataclasses.is_dataclass(expected)
+    if not (isinstance(value, expected) if is_section else type(value) is expected):
+        found = type(value).__name__
+        raise ConfigError(f"{where} = {value!r} is of type {found}; expected {expected.__name__}")
 
 
 def may_change(root: type[Config], name: str) -> bool:
@@ -325,13 +564,12 @@ def may_change(root: type[Config], name: str) -> bool:
     """
     node: Any = root
     for part in name.split("."):
-        if not dataclasses.is_dataclass(node):
+        if node is None:
             break  # inside a field that holds JSON
-        part = part.partition("[")[0]
-        found = [field for field in dataclasses.fields(node) if field.name == part]
-        if any(field.metadata.get("may_change") for field in found):
+        found = [f for f in dataclasses.fields(node) if f.name == part.partition("[")[0]]
+        if any(setting_of(field).may_change for field in found):
             return True
-        node = Phase if part == "phases" else typing.get_type_hints(node).get(part)
+        node = section_type(found[0].type) if found else None
     return False
 
 

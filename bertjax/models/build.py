@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bertjax.config import ConfigError, ModelConfig
+from bertjax.config import Attention, ConfigError, Dtype, ModelConfig
 from bertjax.heads import HEADS, resolve
 from bertjax.parallel.partition import gather_params
 
@@ -23,7 +23,7 @@ def make_model(config: ModelConfig) -> nn.Module:
     return resolve(HEADS[config.head].module)(config)
 
 
-def compute_dtype(config: ModelConfig, backend: str) -> str:
+def compute_dtype(config: ModelConfig, backend: str) -> Dtype:
     """Resolves `config.dtype` for a JAX backend ("cpu", "gpu", "tpu").
 
     Returns:
@@ -37,6 +37,7 @@ def compute_dtype(config: ModelConfig, backend: str) -> str:
 
 def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
     """The same model, with attention and layout as they suit a backend without gradients."""
+    attention: Attention
     if backend == "cpu" and num_devices == 1:
         attention = "rows"
     elif backend in ("gpu", "tpu") and config.attention == "pallas":

@@ -104,7 +104,8 @@ def dense(
 
 def output_layer(config: ModelConfig, features: int) -> Dense:
     """The last layer of a head: as `dense`, but float32, so that logits are not rounded before."""
-    return dense(dataclasses.replace(config, dtype=wide_dtype(config).name), features)
+    wide: Any = wide_dtype(config).name
+    return dense(dataclasses.replace(config, dtype=wide), features)
 
 
 def wide_dtype(config: ModelConfig) -> jnp.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from bertjax.config import Config, ConfigError, Phase
+from bertjax.config import REMATS, Config, ConfigError, Phase
 from bertjax.objectives.objective import make_objective
 from bertjax.parallel.sharding import check_fits_mesh, make_mesh
 from bertjax.plan.arithmetic import estimate, mesh_sizes
@@ -188,12 +188,11 @@ def advise(config: Config, plan: PhasePlan, target: Target) -> list[str]:
         for n in range(plan.num_microbatches + 1, rows + 1)
         if rows % n == 0
     }
-    remats = ("none", "attention", "layer")
     remat = {
         f"--config.model.remat={name}": dataclasses.replace(
             auto, model=dataclasses.replace(model, remat=name)
         )
-        for name in remats[remats.index(model.remat) + 1 :]
+        for name in REMATS[REMATS.index(model.remat) + 1 :]
     }
     fsdp = {
         f"--config.mesh.data=-1 --config.mesh.fsdp={n}": dataclasses.replace(

@@ -8,13 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bertjax.config import Config, ConfigError, MeshConfig
+from bertjax.config import REMATS, Config, ConfigError, MeshConfig
 from bertjax.plan.phase_plan import PhasePlan, estimate_phase, plan_phase
 from bertjax.plan.report import bound_days, phase_json, versions
 from bertjax.plan.topology import Target
 
 _LOG = logging.getLogger(__name__)
-_REMAT = ("none", "attention", "layer")
 _SHOWN = 12  # layouts in the table
 _MAX_TENSOR = 8  # more splits of an encoder's layers leave too little to each chip
 
@@ -192,7 +191,7 @@ def _candidates(config: Config, target: Target) -> Iterator[Config]:
             mesh = MeshConfig(
                 data=in_slice // (fsdp * tensor) * target.num_slices, fsdp=fsdp, tensor=tensor
             )
-            for remat in _REMAT:
+            for remat in REMATS:
                 yield dataclasses.replace(
                     config,
                     mesh=mesh,
@@ -210,7 +209,7 @@ def _rank(layout: Layout) -> tuple:
         not layout.fits,
         rounded,
         mesh.tensor,
-        _REMAT.index(layout.config.model.remat),
+        REMATS.index(layout.config.model.remat),
         max(plan.num_microbatches for plan in layout.plans),
         mesh.fsdp,
     )

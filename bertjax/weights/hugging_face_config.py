@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from bertjax.config import Config, ModelConfig, may_change
+from bertjax.config import Config, Gelu, ModelConfig, may_change
 from bertjax.heads import ENCODER_ALONE, HEADS, NEXT_SENTENCE, Head, of_width
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
@@ -24,7 +24,7 @@ FIELDS = {  # ours: theirs
     "layer_norm_eps": "layer_norm_eps",
     "initializer_range": "initializer_range",
 }
-GELU = {  # theirs: ours
+GELU: dict[str, Gelu] = {  # theirs: ours
     "gelu": "erf",
     "gelu_python": "erf",
     "gelu_new": "tanh",
