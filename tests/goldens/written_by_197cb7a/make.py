@@ -10,13 +10,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-
-import bertjax
 from bertjax.data.packed_rows import PackedRows
 from bertjax.data.reader import RowReader
 from bertjax.data.rows import RowSpec
-from bertjax.data.store import open_store
 from bertjax.training.checkpoint import resolve
+
+import bertjax
+from bertjax.data.store import open_store
 
 TEXT = "The café was full of people. Nobody heard the naïve question."
 POSITIONS = np.concatenate([np.arange(40), 10**9 + np.arange(40)])
