@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bertjax.data.packed_rows import PackedRows
-from bertjax.data.reader import RowReader
-from bertjax.data.rows import RowSpec
-from bertjax.training.checkpoint import resolve
 
 import bertjax
-from bertjax.data.store import open_store, verify_store
+from bertjax.checkpoints.checkpoint import resolve
+from bertjax.data.store.store import open_store, verify_store
+from bertjax.data.stream.packed_rows import PackedRows
+from bertjax.data.stream.reader import RowReader
+from bertjax.data.stream.rows import RowSpec
 
 GOLDENS = Path(__file__).parent / "goldens" / "written_by_197cb7a"
 WRITTEN = json.loads((GOLDENS / "written.json").read_text())
