@@ -15,7 +15,7 @@ from bertjax.data.corpus.blocks import Block
 from bertjax.data.corpus.corpus import find_sources
 from bertjax.prepare.beam_engine import Cut, Encode, _run_pipeline
 from bertjax.prepare.build_store import prepare
-from bertjax.prepare.encode import make_encoder
+from bertjax.prepare.encode_blocks import make_encoder
 from bertjax.prepare.options import PrepareError
 from bertjax.prepare.staged_blocks import NumberedBlock, StagedBlocks, staged_bytes
 

@@ -31,7 +31,7 @@ from bertjax.data.store.store import StoreError, open_store, verify_store
 from bertjax.prepare import build_store
 from bertjax.prepare.build_store import prepare
 from bertjax.prepare.embedded_store import prepare_embedded
-from bertjax.prepare.encode import is_held_out
+from bertjax.prepare.encode_blocks import is_held_out
 from bertjax.prepare.options import PrepareError
 from bertjax.prepare.resume import locked
 from bertjax.storage.atomic_files import write_file

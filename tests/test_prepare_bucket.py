@@ -7,7 +7,7 @@ from prepare_runs import contents, finish, options, start
 
 from bertjax.data.corpus.blocks import BLOCK_BYTES, CorpusError
 from bertjax.data.corpus.corpus import find_sources, read_blocks
-from bertjax.data.store.staging import fetch_store
+from bertjax.data.store.bucket_copy import fetch_store
 from bertjax.storage.bucket import find_objects
 
 

@@ -14,7 +14,7 @@ from micro_runs import RECIPE, STEPS, assert_same_run, micro, read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bertjax.config import ConfigError
-from bertjax.data.store.staging import upload_store
+from bertjax.data.store.bucket_copy import upload_store
 from bertjax.pretraining.documents import open_data
 from bertjax.pretraining.run import pretrain
 from bertjax.storage.bucket import BucketPath

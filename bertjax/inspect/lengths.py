@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from bertjax.data.store.store import Split
-from bertjax.data.stream.packing import pack_histogram
+from bertjax.data.stream.longest_pack_first import pack_histogram
 from bertjax.data.stream.rows import build_row_index
 
 

@@ -21,7 +21,7 @@ _TOKENS = 100_000  # of each source are made of the first documents, then of one
 _TEXTS, _TEXT_CHARACTERS = 500, 100  # whose language is looked for, of each source
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff]")
 
-# Shares measured on the clean corpora lie well below: docs/design/linter.md.
+# Shares measured on the clean corpora lie well below: docs/design/inspect.md.
 UNKNOWN = Limit(
     0.01,
     "of the tokens are [UNK]",

@@ -29,7 +29,7 @@ from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.config import ConfigError
-from bertjax.data.store.staging import upload_store
+from bertjax.data.store.bucket_copy import upload_store
 from bertjax.data.store.store import StoreError
 from bertjax.data.store.store_writer import SHARD_TOKENS, UNFINISHED
 from bertjax.errors import EXIT_FINISHED

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from bertjax.data.corpus.blocks import Source
 from bertjax.data.corpus.corpus import read_blocks
 from bertjax.data.corpus.duplicates import DUPLICATES
-from bertjax.prepare.encode import STARTS, Encoder, make_encoder
+from bertjax.prepare.encode_blocks import STARTS, Encoder, make_encoder
 from bertjax.prepare.options import PrepareError, PrepareOptions, PrepareStoppedError
 from bertjax.prepare.resume import COMMAND
 from bertjax.prepare.staged_blocks import BLOCKS, NumberedBlock, StagedBlocks, staged_bytes

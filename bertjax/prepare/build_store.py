@@ -28,7 +28,7 @@ from bertjax.data.corpus.duplicates import DUPLICATES, read_dropped, write_dupli
 from bertjax.data.store.store import MANIFEST, SPLITS, Store, open_store, read_manifest
 from bertjax.data.store.store_writer import UNFINISHED, StoreWriter
 from bertjax.data.tokenizers.tokenizer import Tokenizer, from_argument, load_tokenizer
-from bertjax.prepare.encode import STARTS, EncodedBlock, encode_blocks, is_held_out
+from bertjax.prepare.encode_blocks import STARTS, EncodedBlock, encode_blocks, is_held_out
 from bertjax.prepare.options import (
     PrepareError,
     PrepareOptions,

@@ -22,7 +22,7 @@ import numpy as np
 
 from bertjax.data.corpus.blocks import Block, Problem
 from bertjax.data.store.store import SPLITS
-from bertjax.prepare.encode import EncodedBlock, EncodedSplit
+from bertjax.prepare.encode_blocks import EncodedBlock, EncodedSplit
 from bertjax.prepare.options import PrepareStoppedError
 from bertjax.storage.atomic_files import write_file
 from bertjax.storage.bucket import BucketPath

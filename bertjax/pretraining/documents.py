@@ -15,7 +15,7 @@ import numpy as np
 from bertjax.config import Config, ConfigError, Phase, max_predictions
 from bertjax.config.store_list import store_list
 from bertjax.data.counter_rng import stream_key
-from bertjax.data.store.staging import fetch_store, local_store, upload_store
+from bertjax.data.store.bucket_copy import fetch_store, local_store, upload_store
 from bertjax.data.store.store import MANIFEST, Split, Store, open_store
 from bertjax.data.stream.mixture import MixedRows, whole_weights
 from bertjax.data.stream.packed_rows import PackedRows

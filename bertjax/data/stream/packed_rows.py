@@ -16,7 +16,7 @@ import numpy as np
 
 from bertjax.config import packed_predictions
 from bertjax.data.counter_rng import bits64, keys_at, permute, stream_key
-from bertjax.data.stream.packing import fit_rows, pack_lengths, rows_for
+from bertjax.data.stream.longest_pack_first import fit_rows, pack_lengths, rows_for
 from bertjax.data.stream.pairs import Segments
 from bertjax.data.stream.reader import Batch, RowReader, check_positions
 

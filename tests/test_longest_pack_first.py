@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertjax.config import packed_predictions
-from bertjax.data.stream.packing import fit_rows, pack_lengths, rows_for
+from bertjax.data.stream.longest_pack_first import fit_rows, pack_lengths, rows_for
 
 
 def draw(name, count, seed=0):

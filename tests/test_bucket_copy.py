@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store import staging
-from bertjax.data.store.staging import fetch_store, local_store, upload_store
+from bertjax.data.store import bucket_copy
+from bertjax.data.store.bucket_copy import fetch_store, local_store, upload_store
 from bertjax.data.store.store import StoreError, open_store, verify_store
 from bertjax.data.store.store_writer import write_store
 from bertjax.storage.bucket import BucketPath
@@ -41,7 +41,7 @@ def test_a_store_is_fetched_whole_and_once(source, folder, monkeypatch, caplog):
     assert (fetched / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
     assert open_store(fetched).train.num_tokens == open_store(folder).train.num_tokens
     assert f"fetching {source}: 100 % of " in caplog.text
-    monkeypatch.setattr(staging, "_fetch", None)  # nothing is left to fetch
+    monkeypatch.setattr(bucket_copy, "_fetch", None)  # nothing is left to fetch
     assert fetch_store(source) == fetched
     assert local_store(str(folder)) == folder
 
@@ -70,7 +70,7 @@ def test_a_damaged_object_is_named_and_the_fetch_goes_on_when_it_is_put_right(
 
 def test_room_is_asked_for_first(source, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1_000)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(bucket_copy.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match=r"GB of gs://.* are still to come.*BERTJAX_CACHE"):
         fetch_store(source)
 
