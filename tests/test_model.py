@@ -314,16 +314,15 @@ def test_what_is_seen_inside_is_what_is_computed(params, change):
     outputs, left = run(mutable="intermediates")
     for found, expected in zip(outputs, run(), strict=True):
         np.testing.assert_array_equal(found, expected)
-    seen = left["intermediates"]["encoder"]
-    (hidden_states,), (attentions,) = seen["hidden_states"], seen["attentions"]
+    seen = left["intermediates"]["encoder"]["layers"][0]["intermediates"]
+    (layer_inputs,), (attentions,) = seen["input"], seen["attention"]["probabilities"]
     embedding_keys, *layer_keys = split_row_keys(keys, 1 + SMALL.num_layers)
     embedded = Embeddings(SMALL).apply({"params": params["embeddings"]}, ids, types, embedding_keys)
-    np.testing.assert_allclose(hidden_states[0], embedded, atol=1e-5)
+    np.testing.assert_allclose(layer_inputs[0], embedded, atol=1e-5)
     apply_layer = jax.jit(EncoderLayer(SMALL).apply)
-    for index, layer_key in enumerate(layer_keys):
-        tree = {"params": params["encoder"][f"layer_{index}"]}
-        x = apply_layer(tree, hidden_states[index], Visibility(mask), layer_key)
-        np.testing.assert_allclose(hidden_states[index + 1], x, atol=1e-4)
+    tree = {"params": params["encoder"]["layer_0"]}
+    x = apply_layer(tree, layer_inputs[0], Visibility(mask), layer_keys[0])
+    np.testing.assert_allclose(layer_inputs[1], x, atol=1e-4)
     assert attentions.shape == (SMALL.num_layers, ROWS, SMALL.num_heads, LENGTH, LENGTH)
     np.testing.assert_allclose(attentions.sum(axis=-1), 1, atol=1e-5)
     assert not attentions.max(axis=(0, 2, 3))[np.asarray(mask) == 0].any()
@@ -350,7 +349,7 @@ def test_a_batch_has_a_mask_or_a_packing(params):
     ids, types, mask, _ = make_inputs()
     packing = Packing(segment_ids=mask, position_ids=types, cls_positions=types[:, :1])
     for found, inputs in (("neither", (None,)), ("both", (mask, None, packing))):
-        with pytest.raises(ValueError, match=f"an attention_mask or a packing.*found {found}"):
+        with pytest.raises(ValueError, match=f"an attention_mask, or a packing.*found {found}"):
             BertEncoder(SMALL).apply({"params": params}, ids, types, *inputs)
 
 

@@ -15,7 +15,7 @@ from bertjax.models.dropout import dropout
 from bertjax.models.layers import dense, product_precision
 from bertjax.models.visibility import Visibility
 
-PROBABILITIES = "probabilities"  # in the collection "intermediates": see `bert.LayerStack`
+PROBABILITIES = "probabilities"  # in the collection "intermediates": see bert.py
 
 
 def attention_probabilities(query: jax.Array, key: jax.Array, visibility: Visibility) -> jax.Array:

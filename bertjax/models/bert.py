@@ -14,15 +14,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
-from bertjax.models.attention import PROBABILITIES, SelfAttention
+from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
 from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import path_name
 from bertjax.parameters import line_of
 
-# What `LayerStack` leaves in the collection "intermediates" where that is mutable.
-HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
+LAYERS, LAYER_INPUT = "layers", "input"  # in the collection "intermediates": see `LayerStack`
 
 
 class Packing(NamedTuple):
@@ -108,6 +107,7 @@ class EncoderLayer(nn.Module):
         config = self.config
         probability_keys, attention_keys, mlp_keys = split_row_keys(row_keys, 3)
         x = hidden_states
+        self.sow("intermediates", LAYER_INPUT, x)
         y = SelfAttention(config, name="attention")(x, visibility, probability_keys)
         y = dropout(y, config.dropout_rate, attention_keys)
         x = LayerNorm(config, name="attention_layer_norm")(x + y)
@@ -131,9 +131,9 @@ class LayerStack(nn.Module):
     ) -> jax.Array:
         """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer.
 
-        Where the collection "intermediates" is mutable, it leaves there `hidden_states`
-        [1 + layers, b, t, d], its input and what each layer makes of it, and `attentions`
-        [layers, b, h, t, t], the probabilities before dropout.
+        Where the collection "intermediates" is mutable, what each layer sows there is stacked and
+        sown as `layers`, scanned or not: `input` [layers, b, t, d], `attention/probabilities`
+        [layers, b, h, t, t].
         """
         config = self.config
         if self.is_initializing():
@@ -141,16 +141,13 @@ class LayerStack(nn.Module):
                 layer = EncoderLayer(config, name=f"layer_{index}")
                 hidden_states = layer(hidden_states, visibility)
             return hidden_states
-        looked_at = ["intermediates"] if self.is_mutable_collection("intermediates") else []
+        collections = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, Any]:
             layer = EncoderLayer(config, parent=None)
             output: Any
-            output, left = layer.apply({"params": params}, x, visibility, keys, mutable=looked_at)
-            output = hidden_rows(config, output)
-            if not looked_at:
-                return output, None
-            return output, (output, left["intermediates"]["attention"][PROBABILITIES][0])
+            output, sown = layer.apply({"params": params}, x, visibility, keys, mutable=collections)
+            return hidden_rows(config, output), sown
 
         if config.remat == "layer":
             apply_layer = jax.checkpoint(apply_layer, prevent_cse=not config.scan_layers)
@@ -159,26 +156,21 @@ class LayerStack(nn.Module):
         layers = [
             cast_layer(params[f"layer_{index}"], config) for index in range(config.num_layers)
         ]
-        x, of_layers = hidden_states, []
         if config.scan_layers:
             stacked_keys = _stack(layer_keys)
-            x, seen = jax.lax.scan(
+            hidden_states, sown = jax.lax.scan(
                 lambda x, layer: apply_layer(layer[0], x, layer[1]),
-                x,
+                hidden_states,
                 (_stack(layers), stacked_keys),
             )
         else:
+            of_layers = []
             for layer_params, keys in zip(layers, layer_keys, strict=True):
-                x, of_layer = apply_layer(layer_params, x, keys)
+                hidden_states, of_layer = apply_layer(layer_params, hidden_states, keys)
                 of_layers.append(of_layer)
-            seen = _stack(of_layers)
-        if looked_at:
-            outputs, attentions = seen
-            self.sow(
-                "intermediates", HIDDEN_STATES, jnp.concatenate([hidden_states[None], outputs])
-            )
-            self.sow("intermediates", ATTENTIONS, attentions)
-        return x
+            sown = _stack(of_layers)
+        self.sow("intermediates", LAYERS, sown)
+        return hidden_states
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -247,10 +239,17 @@ class BertEncoder(nn.Module):
           ValueError: rows longer than `max_positions`, `dtype` not resolved, a number of keys that
             is not b, or both or neither of attention_mask and packing.
         """
+        if (attention_mask is None) == (packing is None):
+            raise ValueError(
+                "a batch has an attention_mask, or a packing whose segment_ids say what is "
+                f"padding: found {'neither' if packing is None else 'both'}"
+            )
+        segment_ids: Any = attention_mask if packing is None else packing.segment_ids
+        visibility = Visibility(segment_ids.astype(jnp.int32), packed=packing is not None)
         embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
         position_ids = None if packing is None else packing.position_ids
         x = self.embeddings(input_ids, token_type_ids, embedding_keys, position_ids)
-        x = self.encoder(x, _visibility(attention_mask, packing), layer_keys)
+        x = self.encoder(x, visibility, layer_keys)
         if not self.config.pooler:
             return x, None
         if packing is None:
@@ -262,15 +261,3 @@ class BertEncoder(nn.Module):
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""
         return self.embeddings.word.embedding
-
-
-def _visibility(attention_mask: jax.Array | None, packing: Packing | None) -> Visibility:
-    """Which keys the queries of a batch may see; raises ValueError unless exactly one is given."""
-    if packing is None and attention_mask is not None:
-        return Visibility(attention_mask.astype(jnp.int32))
-    if packing is not None and attention_mask is None:
-        return Visibility(packing.segment_ids.astype(jnp.int32), packed=True)
-    raise ValueError(
-        "a batch has an attention_mask or a packing, whose segment_ids say what is padding: found "
-        f"{'neither' if packing is None else 'both'}"
-    )

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bertjax.models.bert import ATTENTIONS, HIDDEN_STATES, BertEncoder
+from bertjax.models.attention import PROBABILITIES
+from bertjax.models.bert import LAYER_INPUT, LAYERS, BertEncoder
 from bertjax.models.build import apply_model
 
 
@@ -27,7 +28,8 @@ def inspect_layers(
       [layers, b, h, t, t]: what each query (the axis before the last) takes from each key (the
       last); both in float32.
     """
-    _, left = apply_model(model, params, *inputs, mutable=["intermediates"])
-    of_layers = left["intermediates"]["encoder"]
-    hidden_states, attentions = (of_layers[name][0] for name in (HIDDEN_STATES, ATTENTIONS))
+    (last, _), sown = apply_model(model, params, *inputs, mutable=["intermediates"])
+    of_layers = sown["intermediates"]["encoder"][LAYERS][0]["intermediates"]
+    hidden_states = jnp.concatenate([*of_layers[LAYER_INPUT], last[None]])
+    (attentions,) = of_layers["attention"][PROBABILITIES]
     return hidden_states.astype(jnp.float32), attentions.astype(jnp.float32)

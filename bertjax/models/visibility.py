@@ -43,8 +43,9 @@ class Visibility:
 
     def laid_out(self, length: int) -> Visibility:
         """The record as kernels take it: arrays [b, 1, length], padded from t tokens."""
-        t = self.segment_ids.shape[1]
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, length - t)))[:, None, :], self)
+        return jax.tree.map(
+            lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1])))[:, None, :], self
+        )
 
     def block(self, queries: Any, keys: Any) -> jax.Array:
         """Bool [queries, keys] inside a kernel; a padded query sees nothing.
