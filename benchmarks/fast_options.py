@@ -102,7 +102,7 @@ def train(config: Config, options: dict[str, Any], store: Store, seed: int) -> l
     model = dataclasses.replace(config.model, **options)
     optimizer = make_optimizer(config.optimizer, phase.num_steps)
     params = init_params(model, seed)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    state = TrainState(jnp.int32(0), params, optimizer.transformation.init(params))
     step = jax.jit(
         functools.partial(train_step, make_objective(model), optimizer, 1), donate_argnums=0
     )

@@ -43,6 +43,7 @@ from bertjax.parallel.sharding import (  # noqa: E402
     parameter_shardings,
     replicated,
     row_sharding,
+    state_shardings,
 )
 from bertjax.training.optimizer import make_optimizer  # noqa: E402
 from bertjax.training.step import TrainState, train_step  # noqa: E402
@@ -132,15 +133,12 @@ def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     optimizer = make_optimizer(config, 100)
     objective = make_objective(model)
     params = init_params(model, 0)
-    shardings = parameter_shardings(params, mesh)
-    placed = jax.device_put(params, shardings)
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    opt_state = optimizer.transformation.init(placed)
     state = TrainState(
         step=jax.device_put(jnp.int32(0), replicated(mesh)),
         params=placed,
-        opt_state={
-            name: jax.device_put(tree, parameter_shardings(tree, mesh))
-            for name, tree in optimizer.init(placed).items()
-        },
+        opt_state=jax.device_put(opt_state, state_shardings(opt_state, placed, mesh)),
     )
     batch = jax.device_put(make_batch(model.vocab_size), row_sharding(mesh))
     key = jax.device_put(jax.random.key(0), replicated(mesh))

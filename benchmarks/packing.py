@@ -152,7 +152,7 @@ def compare(packed: PackedRows, pairs: RowReader, real_shares: dict[str, float])
     model = BertForPreTraining(dataclasses.replace(MODEL, vocab_size=pairs.tokens.vocab_size))
     params = init_params(model.config, 0)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 1_000)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    state = TrainState(jnp.int32(0), params, optimizer.transformation.init(params))
     step = jax.jit(functools.partial(train_step, make_objective(model.config), optimizer, 1))
     seconds: dict[str, list[float]] = {"packed": [], "padded": []}
     for _ in range(ROUNDS + 1):

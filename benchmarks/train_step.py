@@ -81,7 +81,7 @@ class Bertjax:
         mesh = make_mesh(config.mesh, jax.devices()[:1])
         optimizer = make_optimizer(config.optimizer, config.total_steps)
         params = init_params(config.model, 0)
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.transformation.init(params))
         self._state = jax.device_put(state, replicated(mesh))
         objective = make_objective(config.model)
         shapes = abstract_batch(objective, phase, mesh)

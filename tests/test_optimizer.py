@@ -1,6 +1,7 @@
 """Each optimiser against its formula in float64, each schedule against its closed form."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -16,6 +17,7 @@ from bertjax.training.optimizer import (
     make_optimizer,
     make_schedule,
 )
+from bertjax.training.step import TrainState, apply_gradients
 
 # Path, shape and whether it is decayed: said here by hand, not taken from the table under test.
 PARAMETERS = {
@@ -80,6 +82,10 @@ def gradients(step):
     return {path: scale * value for path, value in values.items()}
 
 
+def first_state(optimizer, params):
+    return TrainState(jnp.int32(0), params, optimizer.transformation.init(params))
+
+
 def formula(config, total_steps, params, steps):
     """Parameters, m and v after `steps` updates, in float64, straight from the papers."""
     w = {path: value.astype(np.float64) for path, value in params.items()}
@@ -126,16 +132,17 @@ def test_ten_steps_equal_the_formula(name, max_grad_norm):
     optimizer = make_optimizer(config, total_steps=20)
     start = random_parameters(0)
     params = nested({path: jnp.asarray(value) for path, value in start.items()})
-    opt_state = optimizer.init(params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(opt_state)} == {np.dtype(np.float32)}
-    assert sorted(opt_state) == ["mu", "nu"]
-    update = jax.jit(optimizer.update)
+    state = first_state(optimizer, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state)} == {np.dtype(np.float32)}
+    update = jax.jit(functools.partial(apply_gradients, optimizer))
     for step in range(10):
-        before = flat(params)
-        params, opt_state, info = update(nested(gradients(step)), opt_state, params, step)
+        before = flat(state.params)
+        state, info = update(state, nested(gradients(step)))
         w, m, v, norms = formula(config, 20, start, step + 1)
         np.testing.assert_allclose(info["grad_norm"], norms[-1], rtol=1e-6)
-        after, mu, nu = flat(params), flat(opt_state["mu"]), flat(opt_state["nu"])
+        assert state.step == step + 1
+        after = flat(state.params)
+        mu, nu = (flat(optax.tree.get(state.opt_state, name)) for name in ("mu", "nu"))
         for path in PARAMETERS:
             np.testing.assert_allclose(mu[path], m[path], rtol=1e-5, atol=1e-8, err_msg=path)
             np.testing.assert_allclose(nu[path], v[path], rtol=1e-5, atol=1e-12, err_msg=path)
@@ -145,13 +152,72 @@ def test_ten_steps_equal_the_formula(name, max_grad_norm):
         assert all(moved) if step else not any(moved)  # the rate of step 0 is 0
 
 
+def train(config, shapes, steps):
+    """Trains parameters of these shapes; returns them, the gradients, what each step made of them
+    and the last state of the optimiser.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return {path: rng.normal(0, 0.5, shape) for path, shape in shapes.items()}
+
+    optimizer, start = make_optimizer(config, total_steps=20), draw()
+    params = {path: jnp.asarray(value, jnp.float32) for path, value in start.items()}
+    state = first_state(optimizer, nested(params) | {"encoder": {}})
+    update = jax.jit(functools.partial(apply_gradients, optimizer))
+    grads, found = [draw() for _ in range(steps)], []
+    for g in grads:
+        state, _ = update(state, nested(g) | {"encoder": {}})
+        found.append(flat(state.params))
+    return start, grads, found, state.opt_state
+
+
+KERNEL, BIAS = "pooler/kernel", "pooler/bias"
+OTHERS = OptimizerConfig(
+    learning_rate=0.02, warmup_steps=0, schedule="constant", weight_decay=0.1, max_grad_norm=0.0
+)
+
+
+def test_lion_equals_the_formula():
+    config = dataclasses.replace(OTHERS, name="lion", b1=0.9, b2=0.95)
+    w, grads, found, _ = train(config, {KERNEL: (8, 6), BIAS: (6,)}, 6)
+    m = {path: np.zeros_like(value) for path, value in w.items()}
+    for g, after in zip(grads, found, strict=True):
+        for path, decay in ((KERNEL, 0.1), (BIAS, 0.0)):
+            direction = np.sign(0.9 * m[path] + 0.1 * g[path]) + decay * w[path]
+            m[path] = 0.95 * m[path] + 0.05 * g[path]
+            w[path] = w[path] - 0.02 * direction
+            np.testing.assert_allclose(after[path], w[path], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("b1", [0.9, 0.0])
+@pytest.mark.parametrize("shape", [(32, 40), (40, 32), (32, 31)])  # the last is not factored
+def test_adafactor_equals_the_formula(b1, shape):
+    config = dataclasses.replace(OTHERS, name="adafactor", b1=b1, b2=0.6)  # the cap from step 4 on
+    w, grads, found, state = train(config, {KERNEL: shape, BIAS: shape[1:]}, 6)
+    v = {path: np.zeros_like(value) for path, value in w.items()}
+    m = {path: np.zeros_like(value) for path, value in w.items()}
+    for step, (g, after) in enumerate(zip(grads, found, strict=True)):
+        b2 = min(0.6, 1 - (step + 1) ** -0.8)
+        for path, decay in ((KERNEL, 0.1), (BIAS, 0.0)):
+            v[path] = b2 * v[path] + (1 - b2) * g[path] ** 2
+            estimate = v[path]
+            if path == KERNEL and min(shape) >= 32:
+                estimate = v[path].mean(1, keepdims=True) * v[path].mean(0) / v[path].mean()
+            m[path] = b1 * m[path] + (1 - b1) * g[path] / np.sqrt(estimate)
+            w[path] = w[path] - 0.02 * (m[path] + decay * w[path])
+            np.testing.assert_allclose(after[path], w[path], rtol=1e-4, atol=1e-5)
+    sizes = sum(x.size for x in jax.tree.leaves(state))
+    if b1 == 0 and min(shape) >= 32:
+        assert sizes < 4 * sum(shape)
+
+
 def one_update(params, grads, **settings):
     config = OptimizerConfig(warmup_steps=0, schedule="constant", **settings)
     optimizer = make_optimizer(config, total_steps=1)
-    params = nested(params)
-    update = jax.jit(optimizer.update)
-    new, opt_state, info = update(nested(grads), optimizer.init(params), params, 0)
-    return flat(new), opt_state, info
+    update = jax.jit(functools.partial(apply_gradients, optimizer))
+    state, info = update(first_state(optimizer, nested(params)), nested(grads))
+    return flat(state.params), state.opt_state, info
 
 
 def test_bert_adamw_is_not_optax_adamw_and_adamw_is():
@@ -208,13 +274,13 @@ def test_norm_is_reported_before_clipping_and_clipping_is_by_the_global_norm():
     params, grads = random_parameters(0), gradients(4)
     _, clipped, info = one_update(params, grads, max_grad_norm=1.0)
     np.testing.assert_allclose(info["grad_norm"], GRADIENT_NORMS[4], rtol=1e-6)
-    moments = flat(clipped["mu"])
+    moments = flat(optax.tree.get(clipped, "mu"))
     norm = math.sqrt(
         sum(float((value.astype(np.float64) ** 2).sum()) for value in moments.values())
     )
     np.testing.assert_allclose(norm, (1 - 0.9) * 1.0, rtol=1e-6)
     _, free, _ = one_update(params, grads, max_grad_norm=0.0)
-    for path, value in flat(free["mu"]).items():
+    for path, value in flat(optax.tree.get(free, "mu")).items():
         np.testing.assert_allclose(value, 40.0 * moments[path], rtol=1e-5)
 
 
@@ -308,7 +374,7 @@ def test_decay_mask():
 def test_decay_mask_refuses_a_path_it_does_not_know(path):
     params = {**random_parameters(0), path: np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=f"parameter '{path}' is not in"):
-        make_optimizer(OptimizerConfig(), 100_000).init(nested(params))
+        make_optimizer(OptimizerConfig(), 100_000).transformation.init(nested(params))
 
 
 # Layer-wise rates and frozen layers
@@ -329,8 +395,8 @@ def test_a_step_is_scaled_layer_by_layer(name):
     steps = {}
     for decay in (1.0, 0.5):
         optimizer = make_optimizer(dataclasses.replace(config, layer_decay=decay), 10)
-        after, _, _ = optimizer.update(nested(gradients(0)), optimizer.init(params), params, 0)
-        steps[decay] = flat(jax.tree.map(lambda a, b: a - b, after, params))
+        after, _ = apply_gradients(optimizer, first_state(optimizer, params), nested(gradients(0)))
+        steps[decay] = flat(jax.tree.map(lambda a, b: a - b, after.params, params))
     scales = flat(learning_rate_scales(params, 0.5, 0))
     for path, step in steps[1.0].items():
         np.testing.assert_allclose(steps[0.5][path], scales[path] * step, rtol=1e-3, atol=1e-7)
@@ -340,11 +406,11 @@ def test_frozen_layers_neither_move_nor_count_in_the_norm():
     config = OptimizerConfig(name="adamw", learning_rate=0.02, warmup_steps=0, frozen_layers=1)
     optimizer = make_optimizer(config, 10)
     before = random_parameters(0)
-    params, state = nested(before), optimizer.init(nested(before))
+    state = first_state(optimizer, nested(before))
     for step in range(3):
-        params, state, info = optimizer.update(nested(gradients(step)), state, params, step)
+        state, info = apply_gradients(optimizer, state, nested(gradients(step)))
     frozen = [p for p in before if p.startswith(("embeddings/", "encoder/layer_0/"))]
     trained = {p: gradients(2)[p] for p in before if p not in frozen}
     assert float(info["grad_norm"]) == pytest.approx(norm(trained), rel=1e-5)
-    for path, value in flat(params).items():
+    for path, value in flat(state.params).items():
         assert np.array_equal(value, before[path]) == (path in frozen), path

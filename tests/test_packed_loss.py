@@ -129,7 +129,7 @@ def test_microbatches_of_packed_rows_add_up(params, batches):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
-        state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        state = TrainState(jnp.int32(0), params, optimizer.transformation.init(params))
 
         def step(num_microbatches, **change):
             config = dataclasses.replace(CONFIG, dtype="float64", **change)

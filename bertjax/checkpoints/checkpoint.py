@@ -30,6 +30,7 @@ from etils import epath
 
 from bertjax.checkpoints import checkpoint_bucket, sealing
 from bertjax.checkpoints.checkpoint_directory import listed
+from bertjax.checkpoints.named_leaves import from_dicts, to_dicts
 from bertjax.checkpoints.orbax_noise import quiet_orbax
 from bertjax.checkpoints.sealing import CheckpointError
 from bertjax.storage.bucket import BucketPath, as_path
@@ -67,8 +68,15 @@ class Checkpoint:
         return _restore(self.path / "params", abstract)
 
     def restore_opt_state(self, abstract: Tree | None = None) -> Tree:
-        """The optimiser's state; like `restore_params`."""
-        return _restore(self.path / "opt_state", abstract)
+        """The optimiser's state; like `restore_params`, but of any structure.
+
+        It comes back in that of `abstract`; without, as nested dicts, by the names on disk (see
+        `named_leaves`).
+        """
+        folder = self.path / "opt_state"
+        if abstract is None:
+            return _restore(folder, None)
+        return from_dicts(_restore(folder, to_dicts(abstract)), abstract)
 
 
 def resolve(path: Path | BucketPath | str) -> Checkpoint:
@@ -182,7 +190,7 @@ class CheckpointStore:
         Args:
             step: must be above every step saved so far.
             params: nested dicts of arrays.
-            opt_state: nested dicts of arrays; {} = parameters to start from, not to resume.
+            opt_state: any tree of arrays; {} = parameters to start from, not to resume.
             progress: JSON: step, phase, position in the stream, versions, hashes.
             config: JSON: the run's configuration.
 
@@ -201,7 +209,7 @@ class CheckpointStore:
                 "and steps only grow; resume from it or choose another --workdir"
             )
         texts = {"progress.json": _to_json(progress), "config.json": _to_json(config)}
-        trees = {"params": params, "opt_state": opt_state}
+        trees = {"params": params, "opt_state": to_dicts(opt_state)}
         items = ocp.args.Composite(
             **{name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree}
         )
@@ -330,12 +338,13 @@ def _open(path: Path | BucketPath) -> Checkpoint:
 
 def _restore(folder: Path | BucketPath, abstract: Tree | None) -> Tree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        saved = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-            reader.handler.metadata(_for_orbax(folder)).tree,
-        )
+        is_there = folder.is_dir()  # orbax cannot save a tree without arrays
+        tree = reader.handler.metadata(_for_orbax(folder)).tree if is_there else {}
+        saved = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         target = saved if abstract is None else abstract
         _check_fit(folder, _by_path(saved), _by_path(target))
+        if not is_there:
+            return {}
         return reader.restore(
             _for_orbax(folder),
             args=ocp.args.PyTreeRestore(target, restore_args=jax.tree.map(_how, target)),
@@ -371,6 +380,6 @@ def _check_fit(folder: Path | BucketPath, saved: dict[str, str], wanted: dict[st
     ]
     if differences:
         raise CheckpointError(
-            f"{folder} does not fit: {listed(differences, 20)}. Compare the model's configuration "
-            "with the checkpoint's config.json"
+            f"{folder} does not fit: {listed(differences, 20)}. Compare the configuration with "
+            "the checkpoint's config.json"
         )

@@ -23,7 +23,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
 Masking = Literal["token", "whole_word", "span"]
 MASKINGS: tuple[Masking, ...] = typing.get_args(Masking)
-OptimizerName = Literal["bert_adamw", "adamw", "lamb"]
+OptimizerName = Literal["bert_adamw", "adamw", "lamb", "lion", "adafactor"]
 Remat = Literal["none", "attention", "layer"]  # the less memory, the later
 REMATS: tuple[Remat, ...] = typing.get_args(Remat)
 
@@ -187,7 +187,9 @@ class OptimizerConfig:
     """The optimiser and its schedule."""
 
     name: OptimizerName = setting(
-        "bert_adamw", "The optimiser.", values={"bert_adamw": "AdamW without bias correction"}
+        "bert_adamw",
+        "The optimiser (bertjax/training/optimizer.py has the formulas).",
+        values={"bert_adamw": "AdamW without bias correction"},
     )
     learning_rate: float = setting(1e-4, "Learning rate at the peak.", above=0)
     warmup_steps: int = setting(

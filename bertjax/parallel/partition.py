@@ -24,8 +24,8 @@ RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """Returns a parameter's path as `encoder/layer_0/...` from JAX's key path."""
-    return "/".join(str(key.key) for key in path)
+    """Returns a leaf's path as `encoder/layer_0/...` from JAX's key path."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def logical_axes(path: str, shape: Sequence[int]) -> tuple[str | None, ...]:

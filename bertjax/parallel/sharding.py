@@ -89,6 +89,29 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
+def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+    """Returns a tree like an optimiser's state with a `NamedSharding` at each leaf.
+
+    An array that has a parameter's shape, and a path that ends with the parameter's, lies as the
+    parameter does. All others are whole on each device: counts, and the row and column means of
+    factored moments, which are as small as biases.
+
+    Args:
+      state: what the optimiser makes of `params`: arrays or shapes, in any structure.
+    """
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        words = path_name(path).split("/")
+        for i in range(len(words)):
+            name = "/".join(words[i:])
+            if shapes.get(name) == leaf.shape:
+                return NamedSharding(mesh, parameter_spec(name, leaf.shape, dict(mesh.shape)))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over (data, fsdp); everything else of a batch is whole on each device."""
     return NamedSharding(mesh, PartitionSpec(ROWS))

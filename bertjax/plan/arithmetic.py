@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from bertjax.config import Config, ConfigError, MeshConfig, ModelConfig, Phase
+from bertjax.config import Config, ConfigError, MeshConfig, Phase
 from bertjax.objectives.objective import make_objective
-from bertjax.parallel.sharding import AXES, check_fits_mesh, parameter_shardings
+from bertjax.parallel.sharding import AXES, check_fits_mesh
 from bertjax.parameters import shapes
 from bertjax.plan.collectives import Collective
 from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
+from bertjax.training.optimizer import make_optimizer
+from bertjax.training.start import lay_out_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +83,13 @@ def estimate(
     mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     check_fits_mesh(config, mesh)
     rows = phase.global_batch_size // (sizes["data"] * sizes["fsdp"])
-    params = _parameter_bytes(config.model, mesh)
-    state = 3 * params + 4  # two moments, and the step
+    params, state = _state_bytes(config, mesh)
     row_activations = activation_bytes(config, phase) / sizes["tensor"]
 
     def memory(parts: int) -> dict[str, int]:
         return {
             "arguments": state,
-            "temporary": int(0.5 * state + rows / parts * row_activations),
+            "temporary": int(1.5 * params + rows / parts * row_activations),
         }
 
     parts = config.num_microbatches
@@ -103,8 +104,9 @@ def estimate(
     return Estimate(
         memory=memory(parts),
         flops=flops * (1 + remat) / sizes["tensor"],
-        # Parameters, two moments and gradients are read and written; the copies written once and
-        # read by each microbatch, forward and backward; activations written, and read three times.
+        # Parameters, the optimiser's state and gradients are read and written; the copies written
+        # once and read by each microbatch, forward and backward; activations written, and read
+        # three times.
         hbm_bytes=2 * (state + params)
         + copies * (1 + 2 * parts) * sizes["fsdp"]
         + 4 * rows * row_activations,
@@ -142,15 +144,11 @@ def _collectives(
     return found
 
 
-def _parameter_bytes(model: ModelConfig, mesh: Any) -> int:
-    """Bytes of the parameters on one chip."""
+def _state_bytes(config: Config, mesh: Any) -> tuple[int, int]:
+    """Bytes on one chip: of the parameters, and of the whole training state."""
     params = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes(model).items()
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in shapes(config.model).items()
     }
-    return bytes_a_device(
-        jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            params,
-            parameter_shardings(params, mesh),
-        )
-    )
+    state = lay_out_state(params, make_optimizer(config.optimizer, config.total_steps), mesh)
+    return bytes_a_device(state.params), bytes_a_device(state)

@@ -201,8 +201,9 @@ def may_not_fit(
 
 def _guessed_bytes(config: Config, phase: Phase, abstract_state: TrainState, rows: float) -> float:
     """What a step of so many rows a device and microbatch needs, by a first guess."""
-    # The gradients are a third of the state.
-    return 1.5 * bytes_a_device(abstract_state) + rows * activation_bytes(config, phase)
+    # The gradients are as large as the parameters.
+    state = bytes_a_device(abstract_state) + 1.5 * bytes_a_device(abstract_state.params)
+    return state + rows * activation_bytes(config, phase)
 
 
 def device_memory_bytes(mesh: Mesh) -> int:

@@ -42,7 +42,7 @@ from bertjax.training.compilation import (
 )
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
-from bertjax.training.optimizer import make_optimizer
+from bertjax.training.optimizer import Optimizer, make_optimizer
 from bertjax.training.phases import Phases
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
 from bertjax.training.since_logged import SinceLogged
@@ -62,7 +62,9 @@ class TrainingDivergedError(BertjaxError, RuntimeError):
     exit_code = EXIT_FAILED
 
 
-def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:
+def run(
+    config: Config, workdir: str | Path, open_job: OpenJob, optimizer: Optimizer | None = None
+) -> int:
     """Trains until `config.last_step`, from wherever the workdir stands.
 
     Args:
@@ -70,6 +72,7 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:
       workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing. A
         path, or gs://BUCKET/FOLDER.
       open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
+      optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
 
     Returns:
       0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
@@ -107,7 +110,15 @@ def run(config: Config, workdir: str | Path, open_job: OpenJob) -> int:
                 place.kept() if writes else contextlib.nullcontext(),
                 CheckpointStore(place.path, keep, before_seal=place.upload) as checkpoints,
             ):
-                trainer = _Trainer(config, place, mesh, job, checkpoints, start_up)
+                trainer = _Trainer(
+                    config,
+                    place,
+                    mesh,
+                    job,
+                    checkpoints,
+                    start_up,
+                    optimizer or make_optimizer(config.optimizer, config.total_steps),
+                )
                 if writes:
                     keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
                     keep_labels(place.local, job.source.labels)
@@ -143,6 +154,7 @@ class _Trainer:
         job: Job,
         checkpoints: CheckpointStore,
         start_up: StartUp,
+        optimizer: Optimizer,
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
@@ -150,7 +162,7 @@ class _Trainer:
         check_backend(config.model, jax.default_backend(), jax.device_count())
         self.model = self.resolved.model
         self.phases = Phases(config)
-        self.optimizer = make_optimizer(config.optimizer, config.total_steps)
+        self.optimizer = optimizer
         self.state, self.seconds_before, self.num_microbatches, totals = start(
             config, self.model, job.source, self.optimizer, checkpoints, mesh
         )

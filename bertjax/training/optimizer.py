@@ -1,21 +1,38 @@
-"""BERT's AdamW, AdamW and LAMB, their learning-rate schedules and the weight-decay mask.
+"""Named optimisers, their learning-rate schedules and the weight-decay mask.
 
-Every optimiser here is three steps: clip the gradients by their global norm, turn them into a
-direction, take a step of the scheduled learning rate against it. They differ in the direction:
+Every optimiser here is one chain of optax transformations: zero the gradients of frozen
+parameters, clip by the global norm, turn the gradients into a direction, take a step of the
+scheduled learning rate against it. They differ in the direction:
 
     bert_adamw   m / (sqrt(v) + eps) + weight_decay * w
     adamw        m' / (sqrt(v') + eps) + weight_decay * w
     lamb         r * (m' / (sqrt(v') + eps) + weight_decay * w),  r = |w| / |the bracket|
+    lion         sign(b1 * m + (1 - b1) * g) + weight_decay * w
+    adafactor    the running mean of g / sqrt(V) by b1 + weight_decay * w
 
-with m and v the running means of the gradient and of its square, m' = m / (1 - b1^t) and
-v' = v / (1 - b2^t) at the t-th update (t = 1, 2, ...), and r one number a tensor (1 where either
-norm is 0). Parameters hold each layer apart, so "a tensor" is one layer's. Biases and LayerNorm
-are not decayed, and r = 1 for them.
+with m and v the running means of the gradient g and of its square, by b1 and b2,
+m' = m / (1 - b1^t) and v' = v / (1 - b2^t) at the t-th update (t = 1, 2, ...), and r one number a
+tensor (1 where either norm is 0). Parameters hold each layer apart, so "a tensor" is one layer's.
+Biases and LayerNorm are not decayed, and r = 1 for them.
+
+Lion has one mean: m of the direction is that before this update, and the update moves it by b2.
+`eps` is not read. The paper's b1 and b2 are 0.9 and 0.99 (0.95 and 0.98 for text), so set `b2`; its
+learning rate is 3 to 10 times smaller than AdamW's, its weight decay as much larger.
+
+Adafactor is that of Zhai et al.: rates are absolute as AdamW's (not relative to |w|), and the norm
+of all gradients is clipped (not each tensor's direction). V is the running mean of g^2 by
+min(b2, 1 - t^-0.8); of a tensor whose two largest dimensions are at least 32, only the means over
+its rows and over its columns are kept, and V is their product over the mean of all. `eps` is not
+read: 1e-30 is added to g^2. With b1 = 0 there is no running mean of the direction, as in Shazeer
+and Stern, and hardly any state.
 
 References:
     google-research/bert, optimization.py (AdamWeightDecayOptimizer, create_optimizer);
     Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization";
-    You et al. 2020, "Large Batch Optimization for Deep Learning", Algorithm 2.
+    You et al. 2020, "Large Batch Optimization for Deep Learning", Algorithm 2;
+    Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", Algorithm 2;
+    Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost";
+    Zhai et al. 2022, "Scaling Vision Transformers", section 3.3.
 """
 
 from __future__ import annotations
@@ -28,6 +45,7 @@ import jax.numpy as jnp
 import optax
 
 from bertjax.config import ConfigError, OptimizerConfig
+from bertjax.parallel.partition import path_name
 from bertjax.parameters import level, line_of
 
 Tree = dict[str, Any]  # nested dicts of arrays
@@ -35,17 +53,22 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 class Optimizer(NamedTuple):
-    """A pure optimiser; both functions can be jitted.
+    """An optax transformation, and what a run logs of it.
+
+    Any transformation fits, with whatever state it has:
+
+        Optimizer(optax.adamw(schedule), schedule)
 
     Attributes:
-      init: params -> opt_state = {"mu": tree, "nu": tree}, float32 zeros shaped like params.
-      update: (grads, opt_state, params, step) -> (new_params, new_opt_state, info). `step` is
-          the number of updates made before this one. `info` holds float32 scalars:
-          "learning_rate", the rate of this update, and "grad_norm", before clipping.
+      transformation: its `update` is also given `step`, the number of updates made before this
+        one, where it takes extra arguments.
+      schedule: step -> learning rate of the update; for the log alone.
+      grad_norm: gradients -> their norm before clipping; for the log alone.
     """
 
-    init: Callable[[Tree], Tree]
-    update: Callable[[Tree, Tree, Tree, jax.typing.ArrayLike], tuple[Tree, Tree, Tree]]
+    transformation: optax.GradientTransformation
+    schedule: Schedule
+    grad_norm: Callable[[Tree], jax.Array] = optax.tree.norm
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
@@ -121,7 +144,9 @@ def decay_mask(params: Tree) -> Tree:
     Raises:
       ValueError: the table of parameters has no line for a path.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: line_of(_name(path)).is_decayed, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: line_of(path_name(path)).is_decayed, params
+    )
 
 
 def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -> Tree:
@@ -137,7 +162,7 @@ def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -
     num_layers = len(params["encoder"])
 
     def scale(path: Any, _: Any) -> float:
-        height = level(_name(path))
+        height = level(path_name(path))
         if height is None:
             return 1.0
         is_frozen = frozen_layers and height <= frozen_layers
@@ -146,12 +171,10 @@ def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
     """The optimiser that `config` describes (formulas at the top of this file).
+
+    Its state is float32, and has no count: the number of updates is `TrainState.step`.
 
     Args:
       config: names, rates and coefficients.
@@ -161,48 +184,87 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
       ConfigError: the optimiser or its schedule cannot be made.
     """
     schedule = make_schedule(config, total_steps)
-    clip = optax.identity()
-    if config.max_grad_norm:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
-    after_adam = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
+
+    def scales(tree: Tree) -> Tree:
+        return learning_rate_scales(tree, config.layer_decay, config.frozen_layers)
+
+    def trained(grads: Tree, _: Any = None) -> Tree:
+        """Frozen parameters count neither in the norm nor in the clipping."""
+        grads = optax.tree.cast(grads, jnp.float32)
+        return jax.tree.map(
+            lambda g, scale: g if scale else jnp.zeros_like(g), grads, scales(grads)
+        )
+
+    transformation = optax.chain(
+        optax.stateless(trained),
+        optax.clip_by_global_norm(config.max_grad_norm)
+        if config.max_grad_norm
+        else optax.identity(),
+        *_direction(config),
+        _scale_by_learning_rates(schedule, scales),
+    )
+    return Optimizer(transformation, schedule, lambda grads: optax.tree.norm(trained(grads)))
+
+
+def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    """From clipped gradients to the direction that a step is taken against."""
+    b1, b2, eps = config.b1, config.b2, config.eps
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
     match config.name:
         case "bert_adamw":
-            adam = _adam_without_bias_correction(config.b1, config.b2, config.eps)
+            return [_counted_by_step(_adam_without_bias_correction(b1, b2, eps)), decay]
         case "adamw":
-            adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+            return [_counted_by_step(optax.scale_by_adam(b1, b2, eps)), decay]
         case "lamb":
-            adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
             trust_ratio = optax.masked(optax.scale_by_trust_ratio(), decay_mask)
-            after_adam = optax.chain(after_adam, trust_ratio)
+            return [_counted_by_step(optax.scale_by_adam(b1, b2, eps)), decay, trust_ratio]
+        case "lion":
+            return [_counted_by_step(optax.scale_by_lion(b1, b2)), decay]
+        case "adafactor":
+            rms = optax.scale_by_factored_rms(
+                min_dim_size_to_factor=32,
+                decay_rate_fn=lambda step, power: jnp.minimum(b2, 1 - (step + 1.0) ** -power),
+            )
+            means = [_counted_by_step(optax.ema(b1, debias=False))] if b1 else []
+            return [_counted_by_step(rms), *means, decay]
         case _:
             raise ConfigError(
-                f"config.optimizer.name = {config.name!r} is not known; choose from adamw, "
-                "bert_adamw, lamb"
+                f"config.optimizer.name = {config.name!r} is not known; choose from adafactor, "
+                "adamw, bert_adamw, lamb, lion"
             )
 
-    def init(params: Tree) -> Tree:
-        decay_mask(params)  # an uncovered parameter shows now, not at the first update
-        return {name: optax.tree.zeros_like(params, dtype=jnp.float32) for name in ("mu", "nu")}
+
+def _scale_by_learning_rates(
+    schedule: Schedule, scales: Callable[[Tree], Tree]
+) -> optax.GradientTransformationExtraArgs:
+    """Times minus the learning rate of the step, and each parameter's scale of it."""
 
     def update(
-        grads: Tree, opt_state: Tree, params: Tree, step: jax.typing.ArrayLike
-    ) -> tuple[Tree, Tree, Tree]:
-        grads = optax.tree.cast(grads, jnp.float32)
-        scales = learning_rate_scales(params, config.layer_decay, config.frozen_layers)
-        # Frozen parameters count neither in the norm nor in the clipping.
-        grads = jax.tree.map(lambda g, scale: g if scale else jnp.zeros_like(g), grads, scales)
-        learning_rate = schedule(step)
-        info = {"learning_rate": learning_rate, "grad_norm": optax.tree.norm(grads)}
-        grads, _ = clip.update(grads, clip.init(params))
-        adam_state = optax.ScaleByAdamState(count=jnp.asarray(step), **opt_state)
-        direction, moments = adam.update(grads, adam_state)
-        # Decay and trust ratio have no state of their own.
-        direction, _ = after_adam.update(direction, after_adam.init(params), params)
-        updates = jax.tree.map(lambda d, scale: -learning_rate * scale * d, direction, scales)
-        new_params = optax.apply_updates(params, updates)
-        return new_params, {"mu": moments.mu, "nu": moments.nu}, info
+        direction: Any, state: Any, params: Any = None, *, step: jax.typing.ArrayLike, **_: Any
+    ) -> tuple[Any, Any]:
+        rate = schedule(step)
+        updates = jax.tree.map(lambda d, scale: -rate * scale * d, direction, scales(direction))
+        return updates, state
 
-    return Optimizer(init, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _counted_by_step(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The same with `step` for the `count` of its state, which then need not be kept twice."""
+
+    def init(params: Any) -> Any:
+        return transformation.init(params)._replace(count=None)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, step: jax.typing.ArrayLike, **_: Any
+    ) -> tuple[Any, Any]:
+        counted = state._replace(count=jnp.asarray(step))
+        updates, state = transformation.update(updates, counted, params)
+        return updates, state._replace(count=None)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _adam_without_bias_correction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

@@ -28,7 +28,7 @@ from bertjax.config import (
     may_change,
 )
 from bertjax.models import abstract_params, init_params
-from bertjax.parallel.sharding import parameter_shardings, replicated
+from bertjax.parallel.sharding import parameter_shardings, replicated, state_shardings
 from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
 from bertjax.training.step import TrainState
@@ -132,7 +132,7 @@ def start(
             out_shardings=jax.tree.map(lambda x: x.sharding, abstract.params),
         )()
     opt_state = jax.jit(
-        optimizer.init,
+        optimizer.transformation.init,
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
     )(params)
     state = TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state)
@@ -141,21 +141,29 @@ def start(
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """A state of `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
-    params = abstract_params(model)
-    moments = jax.eval_shape(optimizer.init, params)
+    return lay_out_state(abstract_params(model), optimizer, mesh)
+
+
+def lay_out_state(params: Any, optimizer: Optimizer, mesh: Any) -> TrainState:
+    """The same, from the parameters' shapes: nested dicts, or one dict by path."""
+    opt_state = jax.eval_shape(optimizer.transformation.init, params)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
         params=with_shardings(params, mesh),
-        opt_state={name: with_shardings(tree, mesh) for name, tree in moments.items()},
+        opt_state=_lay_out(opt_state, state_shardings(opt_state, params, mesh)),
     )
 
 
-def with_shardings(tree: Any, mesh: Mesh) -> Any:
+def with_shardings(tree: Any, mesh: Any) -> Any:
     """A tree of parameters or their shapes as `jax.ShapeDtypeStruct`, laid out on the mesh."""
+    return _lay_out(tree, parameter_shardings(tree, mesh))
+
+
+def _lay_out(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
-        parameter_shardings(tree, mesh),
+        shardings,
     )
 
 

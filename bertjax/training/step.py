@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bertjax.objectives.objective import Objective, is_packed
 from bertjax.parallel.partition import ROWS, constrain, sum_over_data
@@ -72,10 +73,23 @@ def train_step(
         parts = jax.tree.map(functools.partial(_split_rows, num_microbatches), (batch, row_keys))
         grads, sums = sum_over_data(functools.partial(_accumulate, gradient))(state.params, parts)
 
-    params, opt_state, info = optimizer.update(grads, state.opt_state, state.params, state.step)
+    state, info = apply_gradients(optimizer, state, grads)
     loss = objective.loss(sums, denominators)
-    metrics = {**info, "loss": loss, **_counts(batch), "sums": sums}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return state, {**info, "loss": loss, **_counts(batch), "sums": sums}
+
+
+def apply_gradients(
+    optimizer: Optimizer, state: TrainState, grads: Tree
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after one update, and its `learning_rate` and `grad_norm` (float32 [])."""
+    update = optax.with_extra_args_support(optimizer.transformation).update
+    updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
+    params = optax.apply_updates(state.params, updates)
+    info = {
+        "learning_rate": optimizer.schedule(state.step),
+        "grad_norm": optimizer.grad_norm(grads),
+    }
+    return TrainState(state.step + 1, params, opt_state), info
 
 
 def evaluation_step(
