@@ -111,18 +111,20 @@ def steps() -> dict:
     )
     config.phases = (Phase(num_steps=10, max_length=24, global_batch_size=40),)
     result = {}
-    for name, axes, parts, scan, remat in (
-        ("data", (8, 1, 1), 1, False, "none"),
-        ("data, scanned in parts", (8, 1, 1), 5, True, "none"),
-        ("fsdp", (1, 8, 1), 1, True, "none"),
-        ("tensor", (2, 1, 4), 1, False, "none"),
-        ("remat", (8, 1, 1), 1, True, "layer"),
+    for name, axes, parts, scan, remat, optimizer in (
+        ("data", (8, 1, 1), 1, False, "none", "bert_adamw"),
+        ("data, scanned in parts", (8, 1, 1), 5, True, "none", "bert_adamw"),
+        ("fsdp", (1, 8, 1), 1, True, "none", "bert_adamw"),
+        ("tensor", (2, 1, 4), 1, False, "none", "bert_adamw"),
+        ("remat", (8, 1, 1), 1, True, "layer", "bert_adamw"),
+        ("arrays that no step reads", (8, 1, 1), 1, False, "none", "adafactor"),
     ):
         layout = dataclasses.replace(
             config,
             mesh=MeshConfig(*axes),
             num_microbatches=parts,
             model=dataclasses.replace(model, scan_layers=scan, remat=remat, dtype="float32"),
+            optimizer=dataclasses.replace(config.optimizer, name=optimizer),
         )
         plan = phase_plan.plan_phase(layout, 0, target)
         result[name] = {
