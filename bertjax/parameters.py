@@ -242,12 +242,10 @@ def kept_values(config: ModelConfig) -> int:
     do not give hidden states.
     """
     layer = [
-        (path.split("/")[-3], line)  # of which sublayer
-        for path, line in TABLE.items()
-        if path.startswith(_LAYER) and line.factor
+        (path.split("/")[2], line)  # of which sublayer
+        for path, line in parameters(config).items()
+        if path.startswith("encoder/layer_0/") and line.factor
     ]
-    inputs = {
-        (path.rpartition("/")[0], line.axes[0]): line.shape(config)[0] for path, line in layer
-    }
+    inputs = {(sublayer, line.axes[0]): line.shape(config)[0] for sublayer, line in layer}
     outputs = [line.shape(config)[1] for _, line in layer if line.axes[1] != "embed"]
     return sum(inputs.values()) + sum(outputs)

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from bertjax.config import ModelConfig
+from bertjax.config import Config, ModelConfig, Phase
 from bertjax.models import abstract_params
 from bertjax.parallel.partition import RULES
-from bertjax.parameters import TABLE, level, line_of, parameters, shapes
+from bertjax.parameters import TABLE, kept_values, level, line_of, parameters, shapes
+from bertjax.training.compilation import activation_bytes
 from bertjax.weights.hugging_face import from_bertjax, to_bertjax
 from bertjax.weights.weights import WeightsError, flatten, put
 
@@ -76,6 +77,24 @@ def test_levels_count_from_the_embeddings_up():
     assert found == sorted(found, key=lambda n: 99 if n is None else n)
     assert set(found) == {*range(12), None}
     assert level("encoder/layer_10/mlp/output/bias") == 11
+
+
+def test_a_layer_keeps_what_its_products_need():
+    """The inputs of attention, its output layer and both layers of the mlp; q, k and v; mlp's."""
+    model = ModelConfig()
+    d, f = model.hidden_size, model.intermediate_size
+    assert kept_values(model) == (d + d + d + f) + (3 * d + f)
+    phase = Phase(1, 128, 1, 20)
+    config = Config(model=dataclasses.replace(model, dtype="bfloat16", attention="pallas"))
+    logits = 3 * 4 * 20 * model.vocab_size
+    assert activation_bytes(config, phase) == 34 * d * 128 * model.num_layers + logits
+
+
+def test_a_layer_keeps_nothing_of_lines_that_its_model_lacks(monkeypatch):
+    lines = {path: x for path, x in parameters(SMALL).items() if "/attention/query/" not in path}
+    before = kept_values(SMALL)
+    monkeypatch.setattr("bertjax.parameters.parameters", lambda config: lines)
+    assert kept_values(SMALL) == before - SMALL.hidden_size
 
 
 def test_an_export_leaves_no_parameter_behind():
