@@ -388,6 +388,15 @@ def test_rates_fall_from_the_head_down():
         assert scale == expected.get(part, 1.0), path
 
 
+def test_what_lies_above_the_layers_is_no_layer():
+    params = {**random_parameters(0), "encoder/final_layer_norm/scale": np.ones(3, np.float32)}
+    scales = flat(learning_rate_scales(nested(params), 0.5, 2))
+    assert scales.pop("encoder/final_layer_norm/scale") == 1.0
+    assert scales == flat(learning_rate_scales(nested(random_parameters(0)), 0.5, 2))
+    scales = flat(learning_rate_scales(nested(params), 0.5, 0))
+    assert scales["embeddings/word/embedding"] == 0.25
+
+
 @pytest.mark.parametrize("name", ["bert_adamw", "adamw", "lamb"])
 def test_a_step_is_scaled_layer_by_layer(name):
     config = OptimizerConfig(name=name, learning_rate=0.02, warmup_steps=0, schedule="constant")

@@ -159,7 +159,8 @@ def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -
     Returns:
       The same nested dicts with floats at the leaves.
     """
-    num_layers = len(params["encoder"])
+    paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    num_layers = max(level(path) or 0 for path in paths)
 
     def scale(path: Any, _: Any) -> float:
         height = level(path_name(path))
