@@ -25,7 +25,7 @@ class Parameter(NamedTuple):
       is_decayed: whether weight decay and LAMB's trust ratio apply.
       factor: what a matrix product multiplies it with, so many times in a row: "tokens",
         "predictions" or "pairs"; "" = it is in no matrix product.
-      hugging_face: its name in transformers. There a kernel lies [out, in].
+      hugging_face: its name in transformers; "" = it has none. There a kernel lies [out, in].
       tf1: its name in google-research/bert; "" = it has none. There `output_weights` lie [out, in].
     """
 
@@ -49,11 +49,21 @@ def _table(path: str, size: str, axis: str | None, factor: str = "") -> dict[str
     return {f"embeddings/{path}/embedding": line}
 
 
+def _named(folder: str, separator: str, leaf: str) -> str:
+    """A name elsewhere, which a parameter in a folder without a name does not have."""
+    return folder and f"{folder}{separator}{leaf}"
+
+
 def _layer_norm(path: str, hugging_face: str) -> dict[str, Parameter]:
     tf1 = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
     return {
         f"{path}/{ours}": Parameter(
-            ("hidden_size",), (None,), False, "", f"{hugging_face}.{theirs}", f"{tf1}/{old}"
+            ("hidden_size",),
+            (None,),
+            False,
+            "",
+            _named(hugging_face, ".", theirs),
+            _named(tf1, "/", old),
         )
         for ours, theirs, old in (("scale", "weight", "gamma"), ("bias", "bias", "beta"))
     }
@@ -70,15 +80,17 @@ def _dense(
     """A dense layer.
 
     Args:
+      hugging_face: its name there; "" = it has none, nor by default one in TF1.
       tf1: names of kernel and bias; None = as Hugging Face's, with slashes.
     """
     old = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
-    kernel, bias = tf1 or (f"{old}/kernel", f"{old}/bias")
+    kernel, bias = tf1 or (_named(old, "/", "kernel"), _named(old, "/", "bias"))
+    weight, vector = _named(hugging_face, ".", "weight"), _named(hugging_face, ".", "bias")
     # Biases are split where their activations are; those of the hidden states are whole.
     bias_axes = (axes[1] if axes[1] != "embed" else None,)
     return {
-        f"{path}/kernel": Parameter(sizes, axes, True, factor, f"{hugging_face}.weight", kernel),
-        f"{path}/bias": Parameter(sizes[1:], bias_axes, False, "", f"{hugging_face}.bias", bias),
+        f"{path}/kernel": Parameter(sizes, axes, True, factor, weight, kernel),
+        f"{path}/bias": Parameter(sizes[1:], bias_axes, False, "", vector, bias),
     }
 
 

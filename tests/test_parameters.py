@@ -58,7 +58,7 @@ def test_every_line_is_of_some_model_and_fits_itself():
 def test_names_elsewhere_are_of_one_parameter_each(config):
     lines = parameters(config)
     for names in (
-        [line.hugging_face for line in lines.values()],
+        [line.hugging_face for line in lines.values() if line.hugging_face],
         [line.tf1 for line in lines.values() if line.tf1],
     ):
         assert len(set(names)) == len(names)
@@ -109,6 +109,20 @@ def test_an_export_leaves_no_parameter_behind():
     del tree["encoder"]["layer_0"]["mlp"]["gate"], tree["pooler"]["bias"]
     with pytest.raises(WeightsError, match=r"\n  missing: pooler/bias$"):
         from_bertjax(tree, config)
+
+
+def test_a_parameter_without_a_name_elsewhere_is_refused_there(monkeypatch):
+    """And does not take the place of another one without a name."""
+    config = MODELS[0]
+    tensors = from_bertjax(arrays(config), config)
+    for leaf in ("scale", "bias"):
+        line = TABLE[f"mlm_head/layer_norm/{leaf}"]._replace(hugging_face="", tf1="")
+        monkeypatch.setitem(TABLE, f"encoder/final_layer_norm/{leaf}", line)
+    unnamed = r"\n  has no name there: encoder/final_layer_norm/"
+    with pytest.raises(WeightsError, match=f"{unnamed}bias{unnamed}scale$"):
+        from_bertjax(arrays(config), config)
+    with pytest.raises(WeightsError, match=f"{unnamed}scale{unnamed}bias\nCompare"):
+        to_bertjax(tensors, config)
 
 
 def test_an_import_leaves_no_tensor_behind():

@@ -19,7 +19,10 @@ class WeightsError(BertjaxError, ValueError):
 
 
 class Name(NamedTuple):
-    """What another program calls a parameter, and whether it lies the other way round there."""
+    """What another program calls a parameter, and whether it lies the other way round there.
+
+    An empty text = it has no such parameter.
+    """
 
     text: str
     is_turned: bool
@@ -61,10 +64,12 @@ def to_tree(
       Nested dict of arrays in the dtype that they came in. Turned ones are views.
 
     Raises:
-      WeightsError: tensors are missing, unexpected or of another shape; lists them by name.
+      WeightsError: tensors are missing, unexpected or of another shape, or the model has parameters
+        without a name there; lists them by name.
     """
-    theirs = {name.text for name in names.values()}
-    faults = [f"missing: {name}" for name in sorted(theirs - tensors.keys())]
+    theirs = {name.text for name in names.values() if name.text}
+    faults = [f"has no name there: {path}" for path, name in names.items() if not name.text]
+    faults += [f"missing: {name}" for name in sorted(theirs - tensors.keys())]
     faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - theirs)]
     params: dict[str, Any] = {}
     for path, shape in shapes(config).items():
@@ -99,8 +104,8 @@ def from_tree(
     Raises:
       WeightsError: the tree has a parameter without a name there, or lacks one; lists them by path.
     """
-    leaves = flatten(params)
-    faults = [f"has no name there: {path}" for path in sorted(leaves.keys() - names.keys())]
+    leaves, named = flatten(params), {path for path, name in names.items() if name.text}
+    faults = [f"has no name there: {path}" for path in sorted(leaves.keys() - named)]
     faults += [f"missing: {path}" for path in sorted(names.keys() - leaves.keys())]
     if faults:
         raise WeightsError(
