@@ -211,13 +211,23 @@ def line_of(path: str) -> Parameter:
     Raises:
       ValueError: the table has none.
     """
-    line = TABLE.get(re.sub(r"(?<=^encoder/layer_)\d+(?=/)", "*", path))
+    line = TABLE.get(_pattern(path))
     if line is None:
         raise ValueError(
             f"parameter {path!r} is not in bertjax.parameters.TABLE: give it a line there, which "
             "says how it is split, decayed and called elsewhere"
         )
     return line
+
+
+def is_of_layer(path: str) -> bool:
+    """Whether a parameter is one of a stack's layers, the encoder's or another's."""
+    return "*" in _pattern(path)
+
+
+def _pattern(path: str) -> str:
+    """The path with * for the number of the layer, as in `TABLE`."""
+    return re.sub(r"(?<=/layer_)\d+(?=/)", "*", path)
 
 
 def level(path: str) -> int | None:

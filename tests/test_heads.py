@@ -26,7 +26,6 @@ RECORDS = {"heads.py"}
 OTHERS = {
     ("config/schema.py", "encoder"): "what the value means, beside the others",
     ("config/schema.py", "span"): "a way of masking",
-    ("models/build.py", "encoder"): "the parameters of the layers",
     ("models/inspection.py", "encoder"): "the parameters of the layers",
     ("training/optimizer.py", "encoder"): "the parameters of the layers",
     ("weights/initial_params.py", "encoder"): "the parameters of the layers",

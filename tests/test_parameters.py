@@ -9,7 +9,15 @@ import pytest
 from bertjax.config import Config, ModelConfig, Phase
 from bertjax.models import abstract_params
 from bertjax.parallel.partition import RULES
-from bertjax.parameters import TABLE, kept_values, level, line_of, parameters, shapes
+from bertjax.parameters import (
+    TABLE,
+    is_of_layer,
+    kept_values,
+    level,
+    line_of,
+    parameters,
+    shapes,
+)
 from bertjax.training.compilation import activation_bytes
 from bertjax.weights.hugging_face import from_bertjax, to_bertjax
 from bertjax.weights.weights import WeightsError, flatten, put
@@ -70,6 +78,16 @@ def test_a_parameter_without_a_line_is_refused():
     for path in ("encoder/layer_0/mlp/gate/kernel", "encoder/layer_x/mlp/output/kernel", "pooler"):
         with pytest.raises(ValueError, match=f"'{path}' is not in bertjax.parameters.TABLE"):
             line_of(path)
+
+
+def test_a_stack_of_layers_may_lie_anywhere(monkeypatch):
+    line = line_of("encoder/layer_10/mlp/output/kernel")
+    monkeypatch.setitem(TABLE, "generator/encoder/layer_*/mlp/output/kernel", line)
+    assert line_of("generator/encoder/layer_11/mlp/output/kernel") is line
+    assert is_of_layer("generator/encoder/layer_11/mlp/output/kernel")
+    assert is_of_layer("encoder/layer_0/mlp_layer_norm/scale")
+    assert not is_of_layer("mlm_head/layer_norm/scale")
+    assert level("generator/encoder/layer_11/mlp/output/kernel") is None
 
 
 def test_levels_count_from_the_embeddings_up():

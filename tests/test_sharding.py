@@ -10,8 +10,9 @@ from bertjax.cli import recipes
 from bertjax.config import ConfigError, MeshConfig
 from bertjax.models import abstract_params
 from bertjax.parallel import sharding
-from bertjax.parallel.partition import logical_axes, parameter_spec
+from bertjax.parallel.partition import gather_params, logical_axes, parameter_spec
 from bertjax.parallel.sharding import make_mesh
+from bertjax.parameters import TABLE, line_of
 
 
 def test_an_unknown_parameter_raises():
@@ -30,6 +31,20 @@ def test_shardings_follow_the_rules():
     assert layer["attention"]["query"]["kernel"] == PartitionSpec("fsdp", "tensor")
     assert layer["attention"]["output"]["kernel"] == PartitionSpec("tensor", "fsdp")
     assert layer["mlp"]["output"]["bias"] == PartitionSpec(None)
+
+
+def test_layers_are_left_to_gather_their_own(monkeypatch):
+    line = line_of("encoder/layer_0/mlp/output/kernel")
+    monkeypatch.setitem(TABLE, "generator/encoder/layer_*/mlp/output/kernel", line)
+    gathered = []
+    monkeypatch.setattr(
+        jax.lax, "with_sharding_constraint", lambda x, spec: gathered.append(spec) or x
+    )
+    layer = {"layer_0": {"mlp": {"output": {"kernel": jax.numpy.ones((4, 2))}}}}
+    dense = {"dense": {"kernel": jax.numpy.ones((2, 2))}}
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        gather_params({"encoder": layer, "generator": {"encoder": layer}, "mlm_head": dense})
+    assert gathered == [PartitionSpec(None, None)]
 
 
 def test_a_mesh_that_the_devices_do_not_fill_is_refused():

@@ -82,11 +82,7 @@ def apply_model(
     model: nn.Module, params: Mapping[str, Any], *inputs: Any, mutable: Any = False
 ) -> Any:
     """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
-    gathered = {
-        name: tree if name == "encoder" else gather_params(tree, name)
-        for name, tree in params.items()
-    }
-    return model.apply({"params": gathered}, *inputs, mutable=mutable)
+    return model.apply({"params": gather_params(params)}, *inputs, mutable=mutable)
 
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:

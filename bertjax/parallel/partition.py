@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from bertjax.parameters import line_of
+from bertjax.parameters import is_of_layer, line_of
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # of every array whose first dimension is rows
@@ -61,22 +61,23 @@ def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int
     return PartitionSpec(*spec)
 
 
-def gather_params(params: Any, prefix: str = "") -> Any:
+def gather_params(params: Any) -> Any:
     """Parameters outside the layers as a step computes with them: whole over `fsdp`.
 
     Backwards the gradients are summed and split again, so that under fsdp a step holds all-gathers
     and reduce-scatters and activations never leave their rows.
 
     Args:
-      params: a subtree of the parameters.
-      prefix: its path.
+      params: all parameters; those of layers stay split, for each layer gathers its own.
     """
     sizes = _mesh_sizes()
     if sizes is None:
         return params
 
     def gather(path: Any, leaf: jax.Array) -> jax.Array:
-        name = "/".join(filter(None, (prefix, path_name(path))))
+        name = path_name(path)
+        if is_of_layer(name):
+            return leaf
         spec = parameter_spec(name, leaf.shape, sizes)
         whole = (None if axis == RULES["embed"] else axis for axis in spec)
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*whole))
