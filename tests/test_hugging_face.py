@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import bertjax
 from bertjax.config import ModelConfig
+from bertjax.config.setting import setting
 from bertjax.data.tokenizers.tokenizer import TokenizerError, load_folder
 from bertjax.weights.hugging_face_config import from_model_config
 from bertjax.weights.hugging_face_folder import read_folder, write_folder
@@ -264,7 +265,8 @@ def test_tensors_that_do_not_fit_are_listed_by_name(tmp_path):
         ),
         ("encoder", {"num_hidden_layers": 3}, r"missing: encoder\.layer\.2\.attention"),
         ("encoder", {"vocab_size": 72}, r"word_embeddings\.weight is \(71, 16\), expected \(72"),
-        ("classification", {"problem_type": "multi_label_classification"}, "one label"),
+        ("classification", {"problem_type": "multi_label_classification"}, "has single_label"),
+        ("regression", {"problem_type": "other"}, "problem_type is 'other'; bertjax has single"),
         ("classification", {"architectures": None}, "architectures is missing"),
         ("classification", {"id2label": {"0": "a", "2": "b"}}, "the labels 0, 1, 2"),
         ("classification", {"id2label": {"0": "a", "1": "b", "2": "a"}}, "has a name twice"),
@@ -434,8 +436,10 @@ def test_real_weights_give_what_transformers_gives(real_weights):
 def test_a_model_that_transformers_does_not_have_is_not_written():
     @dataclasses.dataclass
     class Variant(ModelConfig):
-        norm: str = "post"
+        norm: str = setting("post")
+        generator: int = setting(4, not_of_encoder=True)
 
     assert from_model_config(Variant(), [], "", 0)["model_type"] == "bert"
+    assert from_model_config(Variant(generator=1), [], "", 0)["model_type"] == "bert"
     with pytest.raises(WeightsError, match=r"model\.norm is 'pre'; .* has 'post' only"):
         from_model_config(Variant(norm="pre"), [], "", 0)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hugging_face_goldens import FOLDER
 
-from bertjax.config import ConfigError, MeshConfig
+from bertjax.config import ConfigError, MeshConfig, ModelConfig
+from bertjax.config.setting import setting
 from bertjax.models import abstract_params, init_params
 from bertjax.parallel.sharding import make_mesh, parameter_shardings
 from bertjax.weights.conversion import convert
 from bertjax.weights.hugging_face_folder import read_folder
-from bertjax.weights.initial_params import initial_params
+from bertjax.weights.initial_params import _check_same_model, initial_params
 from bertjax.weights.weights import flatten, put
 
 HASH = read_folder(FOLDER / "encoder").tokenizer.hash
@@ -157,6 +158,17 @@ def test_another_model_is_refused_field_by_field(source, workdir):
         "Set --config.model.num_heads=2 --config.model.gelu=erf --config.model.layer_norm_eps=1e-12"
         in str(error.value)
     )
+
+
+def test_models_may_differ_in_what_is_not_of_the_encoder():
+    @dataclasses.dataclass
+    class Variant(ModelConfig):
+        generator: int = setting(4, not_of_encoder=True)
+        rotary: bool = setting(False)
+
+    _check_same_model("runs/a", Variant(), Variant(generator=1))
+    with pytest.raises(ConfigError, match=r"model\.rotary: False there, True here"):
+        _check_same_model("runs/a", Variant(), Variant(rotary=True))
 
 
 def test_another_tokenizer_is_refused(workdir):

@@ -70,15 +70,25 @@ class ModelConfig:
         True,
         "Predict whether the second sentence follows the first (NSP).",
         values={False: "no NSP head, no NSP loss, rows of running sentences"},
+        not_of_encoder=True,
     )
-    pooler: bool = setting(True, "Pool the output, which NSP, classification and regression need.")
+    pooler: bool = setting(
+        True,
+        "Pool the output, which NSP, classification and regression need.",
+        not_of_encoder=True,
+    )
     head: HeadName = setting(
         "pretraining",
         "What stands on the encoder; fine-tuning sets it.",
         values={"encoder": "nothing"},
+        not_of_encoder=True,
     )
     num_labels: int = setting(
-        0, "Labels of classification and tagging; 1 for regression.", unit="labels", at_least=0
+        0,
+        "Labels of classification and tagging; 1 for regression.",
+        unit="labels",
+        at_least=0,
+        not_of_encoder=True,
     )
     dtype: Dtype = setting(
         "auto",

@@ -26,6 +26,8 @@ class Setting:
       may_change: whether it may differ between the run that saved a checkpoint and the run that
         resumes from it. Such a field, or section, says how to compute the same numbers, when to
         stop, to save, to evaluate and to report.
+      not_of_encoder: it says nothing of the encoder, only what stands on it, so that two models
+        may differ in it and have the same encoder.
     """
 
     meaning: str = ""
@@ -35,6 +37,7 @@ class Setting:
     below: float | None = None
     values: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     may_change: bool = False
+    not_of_encoder: bool = False
 
     @property
     def bounds(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bertjax.config import Config, Gelu, ModelConfig, may_change
+from bertjax.config.setting import setting_of
 from bertjax.heads import ENCODER_ALONE, HEADS, NEXT_SENTENCE, Head, of_width
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
@@ -30,8 +31,6 @@ GELU: dict[str, Gelu] = {  # theirs: ours
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-# What config.json says by other keys, or the tensors.
-_SAID = ("gelu", "head", "num_labels", "next_sentence", "pooler")
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 ARCHITECTURES = tuple(dict.fromkeys(name for h in HEADS.values() for name in h.architectures))
 _REFUSED = {  # what must have this value, where it is said
@@ -71,11 +70,6 @@ def to_model_config(
             )
     if values.get("pruned_heads"):
         raise WeightsError(f"{source}: pruned_heads is not empty; bertjax has no pruned heads")
-    if values.get("problem_type") == "multi_label_classification":
-        raise WeightsError(
-            f"{source}: problem_type is 'multi_label_classification'; bertjax classifies into one "
-            "label ('single_label_classification') or predicts a number ('regression')"
-        )
     hidden_act = values.get("hidden_act", "gelu")
     if hidden_act not in GELU:
         raise WeightsError(
@@ -132,8 +126,9 @@ def from_model_config(
         )
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
-        is_said = name in FIELDS or name in _SAID or may_change(Config, f"model.{name}")
-        if not is_said and value != field.default:
+        # What is not of the encoder the architecture, the labels and the tensors say.
+        is_said = name in FIELDS or name == "gelu" or setting_of(field).not_of_encoder
+        if not (is_said or may_change(Config, f"model.{name}")) and value != field.default:
             raise WeightsError(
                 f"model.{name} is {value!r}; transformers' BERT has {field.default!r} only, so "
                 "that this model cannot be written as a Hugging Face folder"
@@ -189,7 +184,11 @@ def _of_problem_type(heads: Sequence[Head], values: dict[str, Any], source: str)
     problem_type, num_labels = values.get("problem_type"), len(_labels(values, source))
     if problem_type is None:  # then transformers trains one label with a squared loss
         return of_width(heads, num_labels)
-    head = next((head for head in heads if head.problem_type == problem_type), heads[0])
+    if problem_type not in (known := {head.problem_type: head for head in heads}):
+        raise WeightsError(
+            f"{source}: problem_type is {problem_type!r}; bertjax has {', '.join(known)}"
+        )
+    head = known[problem_type]
     if head.num_labels not in (0, num_labels):
         raise WeightsError(
             f"{source}: predicts {num_labels} numbers (problem_type is {problem_type}); bertjax's "

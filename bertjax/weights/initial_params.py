@@ -17,6 +17,7 @@ import numpy as np
 
 from bertjax.checkpoints.checkpoint import Checkpoint, resolve
 from bertjax.config import Config, ConfigError, ModelConfig, may_change
+from bertjax.config.setting import setting_of
 from bertjax.errors import BertjaxError
 from bertjax.heads import HEADS
 from bertjax.models import abstract_params, init_params
@@ -36,11 +37,8 @@ _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
 # In what another model may differ for its parameters to mean the same here, beside what may change
-# when a run is resumed: what they are drawn from, what training drops, and the parts that they are.
-_MAY_DIFFER = (
-    *("initializer_range", "dropout_rate", "attention_dropout_rate"),
-    *("head", "num_labels", "next_sentence", "pooler"),
-)
+# when a run is resumed and what is not of the encoder: what they are drawn from, what is dropped.
+_MAY_DIFFER = ("initializer_range", "dropout_rate", "attention_dropout_rate")
 _LAYERS_OF_LABELS = {
     layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
 }
@@ -223,6 +221,7 @@ def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) ->
         field.name
         for field in dataclasses.fields(ours)
         if field.name not in _MAY_DIFFER
+        and not setting_of(field).not_of_encoder
         and not may_change(Config, f"model.{field.name}")
         and getattr(theirs, field.name) != getattr(ours, field.name)
     ]
