@@ -229,3 +229,11 @@ def test_taken_rows_are_cut_and_none_weighs_nothing():
     np.testing.assert_array_equal(batch["input_ids"][::2], ARRAYS["input_ids"][[5, 2], :2])
     assert batch["row_weights"].tolist() == [1, 0, 1]
     assert batch["labels"][::2].tolist() == [5, 2]
+
+
+def test_answers_of_rows_stay_whole_where_they_are_as_many_as_tokens():
+    length = ARRAYS["input_ids"].shape[1]
+    arrays = {**ARRAYS, "labels": np.ones((7, length)), "tag_ids": np.ones((7, length))}
+    batch = take_rows(arrays, np.array([5, 2]), 2)
+    assert batch["labels"].shape == (2, length)
+    assert batch["tag_ids"].shape == batch["input_ids"].shape == (2, 2)

@@ -10,10 +10,14 @@ import numpy as np
 
 from bertjax.data.counter_rng import keys_at, permute, stream_key
 from bertjax.data.stream.reader import Batch
+from bertjax.heads import HEADS
 
 _ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
 _LENGTH_UNIT = 8  # tokens; a length is a multiple of it
 _LEAST_BATCHES = 4  # of one shape, but for the longest: fewer are not worth compiling for
+_OF_ROWS = {
+    name for head in HEADS.values() for name, answer in head.answers.items() if not answer.per_token
+}
 
 
 class ExampleRows:
@@ -100,10 +104,13 @@ def rounded_length(length: float, most: int) -> int:
 
 
 def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
-    """The arrays [n, ...], those of one number a token, as wide as input_ids, cut to `length`."""
+    """The arrays [n, ...], those of one number a token, as wide as input_ids, cut to `length`.
+
+    Answers per row may have as many labels as a row has tokens: they stay whole.
+    """
     width = arrays["input_ids"].shape[1:2]
     return {
-        name: array[:, :length] if array.shape[1:2] == width else array
+        name: array[:, :length] if array.shape[1:2] == width and name not in _OF_ROWS else array
         for name, array in arrays.items()
     }
 
