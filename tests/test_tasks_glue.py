@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -362,6 +364,12 @@ def test_a_number_beyond_all_is_refused(tmp_path):
     )
     with pytest.raises(TaskError, match=r"a.jsonl:1: label 10+, expected a number"):
         make_task("stsb").read(path, needs_labels=True)
+
+
+def test_the_tasks_of_any_file_import_no_other_task():
+    """So that a task may be built on one of them."""
+    code = "import sys, bertjax.tasks.glue; sys.exit('bertjax.tasks.ner.ner' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_names_and_options_are_checked():

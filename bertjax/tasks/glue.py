@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bertjax.heads import HEADS, resolve
+from bertjax.heads import HEADS
 from bertjax.tasks.task import TaskError, check_options
 from bertjax.tasks.text_task import Columns, TextTask
 
@@ -108,11 +108,13 @@ def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
     return GLUE[name]
 
 
+# Compared by name: to import the other tasks would keep them from importing this file.
+_TEXT_TASK = f"{TextTask.__module__}:{TextTask.__name__}"
 _COLUMNS: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
 TEXT_OPTIONS = {  # by head, which is also the task's name
     name: _COLUMNS | ({"label_names": list} if head.labels_have_names else {})
     for name, head in HEADS.items()
-    if head.task and resolve(head.task) is TextTask
+    if head.task == _TEXT_TASK
 }
 
 
