@@ -18,6 +18,7 @@ from bertjax.config import (
     may_change,
 )
 from bertjax.config.checks import validate
+from bertjax.heads import HEADS
 
 
 def train(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -199,6 +200,16 @@ def test_what_cannot_work_is_refused(field, value, message):
     with pytest.raises(ConfigError) as error:
         validate(config)
     assert message in str(error.value)
+
+
+def test_rows_of_pairs_for_a_head_without_next_sentence_are_refused(monkeypatch):
+    head = dataclasses.replace(HEADS["pretraining"], verbs=(), pooled="never")
+    monkeypatch.setitem(HEADS, "pretraining", head)
+    config = recipes.load_recipe("tiny")
+    with pytest.raises(ConfigError, match=r"next_sentence = True, but .* does not learn from it"):
+        validate(config)
+    config.model.next_sentence = False
+    validate(config)
 
 
 def test_an_int_may_stand_for_a_float():

@@ -12,7 +12,7 @@ from bertjax.config import (
 from bertjax.config.schema import walk
 from bertjax.config.setting import setting_of
 from bertjax.config.store_list import store_list
-from bertjax.heads import HEADS
+from bertjax.heads import HEADS, NEXT_SENTENCE
 
 
 def validate(config: Config) -> None:
@@ -43,6 +43,11 @@ def validate(config: Config) -> None:
         model.pooler or not head.reads_pooled(model.next_sentence),
         f"config.model.pooler = False, but config.model.head = {model.head!r} "
         "reads the pooled output" + ("" if head.pooled == "always" else f", {head.pooled}"),
+    )
+    _require(
+        not model.next_sentence or head.trained_on != "store" or NEXT_SENTENCE in head.verbs,
+        f"config.model.next_sentence = True, but config.model.head = {model.head!r} does not learn "
+        "from it: set config.model.next_sentence=false, for rows of running sentences",
     )
     _require(
         model.num_labels >= head.fewest_labels,
