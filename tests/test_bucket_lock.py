@@ -64,7 +64,7 @@ def test_a_dead_run_of_another_machine_is_taken_over_after_a_while(bucket, quick
 
 HOLDER = """
 import sys
-from bertjax.training import bucket_lock
+from bertjax.storage import bucket_lock
 from bertjax.storage.workdir_lock import lock_workdir
 bucket_lock.BEAT_SECONDS = 0.2
 with lock_workdir(sys.argv[1]):
