@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bertjax.config import ConfigError
 from bertjax.data.store.bucket_copy import upload_store
-from bertjax.pretraining.documents import open_data
 from bertjax.pretraining.run import pretrain
+from bertjax.pretraining.stores import open_data
 from bertjax.storage.bucket import BucketPath
 from bertjax.training.workdir import open_workdir
 

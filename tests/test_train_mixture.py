@@ -13,8 +13,8 @@ from bertjax.data.store.store import StoreError, open_store
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream.reader import RowReader
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
-from bertjax.pretraining.documents import open_data, row_spec
 from bertjax.pretraining.run import pretrain
+from bertjax.pretraining.stores import open_data, row_spec
 from bertjax.training.workdir import open_workdir
 
 

@@ -1,4 +1,4 @@
-"""The device mesh, and the shardings of rows and parameters on it (see `models.partition`).
+"""The device mesh, and the shardings of rows and parameters on it (see `parallel.partition`).
 
 Of several slices each takes its part of `data`, the axis that talks least.
 """

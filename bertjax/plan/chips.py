@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator; its peak FLOP/s are in `bertjax.reports.throughput`.
+    """One accelerator; its peak FLOP/s are in `bertjax.flops`.
 
     Attributes:
       name: as in a topology's name, "v5e".

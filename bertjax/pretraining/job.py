@@ -15,8 +15,8 @@ from bertjax.data.stream.reader import Rows
 from bertjax.heads import heads_trained_on
 from bertjax.models import without_gradients
 from bertjax.objectives.objective import make_objective
-from bertjax.pretraining.documents import open_data
 from bertjax.pretraining.evaluation import Evaluation
+from bertjax.pretraining.stores import open_data
 from bertjax.reports.curves import plot_curves
 from bertjax.training.compilation import estimate_step_seconds
 from bertjax.training.job import Source
@@ -40,7 +40,7 @@ class Pretraining:
           config: with `model.dtype` resolved.
 
         Raises:
-          ConfigError: as `documents.open_data`, or the model's head is not trained on a store.
+          ConfigError: as `stores.open_data`, or the model's head is not trained on a store.
           StoreError: a store is missing or damaged.
         """
         heads = heads_trained_on("store")

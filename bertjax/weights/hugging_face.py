@@ -1,4 +1,4 @@
-"""Hugging Face's BERT: names and shapes of the tensors of transformers' `BertModel` and heads.
+"""Tensors of transformers' `BertModel` and heads to our tree and back; the names: `parameters.py`.
 
 A PyTorch linear layer computes x W^T, so its weight is [out, in] where ours is [in, out]; all other
 tensors are the same. The decoder of masked tokens is tied: it appears here as the word table and

@@ -10,9 +10,9 @@ import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.heads import HeadName
+from bertjax.tasks.squad.answers import search_answers
 from bertjax.tasks.squad.data import Question, read_squad
 from bertjax.tasks.squad.metrics import score_answers
-from bertjax.tasks.squad.search import search_answers
 from bertjax.tasks.squad.windows import squad_rows
 from bertjax.tasks.task import Arrays, Task, TaskError, check_options, check_same_number, on_a_line
 
