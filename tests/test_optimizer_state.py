@@ -160,6 +160,8 @@ def test_what_has_a_parameters_shape_lies_as_the_parameter():
     for name, size in (("v_row", 32), ("v_col", 64), ("v", 1)):
         array = layer[name]["intermediate"]["kernel"]
         assert (array.shape, place(array)) == ((size,), PartitionSpec())
+    unread = layer["v_row"]["intermediate"]["bias"]
+    assert (unread.shape, place(unread)) == ((1,), PartitionSpec())
 
 
 def test_a_plan_counts_the_state_that_there_is():
