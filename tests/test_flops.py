@@ -2,9 +2,10 @@
 
 import pytest
 
-from bertjax.config import ModelConfig
+from bertjax.config import Config, ModelConfig, Phase
 from bertjax.flops import flops_per_row, mfu, peak_flops
 from bertjax.reports.throughput import Throughput
+from bertjax.training.phases import Phases
 
 BASE = ModelConfig()
 LARGE = ModelConfig(hidden_size=1_024, num_layers=24, num_heads=16, intermediate_size=4_096)
@@ -133,3 +134,12 @@ def test_a_pause_ends_when_its_block_fails():
     clock.now += 1
     throughput.add(rows=10, real_tokens=1)
     assert throughput.measure().sequences_per_second == 10
+
+
+def test_work_left_counts_each_phase_by_its_own_rows():
+    phases = (Phase(num_steps=10, global_batch_size=4), Phase(num_steps=5, global_batch_size=2))
+    found = Phases(Config(phases=phases))
+    assert found.flops_left(7, [3.0, 100.0]) == 3 * 4 * 3.0 + 5 * 2 * 100.0
+    assert found.flops_left(11, [3.0, 100.0]) == 4 * 2 * 100.0
+    stopped = Phases(Config(phases=phases, num_steps=12))
+    assert stopped.flops_left(7, [3.0, 100.0]) == 3 * 4 * 3.0 + 2 * 2 * 100.0

@@ -162,6 +162,7 @@ class _Trainer:
         check_backend(config.model, jax.default_backend(), jax.device_count())
         self.model = self.resolved.model
         self.phases = Phases(config)
+        self.row_flops = [job.objective.row_flops(phase) for phase in config.resolved_phases()]
         self.optimizer = optimizer
         self.state, self.seconds_before, self.num_microbatches, totals = start(
             config, self.model, job.source, self.optimizer, checkpoints, mesh
@@ -376,9 +377,8 @@ class _Trainer:
             self.start_up.ends("first step")
             _LOG.info("first step done %s", self.start_up)
             self.start_up = None
-        row_flops = self.job.objective.row_flops(phase)
         self.throughput.add(
-            phase.global_batch_size, real_tokens, phase.global_batch_size * row_flops
+            phase.global_batch_size, real_tokens, phase.global_batch_size * self.row_flops[index]
         )
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and step % self.config.log.every_steps and step != self.config.last_step:
@@ -398,12 +398,12 @@ class _Trainer:
             record["mfu"] = mfu(
                 **rates._asdict(),
                 length=phase.max_length,
-                row_flops=row_flops,
+                row_flops=self.row_flops[index],
                 device_kind=jax.devices()[0].device_kind,
                 num_devices=jax.device_count(),
             )
         tracker.log_step(
-            record, self.throughput.seconds_left(self.phases.flops_left(step, self.job.objective))
+            record, self.throughput.seconds_left(self.phases.flops_left(step, self.row_flops))
         )
         if not finite:
             good = self.checkpoints.wait()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from bertjax.config import Config, Phase
-from bertjax.objectives.objective import Objective
 
 
 class Phases:
@@ -37,11 +37,13 @@ class Phases:
         """Rows of the phase that were read after `step` updates."""
         return (step - self._first[index]) * self._phases[index].global_batch_size
 
-    def flops_left(self, step: int, objective: Objective) -> float:
-        """Floating-point operations of all steps after `step` updates."""
+    def flops_left(self, step: int, row_flops: Sequence[float]) -> float:
+        """Floating-point operations of all steps after `step` updates.
+
+        Args:
+          row_flops: of a row of each phase.
+        """
         return sum(
-            max(0, self.end(i) - max(self._first[i], step))
-            * phase.global_batch_size
-            * objective.row_flops(phase)
+            max(0, self.end(i) - max(self._first[i], step)) * phase.global_batch_size * row_flops[i]
             for i, phase in enumerate(self._phases)
         )
