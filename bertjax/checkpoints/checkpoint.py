@@ -33,6 +33,7 @@ from bertjax.checkpoints.checkpoint_directory import listed
 from bertjax.checkpoints.named_leaves import from_dicts, to_dicts
 from bertjax.checkpoints.orbax_noise import quiet_orbax
 from bertjax.checkpoints.sealing import CheckpointError
+from bertjax.parallel.partition import path_name
 from bertjax.storage.bucket import BucketPath, as_path
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "resolve"]
@@ -361,9 +362,7 @@ def _how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
 def _by_path(tree: Tree) -> dict[str, str]:
     """{"pooler/kernel": "float32 (768, 768)", ...}."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
-        )
+        path_name(path): f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bertjax.parallel.partition import path_name
+
 
 def params_sha256(params: Any) -> str:
     """The sha256, in hex, over the parameters in the order of their paths.
@@ -24,8 +26,7 @@ def params_sha256(params: Any) -> str:
     """
     digest = hashlib.sha256()
     leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/").encode(): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        path_name(path).encode(): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     for path, leaf in sorted(leaves.items()):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
