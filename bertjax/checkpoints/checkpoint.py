@@ -84,10 +84,10 @@ def resolve(path: Path | BucketPath | str) -> Checkpoint:
     """The checkpoint that a path means, verified; renames and removes nothing.
 
     Args:
-        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest sound one.
+        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest intact one.
 
     Raises:
-        CheckpointError: there is none, or none that is sound.
+        CheckpointError: there is none, or none that is intact.
     """
     return _open(checkpoint_bucket.find(_absolute(path)))
 
@@ -142,17 +142,17 @@ class CheckpointStore:
 
     @property
     def last_saved(self) -> int | None:
-        """The newest step that this store has saved whole or found sound."""
+        """The newest step that this store has saved or found intact."""
         return self._last_saved
 
     def latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint; None if the run never finished a save.
+        """The newest intact checkpoint; None if the run never finished a save.
 
         Newer ones that are unsound are renamed to `unsound_step_*`, with a warning that names each
         file and what is wrong with it.
 
         Raises:
-            CheckpointError: there are or were checkpoints and none is sound, so that going on
+            CheckpointError: there are or were checkpoints and none is intact, so that going on
                 would mean to start over.
         """
         self.wait()
@@ -170,7 +170,7 @@ class CheckpointStore:
         if error is not None:
             raise error
         if answer == _FAILED:
-            raise CheckpointError(f"{self.directory}: process 0 found no sound checkpoint")
+            raise CheckpointError(f"{self.directory}: process 0 found no intact checkpoint")
         checkpoint = _open(path) if path else None
         self._last_saved = checkpoint.step if checkpoint else None
         return checkpoint

@@ -38,7 +38,7 @@ class CheckpointBucket(CheckpointDirectory):
         return self.step_path(step)
 
     def finished_steps(self) -> list[int]:
-        """Steps that have a sealed checkpoint, sound or not, ascending."""
+        """Steps that have a sealed checkpoint, intact or not, ascending."""
         steps = self._steps()
         sealed = in_parallel(self.is_finished, steps)
         return [step for step, is_sealed in zip(steps, sealed, strict=True) if is_sealed]
@@ -87,13 +87,13 @@ def open_directory(path: Path | BucketPath) -> CheckpointDirectory:
 
 
 def find(path: Path | BucketPath) -> Path | BucketPath:
-    """The sound checkpoint that `path` means; renames and removes nothing.
+    """The intact checkpoint that `path` means; renames and removes nothing.
 
     Args:
-        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest sound one.
+        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest intact one.
 
     Raises:
-        CheckpointError: there is none, or none that is sound.
+        CheckpointError: there is none, or none that is intact.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; expected a workdir or a checkpoint")
@@ -114,5 +114,5 @@ def find(path: Path | BucketPath) -> Path | BucketPath:
             f"step_* directory with {SEAL_NAME}"
         )
     raise CheckpointError(
-        f"{path}: no sound checkpoint; the last that was tried, {candidate}: {listed(faults)}"
+        f"{path}: no intact checkpoint; the last that was tried, {candidate}: {listed(faults)}"
     )

@@ -1,4 +1,4 @@
-"""A folder of checkpoints: which are there, which are sound, what goes.
+"""A folder of checkpoints: which are there, which are intact, what goes.
 
 `step_00001234` is a finished checkpoint, `unsound_step_00001234` one that was found damaged and
 set aside for inspection, `.saving_*` and `.removing_*` the unfinished work of a process. In a
@@ -48,7 +48,7 @@ class CheckpointDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def finished_steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, sound or not, ascending.
+        """Steps that have a finished checkpoint, intact or not, ascending.
 
         Raises:
             CheckpointError: the directory is gone.
@@ -62,7 +62,7 @@ class CheckpointDirectory:
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def is_finished(self, step: int) -> bool:
-        """Whether the checkpoint of a step is finished, sound or not."""
+        """Whether the checkpoint of a step is finished, intact or not."""
         return self.step_path(step).is_dir()
 
     def finish(self, unfinished: Path | BucketPath, step: int) -> None:
@@ -106,12 +106,12 @@ class CheckpointDirectory:
                 self._remove(step)
 
     def newest_sound(self) -> Path | BucketPath | None:
-        """The newest sound checkpoint; None if no save was ever finished.
+        """The newest intact checkpoint; None if no save was ever finished.
 
         Newer ones that are unsound are set aside, each with a warning that names the files.
 
         Raises:
-            CheckpointError: there are or were checkpoints and none is sound.
+            CheckpointError: there are or were checkpoints and none is intact.
         """
         for step in reversed(self.finished_steps()):
             path = self.step_path(step)
@@ -123,7 +123,7 @@ class CheckpointDirectory:
         unsound = [name for name in self._names() if name.startswith("unsound_step_")]
         if unsound:
             raise CheckpointError(
-                f"{self.path}: no sound checkpoint is left ({listed(unsound)}), and the run does "
+                f"{self.path}: no intact checkpoint is left ({listed(unsound)}), and the run does "
                 "not start over by itself. Put a good copy of a step_* directory there, or choose "
                 "another --workdir, or remove the unsound_step_* directories to start from scratch"
             )

@@ -100,7 +100,7 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
 
 
 def find_faults(directory: Path | BucketPath) -> list[str]:
-    """What is wrong with a checkpoint directory, one line a file; empty if it is sound.
+    """What is wrong with a checkpoint directory, one line a file; empty if it is intact.
 
     Every file must be there with the size and the checksum that the seal names, and no other. In a
     bucket the size and the md5 of the listing are believed; what is sealed with a sha256 is read.

@@ -55,7 +55,7 @@ def dropout(x: jax.Array, rate: float, row_keys: jax.Array | None) -> jax.Array:
     if row_keys.shape != x.shape[:1]:
         raise ValueError(
             f"dropout got row_keys of shape {row_keys.shape} for activations {x.shape}; it needs "
-            f"one typed key a row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
+            f"one typed key per row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
         )
     keep = random_bits(row_keys, x.shape[1:]) >= drop_threshold(rate)
     # 1 / (1 - rate) rounded to bfloat16 is off by 0.2 %, so the product is formed in float32.

@@ -28,7 +28,7 @@ def model_config(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
-    """Reads the parameters of a workdir's newest sound checkpoint, or of one checkpoint.
+    """Reads the parameters of a workdir's newest intact checkpoint, or of one checkpoint.
 
     Of a fine-tuning run that is finished it is the best one, which its scores.json names.
 
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
       tokenizer: None = the copy in the workdir.
 
     Raises:
-      CheckpointError: there is no sound checkpoint.
+      CheckpointError: there is no intact checkpoint.
       TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
       WeightsError: labels.json does not fit the head, or it or scores.json is broken.
     """

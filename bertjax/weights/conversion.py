@@ -35,7 +35,7 @@ def convert(
     Raises:
       WeightsError: the weights cannot be read, they have the format already, or `output` exists.
       TokenizerError: there is no tokenizer, or it has no such form.
-      CheckpointError: a bertjax checkpoint is not sound, or cannot be written.
+      CheckpointError: a bertjax checkpoint is corrupt, or cannot be written.
     """
     if is_bucket_path(output):
         raise WeightsError(f"{output}: is in a bucket; convert to a folder and copy that there")

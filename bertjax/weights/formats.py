@@ -39,7 +39,7 @@ def read_weights(path: str | Path, tokenizer: Tokenizer | None = None) -> Weight
     Raises:
       WeightsError: the weights cannot be read, or are no BERT that bertjax has.
       TokenizerError: there is no tokenizer, or it is not the one of the weights.
-      CheckpointError: a bertjax checkpoint is missing or not sound.
+      CheckpointError: a bertjax checkpoint is missing or corrupt.
     """
     if not is_bucket_path(path):
         found = detect_format(Path(path))

@@ -74,7 +74,7 @@ def initial_params(
 
     Raises:
       ConfigError: the source is another model (each field is named), was trained with another
-        tokenizer, or is no folder or no sound checkpoint of a model.
+        tokenizer, or is no folder or no intact checkpoint of a model.
       CheckpointError: the checkpoint is damaged in a way that shows only when it is restored.
     """
     wanted = flatten(abstract)
@@ -193,7 +193,7 @@ def _with_drawn(
     missing = [path for path in wanted if path not in taken]
     if missing:
         _LOG.warning(
-            "drawn from seed %d, for they are not there: %s",
+            "initialized from seed %d, because the source lacks them: %s",
             seed,
             ", ".join(sorted({part(path) for path in missing})),
         )

@@ -101,7 +101,7 @@ def upload_store(folder: Path, target: BucketPath) -> None:
     except OSError as error:
         raise StoreError(
             f"{target}: the store in {folder} cannot be uploaded: {error}; run the same command "
-            "again to go on"
+            "again to continue"
         ) from error
 
 

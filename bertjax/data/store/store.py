@@ -221,7 +221,7 @@ def read_manifest(path: Path | BucketPath) -> dict[str, Any]:
         what = "no such folder" if not path.is_dir() else "there is no such file"
         raise StoreError(
             f"{file}: {what}, so this is no store, or bertjax.prepare has not finished it "
-            "(the same command run again goes on where it stopped)"
+            "(the same command run again continues where it stopped)"
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{file}: cannot be read as JSON: {error}") from None
