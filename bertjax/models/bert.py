@@ -29,7 +29,7 @@ class Packing(NamedTuple):
 
     segment_ids: jax.Array  # int [b, t], 1 for the first pair, 2 for the second, 0 = padding
     position_ids: jax.Array  # int [b, t], 0 at the first token of each pair
-    cls_positions: jax.Array  # int [b, p], each in [0, t), for p pairs; unused entries are arbitrary
+    cls_positions: jax.Array  # int [b, p], each in [0, t); unused entries are arbitrary
 
 
 class Embeddings(nn.Module):
@@ -119,8 +119,8 @@ class EncoderLayer(nn.Module):
 class LayerStack(nn.Module):
     """The layers one after the other: unrolled, or one compiled layer in a `jax.lax.scan`.
 
-    The parameters are `layer_0`, `layer_1`, ... in both cases. Layers run as pure functions of their
-    subtree, so scan and remat are plain JAX around the same function and change no number.
+    The parameters are `layer_0`, `layer_1`, ... in both cases. Layers run as pure functions of
+    their subtree, so scan and remat are plain JAX around the same function and change no number.
     """
 
     config: ModelConfig
@@ -132,8 +132,8 @@ class LayerStack(nn.Module):
         """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer.
 
         If the collection "intermediates" is mutable, the values that the layers sow there are
-        stacked and sown as `layers`, scanned or not: `input` [layers, b, t, d], `attention/probabilities`
-        [layers, b, h, t, t].
+        stacked and sown as `layers`, scanned or not: `input` [layers, b, t, d] and
+        `attention/probabilities` [layers, b, h, t, t].
         """
         config = self.config
         if self.is_initializing():

@@ -1,4 +1,4 @@
-"""From one format of weights to another: a new folder, written whole or not at all."""
+"""Converts weights to another format: a new folder, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def convert(
       source: as in `bertjax.load`, gs:// too.
       output: a new folder on this machine.
       to: "huggingface" or "bertjax"; None = the other one.
-      tokenizer: None = the one that lies with the weights.
+      tokenizer: None = the one in the folder of the weights.
 
     Returns:
       What was converted.

@@ -1,7 +1,7 @@
 """The kernels of fused attention, forward and backward (Dao 2023, "FlashAttention-2"), in Pallas.
 
-No array [b, h, t, t] reaches main memory: scores, softmax and dropout exist one block at a time, and
-the backward pass computes them again from q, k and each query's log-sum-exp. In both passes the
+No array [b, h, t, t] reaches main memory: scores, softmax and dropout exist one block at a time.
+The backward pass computes them again from q, k and each query's log-sum-exp. In both passes the
 dropout mask is `dropout.random_bits` at (row key, head, query, key). One source serves TPU (Mosaic)
 and GPU (Triton). `fused_attention.py` puts it into a model, and docs/design/attention.md explains
 it.
@@ -118,7 +118,8 @@ def _call(
 ) -> list[jax.Array]:
     """Changes the layout of the arrays for the kernel, runs it and restores the layout.
 
-    Heads are side by side, [b, t, h * k], because 64 columns alone would be padded to 128 lanes. Every program of the grid (row, heads, block) sees the whole row of its heads.
+    Heads are side by side, [b, t, h * k], because 64 columns alone would be padded to 128 lanes.
+    Every program of the grid (row, heads, block) sees the whole row of its heads.
 
     Args:
       products: matrix products of [t, t, k] that the kernel computes.

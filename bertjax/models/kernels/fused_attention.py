@@ -52,7 +52,7 @@ def fused_attention(
     if row_keys is None or dropout_rate == 0.0:
         dropout_rate, words = 0.0, jnp.zeros((b, h, 2), jnp.uint32)
     else:
-        # By the head's number in the model, so that on a mesh each device has the words of its heads.
+        # By the head's number in the model: on a mesh each device has the words of its heads.
         words = jnp.stack(plane_words(row_keys, h), axis=-1)
     return _attend(dropout_rate, query, key, value, visibility, words)
 
