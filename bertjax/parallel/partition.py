@@ -90,8 +90,8 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
 
     Each device gathers the kernel for the product, and again in the backward pass. The kernel's
     gradient is summed and split at once (a reduce-scatter). The compiler alone would stack the
-    whole kernels of all layers on every device in a scan, and their whole gradients. With `fsdp` = 1
-    this is the plain product, because even a constraint without effect makes the scan keep a copy.
+    whole kernels of all layers on every device in a scan, and their whole gradients. With `fsdp`
+    = 1 this is the plain product: even a constraint without effect makes the scan keep a copy.
 
     Args:
       axes: the kernel's logical axes.
