@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 _LIMITS = (
     ("at_least", "at least", operator.ge),
@@ -73,6 +73,6 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def setting_of(field: dataclasses.Field) -> Setting:
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
     """What a field of the configuration says of itself."""
-    return field.metadata["setting"]
+    return cast(Setting, field.metadata["setting"])

@@ -83,7 +83,7 @@ def check_fits_mesh(config: Config, mesh: Mesh) -> None:
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     """Returns a tree like `params` (arrays or shapes) with a `NamedSharding` at each leaf."""
 
-    def sharding(path, leaf):
+    def sharding(path: Any, leaf: jax.Array) -> NamedSharding:
         return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, dict(mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(sharding, params)

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -170,7 +171,7 @@ def _groups(instruction: Instruction, num_devices: int) -> list[list[int]]:
         return groups or [list(range(num_devices))]
     iota = re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", text)
     if iota:
-        return _iota(iota[1]).tolist()
+        return cast(list[list[int]], _iota(iota[1]).tolist())
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\]"
         r"(?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}",

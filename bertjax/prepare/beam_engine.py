@@ -99,7 +99,7 @@ def pipeline_options(options: PrepareOptions) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-        from apache_beam.runners import create_runner
+        from apache_beam.runners.runner import create_runner
     except ImportError:
         raise PrepareError(f"--runner={options.runner} needs Apache Beam: {_EXTRA}") from None
     finally:

@@ -211,11 +211,11 @@ def device_memory_bytes(mesh: Mesh) -> int:
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"]
+        return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return 0
     # Available, not free: the kernel gives back what it has cached of files.
-    return psutil.virtual_memory().available // len(mesh.local_devices)
+    return int(psutil.virtual_memory().available) // len(mesh.local_devices)
 
 
 def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[float, str]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.objectives.objective import Objective, is_packed
+from bertjax.objectives.objective import Objective, Sums, is_packed
 from bertjax.parallel.partition import ROWS, constrain, sum_over_data
 from bertjax.training.optimizer import Optimizer
 
@@ -62,7 +62,7 @@ def train_step(
     row_keys = _row_keys(jax.random.fold_in(key, state.step), batch)
     denominators = objective.denominators(batch)
 
-    def loss_and_sums(params: Tree, part: Batch, keys: jax.Array):
+    def loss_and_sums(params: Tree, part: Batch, keys: jax.Array) -> tuple[jax.Array, Sums]:
         sums = objective.sums(params, part, keys, _sampling_keys(keys))
         return objective.loss(sums, denominators), sums
 

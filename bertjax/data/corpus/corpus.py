@@ -167,7 +167,7 @@ def _segment(language: str, text: str) -> list[str]:
     """Pieces of the text, which together are the text."""
     given = _INITIAL.sub(lambda match: match[0].translate(_SPACES), text)
     try:
-        pieces = sentencex.segment(language, given)
+        pieces: list[str] = sentencex.segment(language, given)
     except BaseException as error:  # a panic of Rust is no Exception
         if type(error).__name__ != "PanicException":
             raise
