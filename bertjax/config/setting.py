@@ -65,7 +65,8 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
 
     Args:
       default: its default value, or what makes one when it is called.
-      meaning: as in `Setting`, like everything in `described`.
+      meaning: as in `Setting`.
+      **described: the other attributes of `Setting`.
     """
     metadata = {"setting": Setting(meaning=meaning, **described)}
     if callable(default):

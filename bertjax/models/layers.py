@@ -65,7 +65,7 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., d] + bias [d], in the dtype of x; the bias has its gradient summed in float32."""
+    """Adds bias [d] to x [..., d], in the dtype of x; sums the bias's gradient in float32."""
     return x + bias.astype(x.dtype)
 
 
@@ -90,6 +90,9 @@ def dense(
     """A dense layer with bias, in the compute dtype.
 
     Args:
+      config: compute dtype, range of the initialiser, and whether layers are scanned.
+      features: columns of the output.
+      name: of the layer's parameters; None = Flax numbers them.
       kernel_axes: of a layer of the encoder: the logical axes of its kernel, which it gathers.
     """
     multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)

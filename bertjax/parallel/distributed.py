@@ -37,8 +37,9 @@ _LOSS = re.compile(
 
 
 class PeerLostError(BertjaxError, RuntimeError):
-    """Another process of the run is gone or was never there; the same command goes on from the
-    newest checkpoint.
+    """Another process of the run is gone or was never there.
+
+    The same command goes on from the newest checkpoint.
     """
 
     exit_code = EXIT_PREEMPTED

@@ -184,7 +184,8 @@ def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
     """Says that the rows of an activation [b, ...] stay on their devices.
 
     Args:
-      others: mesh axes of the dimensions after the first; none = whole.
+      x: [b, ...].
+      *others: mesh axis of each dimension after the first; without one it is whole.
     """
     return constrain(x, _row_axes(), *others)
 

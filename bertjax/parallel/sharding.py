@@ -98,6 +98,8 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 
     Args:
       state: what the optimiser makes of `params`: arrays or shapes, in any structure.
+      params: nested dicts of arrays or shapes.
+      mesh: with the axes of `partition.AXES`.
     """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
 

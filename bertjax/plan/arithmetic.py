@@ -74,9 +74,10 @@ def estimate(
 
     Args:
       config: with `model.dtype` resolved.
+      phase: to estimate.
       sizes: of the mesh's axes.
-      hbm_bytes: of one chip.
-      num_slices: data spans them.
+      hbm_bytes: memory of one chip.
+      num_slices: that the axis `data` spans.
 
     Raises:
       ConfigError: batch, heads or widths do not divide over the mesh.

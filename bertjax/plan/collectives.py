@@ -65,6 +65,7 @@ def read_collectives(
     chip hands its share to the runtime ("megascale") as a send that names what is done with it.
 
     Args:
+      module: the compiled program of one device.
       mesh_shape: axis -> size, in the order of the mesh.
       slice_of_device: slice number of each device in mesh order; None = one slice.
 

@@ -176,7 +176,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _state_here(process: dict[str, Any]) -> str:
-    """ "alive" or "gone", where this machine can tell, else "unknown"."""
+    """The word "alive" or "gone" where this machine can tell, else "unknown"."""
     machine = _machine()
     if not machine or any(process.get(key) != value for key, value in machine.items()):
         return "unknown"

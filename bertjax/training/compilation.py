@@ -67,8 +67,13 @@ def compile_train_step(
     decides and runs are alike.
 
     Args:
+      config: of the run, with `model.dtype` resolved.
+      phase: has the rows of a batch and their length.
+      objective: what the step minimises.
+      optimizer: what the step updates with.
       abstract_state: shapes, dtypes and shardings of the state.
       batch: shapes, dtypes and shardings of one global batch.
+      mesh: of the devices.
       memory: bytes of a device; None = as it says itself, which one that is only compiled for
         cannot.
       first: microbatches to try first where the memory decides: those of the run that is resumed,

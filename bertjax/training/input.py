@@ -69,6 +69,8 @@ def device_batch(batch: Batch, mesh: Mesh, global_batch_size: int) -> dict[str, 
 
     Args:
       batch: arrays [b, ...], the rows `local_rows(mesh, global_batch_size)`.
+      mesh: of all processes' devices.
+      global_batch_size: rows of all processes.
     """
     sharding = row_sharding(mesh)
     rows = local_rows(mesh, global_batch_size)

@@ -50,7 +50,10 @@ def train_step(
     masked tokens vary).
 
     Args:
+      objective: what is minimised.
+      optimizer: what the parameters are updated with.
       num_microbatches: parts that the batch is run in, one after the other; divides its rows.
+      state: before the update.
       batch: arrays whose first dimension is rows [b, ...].
       key: the run's key, the same at every step.
 
@@ -101,6 +104,9 @@ def evaluation_step(
     in batches of any size.
 
     Args:
+      objective: whose sums are taken.
+      params: of the model.
+      batch: arrays whose first dimension is rows [b, ...].
       first_row: int32 [], the number of the batch's first row.
     """
     keys = _row_keys(jax.random.key(_EVALUATION_SEED), batch, first_row)
