@@ -440,7 +440,7 @@ class Config:
         Raises:
           ConfigError: a field is unknown or has the wrong type.
         """
-        config = _from_dict(cls, json.loads(text))
+        config: typing.Self = _from_dict(cls, json.loads(text))
         check_types(config)
         return config
 
@@ -453,7 +453,9 @@ class TaskConfig:
     """
 
     name: str = setting("", "Name of the task.")
-    options: dict = setting(dict, "Options of the task as JSON, names of labels among them.")
+    options: dict[str, Any] = setting(
+        dict, "Options of the task as JSON, names of labels among them."
+    )
     train: str = setting("", "Files of the training examples, or tfds:NAME:SPLIT.", may_change=True)
     eval: str = setting("", "Files of the examples to score, or tfds:NAME:SPLIT.", may_change=True)
     max_length: int = setting(128, "Tokens per row at most.", unit="tokens", at_least=1)
@@ -501,7 +503,7 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Every field of a configuration: its dotted name, the section that has it, and the field.
 
     A section comes before its fields; those of the first phase are `phases[0].num_steps` and so on.
@@ -557,7 +559,7 @@ def check_types(config: Any) -> None:
             for i, item in enumerate(value):
                 _expect(f"{name}[{i}]", item, part)
         else:
-            _expect(name, value, kind)
+            _expect(name, value, typing.get_origin(kind) or kind)
 
 
 def _expect(where: str, value: Any, expected: Any) -> None:

@@ -207,7 +207,7 @@ def _candidates(config: Config, target: Target) -> Iterator[Config]:
                 )
 
 
-def _rank(layout: Layout) -> tuple:
+def _rank(layout: Layout) -> tuple[float, ...]:
     """Fitting first, then the lowest bound (to 1 %), then the simplest."""
     seconds = layout.seconds
     rounded = round(math.log(seconds) / math.log(1.01)) if math.isfinite(seconds) else math.inf

@@ -78,7 +78,7 @@ class StoreWriter:
 
     def num_documents(self, split: str) -> int:
         """Documents of a split so far, the open part included."""
-        lengths = [
+        lengths: list[int] = [
             entry["length"]
             for part in self.parts
             for entry in part["files"].values()
@@ -198,7 +198,7 @@ class StoreWriter:
     def _read_part(self, number: int) -> dict[str, Any] | None:
         """A committed part, or None where the next one is to be written."""
         try:
-            part = json.loads((self.work / f"part-{number:05d}.json").read_bytes())
+            part: dict[str, Any] = json.loads((self.work / f"part-{number:05d}.json").read_bytes())
             for name, expected in part["files"].items():
                 if file_sha256(self.path / name) != expected["sha256"]:
                     _LOG.warning("%s: differs from its checksum; written again", self.path / name)
