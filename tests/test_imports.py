@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import REPOSITORY
 
 from bertjax import moved
 
-ROOT = Path(__file__).parent.parent / "bertjax"
+ROOT = REPOSITORY / "bertjax"
 FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up: a room imports those above it in this list and nothing below, and so there is
 # no circle of rooms.
