@@ -86,7 +86,7 @@ class UnknownError(bertjax.BertjaxError):
         (
             distributed.PeerLostError("gone"),
             "error: another process of this run is gone: gone\n"
-            "run the same command again on all machines to go on",
+            "run the same command again on all machines to resume",
             75,
         ),
         (

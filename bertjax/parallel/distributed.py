@@ -47,7 +47,7 @@ class PeerLostError(BertjaxError, RuntimeError):
     def __init__(self, reason: object):
         super().__init__(
             f"another process of this run is gone: {reason}\n"
-            "run the same command again on all machines to go on"
+            "run the same command again on all machines to resume"
         )
 
 

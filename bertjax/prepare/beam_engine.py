@@ -163,7 +163,7 @@ def stage_blocks(
             if options.runner == "DirectRunner":
 
                 def told() -> None:
-                    progress.write("a worker process died: going on after the encoded blocks")
+                    progress.write("a worker process died: continuing after the encoded blocks")
 
                 run_watched(_run_pipeline, arguments, STARTS, log, told)
             else:

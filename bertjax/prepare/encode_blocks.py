@@ -155,7 +155,7 @@ def encode_blocks(
                 pool.shutdown(wait=True, cancel_futures=True)
                 if num_starts == STARTS:
                     raise
-                _LOG.warning("a worker process died: going on with new ones")
+                _LOG.warning("a worker process died: continuing with new ones")
                 num_starts += 1
                 pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
                 under_way = collections.deque(

@@ -130,7 +130,7 @@ def _read(path: Path | BucketPath) -> tuple[Block, EncodedBlock]:
             }
     except OSError as error:
         raise PrepareStoppedError(
-            f"{path}: cannot be read: {error}; run the same command again to go on"
+            f"{path}: cannot be read: {error}; run the same command again to continue"
         ) from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PrepareStoppedError(

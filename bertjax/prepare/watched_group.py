@@ -1,6 +1,6 @@
 """A function in a process group of its own, started again when one of its processes is killed.
 
-Beam's direct runner waits for ever for a worker that was killed: only a thread of it ends with an
+Beam's direct runner waits forever for a worker that was killed: only a thread of it ends with an
 error. So it runs in a process that ends itself and its workers when that happens, or when the
 process that started it is gone.
 """

@@ -100,7 +100,7 @@ def test_a_damaged_seal_and_a_file_too_many_are_unsound(workdir, newest, caplog)
     (newest.with_name("step_00000001") / "extra").write_text("x")
     with (
         CheckpointStore(workdir, keep=0) as store,
-        pytest.raises(CheckpointError, match=r"no sound checkpoint is left .*does not start"),
+        pytest.raises(CheckpointError, match=r"no intact checkpoint is left .*does not start"),
     ):
         store.latest()
     assert "SEAL.json: damaged" in caplog.text

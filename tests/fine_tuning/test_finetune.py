@@ -193,7 +193,10 @@ def test_the_command_learns_a_word(command_run):
     assert scores["scores"]["accuracy"] >= 0.95
     assert (scores["task"], scores["main_metric"]) == ("classification", "accuracy")
     assert (scores["seed"], scores["batch_size"], scores["num_epochs"]) == (3, 8, 5)
-    assert "drawn from seed 3, for they are not there: classification_head" in result.stderr
+    assert (
+        "initialized from seed 3, because the source lacks them: classification_head"
+        in result.stderr
+    )
     assert "task classification: 96 training examples in 96 rows of " in result.stderr
     assert "oneDNN" not in result.stderr
 

@@ -179,7 +179,7 @@ def test_killed_worker(corpus, vocabulary, whole, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
     os.kill(next(filter(is_worker, children(process.pid))), signal.SIGKILL)
-    assert "a worker process died: going on with new ones" in finish(process, 0)
+    assert "a worker process died: continuing with new ones" in finish(process, 0)
     assert contents(tmp_path / "s") == contents(whole)
 
 
@@ -198,7 +198,7 @@ def test_interrupt(corpus, vocabulary, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
     process.send_signal(signal.SIGINT)
-    assert "goes on where it stopped" in finish(process, 130)
+    assert "continues where it stopped" in finish(process, 130)
 
 
 def test_no_room(corpus, vocabulary, whole, tmp_path):

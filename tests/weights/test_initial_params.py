@@ -83,7 +83,7 @@ def test_heads_that_the_folder_lacks_are_drawn_with_one_warning(caplog):
     assert_taken(found, "encoder", ENCODER)
     assert_drawn(found, BASE, {"mlm_head", "nsp_head"})
     assert messages(caplog, logging.WARNING) == [
-        "drawn from seed 5, for they are not there: mlm_head, nsp_head"
+        "initialized from seed 5, because the source lacks them: mlm_head, nsp_head"
     ]
 
 
