@@ -84,8 +84,8 @@ class CheckpointDirectory:
     def remove_failed_save(self) -> None:
         """Removes the remains of a failed save, until they have stayed away for a second.
 
-        If one array cannot be written, the writer gives up while others are being written, and these
-        may create the directory again.
+        If one array cannot be written, the writer gives up while others are in progress, which may
+        create the directory again.
         """
         deadline, clear_since = time.monotonic() + 30, time.monotonic()
         error: OSError | None = None

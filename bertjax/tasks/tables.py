@@ -57,8 +57,8 @@ def read_text(path: str) -> str:
 def read_lines(path: str) -> Iterator[str]:
     """Lines without their ends. Only a line feed ends a line, as text may hold other separators.
 
-    If a file was cut within its last column, the only trace is a last line without a line feed. This
-    is a warning, because complete files may end like this too.
+    If a file was cut within its last column, the only trace is a last line without a line feed. It
+    causes a warning and no error, because complete files may end like this too.
     """
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     ended = not lines[-1]

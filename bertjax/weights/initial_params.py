@@ -36,8 +36,8 @@ from bertjax.weights.weights import flatten, put
 _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
-# Fields in which a source may differ while its parameters mean the same, beside those that may change
-# on resume and those that do not belong to the encoder: initialization and dropout.
+# Fields in which a source may differ while its parameters mean the same, beside those that may
+# change on resume and those that do not belong to the encoder: initialization and dropout.
 _MAY_DIFFER = ("initializer_range", "dropout_rate", "attention_dropout_rate")
 _LAYERS_OF_LABELS = {
     layer for head in HEADS.values() if head.labels_have_names for layer in head.layers

@@ -96,6 +96,4 @@ def _of_window(
         strict=True,
     )
     answers = [(start, end, context[begin:stop].strip()) for start, end, begin, stop in rows]
-    return [
-        answer for answer in answers if answer[2]
-    ]  # SentencePiece has pieces of only white space
+    return [answer for answer in answers if answer[2]]  # SentencePiece has pieces of white space
