@@ -3,8 +3,8 @@
     python -m benchmarks.tokenizer_equality --data=../shared/data
 
 Reads every line of corpus/*.jsonl.gz with every vocab/*-vocab.txt and compares with the test oracle
-(tests/wordpiece_oracle.py), then every code point between two letters, in both casings. Documents
-are encoded whole, by `encode_sentences`, as `prepare` does. Writes
+(tests/helpers/wordpiece_oracle.py), then every code point between two letters, in both casings.
+Documents are encoded whole, by `encode_sentences`, as `prepare` does. Writes
 benchmarks/results/tokenizer_equality.json. Two processes; about ten minutes for 166 MB.
 """
 
@@ -20,7 +20,7 @@ import unicodedata
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")]
 
 import wordpiece_oracle  # noqa: E402
 
@@ -135,7 +135,7 @@ def main() -> int:
         add_up(corpus, parts[n * PARTS : (n + 1) * PARTS]) for n, corpus in enumerate(corpora)
     ]
     report = {
-        "what": "lines whose WordPiece ids differ from tests/wordpiece_oracle.py",
+        "what": "lines whose WordPiece ids differ from tests/helpers/wordpiece_oracle.py",
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "unicode": unicodedata.unidata_version,

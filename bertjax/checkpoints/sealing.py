@@ -82,7 +82,7 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{SEAL_NAME}: missing, so the checkpoint is not complete") from None
     try:
-        body = json.loads(content)
+        body: dict[str, Any] = json.loads(content)
         del body["sha256"]
         # Compared byte for byte with the written form of this body, which finds any flipped bit.
         intact = _render(body) == content

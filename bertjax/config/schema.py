@@ -37,7 +37,7 @@ _AS_IN_DATA = {0: "as in data"}
 _FILLS = {-1: "the remaining devices"}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class ModelConfig:
     """The encoder and its head (Devlin et al. 2019, section 3)."""
 
@@ -145,7 +145,7 @@ class ModelConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class DataConfig:
     """Where rows come from and how they are made."""
 
@@ -221,7 +221,7 @@ class DataConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
@@ -266,7 +266,7 @@ class OptimizerConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class MeshConfig:
     """Devices along each axis of the mesh; one axis may be -1, for all remaining devices."""
 
@@ -293,7 +293,7 @@ class MeshConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class CheckpointConfig:
     """When the run saves, and how many checkpoints it keeps."""
 
@@ -314,7 +314,7 @@ class CheckpointConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class EvalConfig:
     """Evaluation on held-out rows.
 
@@ -348,7 +348,7 @@ class EvalConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class LogConfig:
     """The terminal, metrics.jsonl and TensorBoard."""
 
@@ -361,7 +361,7 @@ class LogConfig:
     tensorboard: bool = setting(True, "Write files for TensorBoard.")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Phase:
     """A stretch of the run, phases[0], phases[1] and so on. 0 = the value in `data`."""
 
@@ -382,7 +382,7 @@ class Phase:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
     """Everything that decides a run: the same configuration and store give the same run."""
 
@@ -486,12 +486,12 @@ class Config:
         Raises:
           ConfigError: a field is unknown or has the wrong type.
         """
-        config = _from_dict(cls, json.loads(text))
+        config: typing.Self = _from_dict(cls, json.loads(text))
         check_types(config)
         return config
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class TaskConfig:
     """The task of a fine-tuning; flags of `bertjax.finetune` set it.
 
@@ -499,7 +499,9 @@ class TaskConfig:
     """
 
     name: str = setting("", "Name of the task.")
-    options: dict = setting(dict, "Options of the task as JSON, including the names of labels.")
+    options: dict[str, Any] = setting(
+        dict, "Options of the task as JSON, including the names of labels."
+    )
     train: str = setting("", "Files with training examples, or tfds:NAME:SPLIT.", may_change=True)
     eval: str = setting("", "Files with examples to score, or tfds:NAME:SPLIT.", may_change=True)
     max_length: int = setting(128, "Largest number of tokens per row.", unit="tokens", at_least=1)
@@ -507,7 +509,7 @@ class TaskConfig:
     num_epochs: float = setting(3.0, "Passes over the training examples.", unit="epochs", above=0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class FineTuningConfig(Config):
     """Everything that decides a run. The task is set by fine-tuning only."""
 
@@ -547,7 +549,7 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Yields each field of a configuration: dotted name, the section that has it, the field.
 
     A section comes before its fields; those of the first phase are `phases[0].num_steps` and so on.
@@ -603,7 +605,7 @@ def check_types(config: Any) -> None:
             for i, item in enumerate(value):
                 _expect(f"{name}[{i}]", item, part)
         else:
-            _expect(name, value, kind)
+            _expect(name, value, typing.get_origin(kind) or kind)
 
 
 def _expect(where: str, value: Any, expected: Any) -> None:

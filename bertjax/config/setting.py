@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 _LIMITS = (
     ("at_least", "at least", operator.ge),
@@ -79,6 +79,6 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def setting_of(field: dataclasses.Field) -> Setting:
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
     """The `Setting` of a configuration field."""
-    return field.metadata["setting"]
+    return cast(Setting, field.metadata["setting"])

@@ -186,7 +186,7 @@ class Agreement:
         votes = jax.make_array_from_callback(
             (self._mesh.size, len(answers)), self._sharding, lambda _: np.array([answers])
         )
-        return self._any(votes)
+        return typing.cast(jax.Array, self._any(votes))
 
 
 def smallest(value: int) -> int:

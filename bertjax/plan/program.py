@@ -62,6 +62,9 @@ def compile_phase(
 
     Args:
       config: with `model.dtype` resolved.
+      phase: to compile.
+      target: whose backend and devices the program is for.
+      mesh: of the target's devices.
       memory: bytes available to a program on one device; None = ask the device.
 
     Raises:
@@ -122,6 +125,9 @@ def check_program(
     """Checks of a step's state and collectives: see docs/design/plan.md.
 
     Args:
+      module: the compiled program of one device.
+      found: its collectives.
+      mesh: that it was compiled for.
       num_state_arrays: number of the first arguments, which the step may overwrite.
       num_slices: with several, an all-reduce has three stages: scatter inside each slice, reduce
         between slices, gather again.
@@ -171,7 +177,11 @@ def check_activations(
     length or the number of predictions, or it has their product.
 
     Args:
+      module: the compiled program of one device.
+      mesh: that it was compiled for.
       rows: of one microbatch, over all devices.
+      phase: has the length and the number of predictions.
+      model: has the hidden size.
       parameter_shapes: shapes of parameters, which may look like activations.
 
     Returns:

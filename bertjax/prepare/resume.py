@@ -127,8 +127,10 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
 
 
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
-    """Size and time of the last change (nanoseconds) of each source; 0 if it is not a file. In a
-    bucket it is the generation."""
+    """Size and time of the last change (nanoseconds) of each source, by name.
+
+    The time is 0 where the source is not a file; in a bucket it is the generation.
+    """
     in_bucket = [source for source in sources if is_bucket_path(source.name)]
     generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
     states = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 import types
 from typing import Any
@@ -27,6 +28,8 @@ class PreemptionGuard:
     `requested`, which the loop reads between two steps. A second signal ends at once: SIGTERM ends
     the process with 143, and SIGINT raises KeyboardInterrupt. Such a run counts as killed: its
     checkpoints stay, and steps after the last one are lost.
+
+    Python delivers signals to the main thread only. In another thread none is noted.
     """
 
     def __init__(self, deferred: bool = False) -> None:
@@ -36,8 +39,9 @@ class PreemptionGuard:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

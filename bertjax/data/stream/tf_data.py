@@ -253,6 +253,8 @@ def _import_tensorflow() -> Any:
     Raises:
         RuntimeError: the process already uses TensorFlow on a GPU.
     """
+    # It only feeds rows here, and would print lines about floating point twice.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     given = os.environ.get(_LEGACY_KERAS)
     os.environ[_LEGACY_KERAS] = "1"
     try:
