@@ -40,7 +40,7 @@ from bertjax.prepare.options import PrepareOptions
 
 def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
     """Runs the command; see `command_line.run`."""
-    interrupted = "interrupted; the same command goes on where it stopped"
+    interrupted = "interrupted; the same command continues where it stopped"
     command_line.run(_define, _prepare, __doc__ or "", argv, interrupted=interrupted)
 
 
