@@ -8,8 +8,9 @@ Each adds its part to benchmarks/results/attention_kernel.json. `--compile` take
 that are projections and attention (no feed-forward, no LayerNorm), scanned, bfloat16, dropout 0.1,
 and their gradients by weights and input, on one device. What H100 needs, installed and in the
 environment, stands at the head of benchmarks/h100.py.
-`--check` compares output and gradients of both paths with NumPy's in float64
-(tests/attention_reference.py), and the mask to the bit; it ends with 1 where the kernels are off.
+`--check` compares output and gradients of both paths with those of NumPy in float64
+(tests/helpers/attention_reference.py), and the mask to the bit; it ends with 1 where the kernels
+are off.
 `--time` is of forward and backward of one attention; the two paths take turns, the least counts.
 """
 
@@ -38,7 +39,7 @@ from bertjax.models.visibility import Visibility
 from bertjax.plan.topology import open_target
 from bertjax.training.compilation import program_bytes
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 import attention_reference
 

@@ -41,7 +41,7 @@ from bertjax.config import (
 )
 from bertjax.data.stream.example_rows import ExampleRows
 from bertjax.fine_tuning.job import Examples
-from bertjax.fine_tuning.run import fine_tune
+from bertjax.fine_tuning.run import train_and_score
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import join_outputs
@@ -215,7 +215,7 @@ def _run_ours(
     training: Examples, evaluation: Examples, tokenizer: Any, config: FineTuningConfig
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        fine_tune(config, Path(folder), training, evaluation, tokenizer)
+        train_and_score(config, Path(folder), training, evaluation, tokenizer)
         scores = json.loads((Path(folder) / SCORES).read_text())["scores"]
     return {k: v for k, v in scores.items() if k != "loss"}
 

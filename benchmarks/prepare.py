@@ -6,8 +6,8 @@ Makes English inputs of 80 and 160 MB (JSON lines, gzip) from the corpora in DAT
 one after the other: `prepare` on either input in a process of its own, from start to end of the
 process; `tokenizers` with the same vocabulary and all cores on the sentences of the larger input,
 which only tokenises text that is in memory already; and on one of a hundred of these sentences the
-published rules, one character at a time (tests/wordpiece_oracle.py), in one thread, tokenising
-alone as well.
+published rules, one character at a time (tests/helpers/wordpiece_oracle.py), in one thread,
+tokenising alone as well.
 
 A core's speed is text over the time of the clock times the cores, whether they had other work or
 not; text over processor time stands beside it. PSS counts a page that n processes share as 1/n of
@@ -37,7 +37,7 @@ from benchmarks.harness import DATA, ROOT, Benchmark
 from bertjax.cores import num_cores
 from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents, split_sentences
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 import wordpiece_oracle
 
@@ -88,8 +88,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "prepare": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
         f"--num_workers={num_cores()}: read, split, tokenise, write; processes' start in",
         "tokenizers": "BertWordPieceTokenizer.encode_batch, all cores: tokenises, nothing else",
-        "original": "google-research/bert, tokenization.py, as tests/wordpiece_oracle.py: tokenises"
-        f", nothing else, one thread, on one sentence of {ORIGINAL_SHARE}",
+        "original": "google-research/bert, tokenization.py, as tests/helpers/wordpiece_oracle.py:"
+        f" tokenises, nothing else, one thread, on one sentence of {ORIGINAL_SHARE}",
         "megabytes": "of text, 10^6 bytes of UTF-8",
         "medians_over_rounds": speeds,
         "prepare_over": {

@@ -3,8 +3,8 @@
     python -m benchmarks.tokenizer_equality --data=../shared/data
 
 Reads every line of corpus/*.jsonl.gz with every vocab/*-vocab.txt and compares with the test oracle
-(tests/wordpiece_oracle.py), then every code point between two letters, in both casings. Documents
-are encoded whole, by `encode_sentences`, as `prepare` does. Writes
+(tests/helpers/wordpiece_oracle.py), then every code point between two letters, in both casings.
+Documents are encoded whole, by `encode_sentences`, as `prepare` does. Writes
 benchmarks/results/tokenizer_equality.json. Two processes; about ten minutes for 166 MB.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.harness import DATA, ROOT, Benchmark, UsageError
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import wordpiece_oracle  # noqa: E402
 
@@ -142,7 +142,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         add_up(corpus, parts[n * PARTS : (n + 1) * PARTS]) for n, corpus in enumerate(corpora)
     ]
     yield {
-        "what": "lines whose WordPiece ids differ from tests/wordpiece_oracle.py",
+        "what": "lines whose WordPiece ids differ from tests/helpers/wordpiece_oracle.py",
         "unicode": unicodedata.unidata_version,
         "seconds": round(time.perf_counter() - start),
         "vocabularies": {

@@ -3,7 +3,8 @@
 SDPA attention, torch.compile, fused AdamW and, on a GPU, bfloat16 autocast and TF32 for what is
 left. transformers' own forward pass computes the MLM logits of all positions and ignores most. The
 second contender computes them at the masked positions only, as bertjax does: the same modules and
-parameters, the same losses and gradients (tests/test_train_step_peer.py), fewer operations.
+parameters, the same losses and gradients (tests/benchmarks/test_train_step_peer.py), fewer
+operations.
 """
 
 from __future__ import annotations

@@ -1,5 +1,15 @@
-"""bertjax: pre-training of BERT-like encoders in JAX on TPUs and GPUs."""
+"""bertjax: pre-training of BERT-like encoders in JAX on TPUs and GPUs.
 
+import bertjax
+
+store = bertjax.build_store("corpus/*.txt", "stores/mine", "train:wordpiece", vocab_size=8_000)
+run = bertjax.pretrain("tiny", "runs/mine", {"data.store": store.path})
+bert = bertjax.load(run.workdir)
+
+Everything is imported when it is first used: `import bertjax` alone imports neither jax nor numpy.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bertjax import moved
@@ -8,17 +18,72 @@ from bertjax.errors import BertjaxError
 from bertjax.version import __version__
 
 if TYPE_CHECKING:
+    from bertjax.cli.recipes import load_recipe
     from bertjax.encoder import Encoder, load
+    from bertjax.evaluation import Evaluation, evaluate
+    from bertjax.fine_tuning.fine_tune import GridResult, fine_tune, fine_tune_grid
+    from bertjax.fine_tuning.run import FineTuningResult
+    from bertjax.inspect.report import inspect_data
+    from bertjax.plan.plan_run import RunPlan, plan_run, search_layouts
+    from bertjax.prepare.build_store import build_store
+    from bertjax.pretraining.run import pretrain
+    from bertjax.training.result import TrainingResult
+    from bertjax.weights.conversion import convert_checkpoint
 
-__all__ = ["BertjaxError", "Config", "ConfigError", "Encoder", "__version__", "load"]
+__all__ = [
+    "BertjaxError",
+    "Config",
+    "ConfigError",
+    "Encoder",
+    "Evaluation",
+    "FineTuningResult",
+    "GridResult",
+    "RunPlan",
+    "TrainingResult",
+    "__version__",
+    "build_store",
+    "convert_checkpoint",
+    "evaluate",
+    "fine_tune",
+    "fine_tune_grid",
+    "inspect_data",
+    "load",
+    "load_recipe",
+    "plan_run",
+    "pretrain",
+    "search_layouts",
+]
+
+_WHERE = {
+    "Encoder": "encoder",
+    "Evaluation": "evaluation",
+    "FineTuningResult": "fine_tuning.run",
+    "GridResult": "fine_tuning.fine_tune",
+    "RunPlan": "plan.plan_run",
+    "TrainingResult": "training.result",
+    "build_store": "prepare.build_store",
+    "convert_checkpoint": "weights.conversion",
+    "evaluate": "evaluation",
+    "fine_tune": "fine_tuning.fine_tune",
+    "fine_tune_grid": "fine_tuning.fine_tune",
+    "inspect_data": "inspect.report",
+    "load": "encoder",
+    "load_recipe": "cli.recipes",
+    "plan_run": "plan.plan_run",
+    "pretrain": "pretraining.run",
+    "search_layouts": "plan.plan_run",
+}
 
 moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load` and `Encoder`, and with them jax, when they are first asked for."""
-    if name in ("Encoder", "load"):
-        from bertjax import encoder
-
-        return getattr(encoder, name)
+    """Imports a public name, and with it jax where it needs that, when it is first asked for."""
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"bertjax.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'bertjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

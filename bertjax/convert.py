@@ -12,7 +12,8 @@ whole or not at all. Exit codes: 0 converted; 2 something that cannot work, in o
 
 from __future__ import annotations
 
-import logging
+import typing
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -20,40 +21,52 @@ from bertjax.cli import command_line
 from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED
 
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "A bertjax workdir or checkpoint, a Hugging Face folder, or a TF1 checkpoint (the folder, or "
-    "FOLDER/model.ckpt-1000).",
-    required=True,
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to make, or an empty one.", required=True)
-_TO = flags.DEFINE_enum(
-    "to",
-    None,
-    ["huggingface", "bertjax"],
-    "Format of the output. Default: huggingface from bertjax, bertjax from the others.",
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer",
-    None,
-    "Folder of the tokenizer, where it does not lie with the weights; STORE/tokenizer for example.",
-)
+
+def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Runs the command; see `command_line.run`."""
+    command_line.run(_define, _convert, __doc__ or "", argv, exit_code=EXIT_REFUSED)
 
 
-def main(argv: list[str]) -> int:
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "input",
+        None,
+        "A bertjax workdir or checkpoint, a Hugging Face folder, or a TF1 checkpoint (the folder, "
+        "or FOLDER/model.ckpt-1000).",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "Folder to make, or an empty one.", required=True, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "to",
+        None,
+        ["huggingface", "bertjax"],
+        "Format of the output. Default: huggingface from bertjax, bertjax from the others.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "tokenizer",
+        None,
+        "Folder of the tokenizer, where it does not lie with the weights; STORE/tokenizer for "
+        "example.",
+        flag_values=values,
+    )
+
+
+def _convert(values: flags.FlagValues, arguments: list[str]) -> int:
     """Converts; returns 0."""
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected argument {argv[1]!r}: expected --input=... --output=...")
-    from bertjax.data.tokenizers.tokenizer import load_folder
-    from bertjax.weights.conversion import convert
+    if arguments:
+        raise ConfigError(
+            f"unexpected argument {arguments[0]!r}: expected --input=... --output=..."
+        )
+    from bertjax.weights.conversion import convert_checkpoint
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("bertjax").setLevel(logging.INFO)
-    tokenizer = load_folder(_TOKENIZER.value) if _TOKENIZER.value else None
-    convert(_INPUT.value, _OUTPUT.value, _TO.value, tokenizer)
+    command_line.show_log()
+    convert_checkpoint(values.input, values.output, values.to, values.tokenizer)
     return EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    command_line.run(main, exit_code=EXIT_REFUSED)
+    main()

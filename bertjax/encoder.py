@@ -6,6 +6,7 @@ bert = bertjax.load("runs/mine")  # or a Hugging Face folder, or a TF1 checkpoin
 bert.encode(["A text.", ("A question?", "A text.")]).hidden_states  # float32 [2, t, d]
 bert.embed(["A text.", "Another one."])  # float32 [2, d]: the mean over each text's tokens
 bert.fill_mask("Paris is the [MASK] of France.")
+bertjax.load("runs/reviews").classify(["A fine film.", "A dull one."])  # fine-tuned models
 """
 
 from __future__ import annotations
@@ -15,18 +16,26 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config import ModelConfig
-from bertjax.data.texts import Row, Text, encode_masked, encode_text, make_row, pad_rows
+from bertjax.config import ConfigError, ModelConfig
+from bertjax.data.texts import (
+    Row,
+    Text,
+    TextError,
+    encode_masked,
+    encode_text,
+    make_row,
+    pad_rows,
+)
 from bertjax.data.tokenizers.tokenizer import load_folder
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
-from bertjax.heads import FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE
+from bertjax.heads import EMBED, FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE, resolve
 from bertjax.models import (
     BertEncoder,
     apply_model,
@@ -36,7 +45,8 @@ from bertjax.models import (
     without_gradients,
 )
 from bertjax.models.inspection import inspect_layers
-from bertjax.tasks.task import join_outputs
+from bertjax.tasks.registry import make_task
+from bertjax.tasks.task import Task, join_outputs
 from bertjax.weights.formats import read_weights
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +96,8 @@ class Encoder:
       config: `ModelConfig`, its dtype resolved.
       labels: names of the labels of a classification or tagging head, where they are known.
       task: the fields of `TaskConfig` that a bertjax model was fine-tuned with, else None.
+      can: what the model can be asked, the default of `predict` first: "fill-mask",
+        "next-sentence", "classify", "answer", "tag", "embed".
     """
 
     def __init__(
@@ -111,12 +123,21 @@ class Encoder:
         self.tokenizer = tokenizer
         self.labels = labels
         self.task = task
-        self._can = HEADS[config.head].can(config.next_sentence)
+        self.can = HEADS[config.head].can(config.next_sentence)
         encoder = BertEncoder(config)
         self._encode = jax.jit(functools.partial(_encode, encoder))
         self._embed = jax.jit(lambda *inputs: self._encode(*inputs)[2])
         self._predict = jax.jit(functools.partial(apply_model, self.model))
         self._inspect = jax.jit(functools.partial(inspect_layers, encoder))
+
+    def __repr__(self) -> str:
+        """Such as `Encoder(12 layers, 768 wide, 30,522 pieces, head 'pretraining', float32)`."""
+        config = self.config
+        labels = f" of {config.num_labels} labels" if HEADS[config.head].labels_have_names else ""
+        return (
+            f"Encoder({config.num_layers} layers, {config.hidden_size} wide, "
+            f"{config.vocab_size:,} pieces, head {config.head!r}{labels}, {config.dtype})"
+        )
 
     def encode(self, texts: Text | Sequence[Text]) -> Encoded:
         """Encodes texts; those of more than `config.max_positions` tokens are cut, with a warning.
@@ -169,39 +190,218 @@ class Encoder:
             vectors[chosen] = self._embed(self.params, *inputs)[: len(chosen)]
         return vectors
 
-    def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+    def predict(self, texts: Text | list[Text], max_length: int | None = None) -> Any:
+        """What the model's head is for: `fill_mask`, `classify`, `answer`, `tag`, or `embed`.
+
+        Args:
+          texts: one, or a list.
+          max_length: tokens per row of `classify`, `answer` and `tag`.
+
+        Raises:
+          HeadError: as the method that is called.
+          TextError: likewise.
+        """
+        if self.can[0] == FILL_MASK:
+            return self.fill_mask(cast(list[str], texts))  # which refuses pairs
+        return self.embed(texts) if self.can[0] == EMBED else self._ask(None, texts, max_length)
+
+    @overload
+    def classify(self, texts: Text, max_length: int | None = None) -> dict[str, Any]: ...
+    @overload
+    def classify(
+        self, texts: list[Text], max_length: int | None = None
+    ) -> list[dict[str, Any]]: ...
+    def classify(self, texts: Text | list[Text], max_length: int | None = None) -> Any:
+        """Classifies texts, or pairs, with a model that was fine-tuned to.
+
+        Args:
+          texts: a text, a pair as a tuple, or a list of either.
+          max_length: tokens per row; longer texts are cut, with a warning. None = as in the
+            fine-tuning.
+
+        Returns:
+          For each text `{"label", "probabilities": {label: probability}}`; of a regression
+          `{"value"}`. For one text its record, for a list a list.
+
+        Raises:
+          HeadError: the model was not fine-tuned on classes or numbers.
+          TextError: a text is one where the model takes pairs, or the other way round.
+          ConfigError: `max_length` is beyond the positions of the model.
+        """
+        return self._ask("classify", texts, max_length)
+
+    @overload
+    def answer(self, pairs: tuple[str, str], max_length: int | None = None) -> dict[str, Any]: ...
+    @overload
+    def answer(
+        self, pairs: list[tuple[str, str]], max_length: int | None = None
+    ) -> list[dict[str, Any]]: ...
+    def answer(
+        self, pairs: tuple[str, str] | list[tuple[str, str]], max_length: int | None = None
+    ) -> Any:
+        """Finds the answers of questions in paragraphs, with a model that was fine-tuned to.
+
+        Args:
+          pairs: (question, paragraph), or a list of them.
+          max_length: tokens per row; longer paragraphs make several. None = as in the fine-tuning.
+
+        Returns:
+          For each pair `{"answer", "nbest"}`, as `SquadTask.answer`. For one pair its record, for a
+          list a list.
+
+        Raises:
+          HeadError: the model was not fine-tuned on questions.
+          TextError: something in the list is no pair.
+          ConfigError: `max_length` is beyond the positions of the model.
+        """
+        return self._ask("answer", pairs, max_length)
+
+    @overload
+    def tag(self, texts: str, max_length: int | None = None) -> dict[str, Any]: ...
+    @overload
+    def tag(self, texts: list[str], max_length: int | None = None) -> list[dict[str, Any]]: ...
+    def tag(self, texts: str | list[str], max_length: int | None = None) -> Any:
+        """Finds the entities in texts, with a model that was fine-tuned to.
+
+        Args:
+          texts: words with spaces between them; one text, or a list.
+          max_length: tokens per row; longer texts make several. None = as in the fine-tuning.
+
+        Returns:
+          For each text the words and their tags, as `NerTask.answer`. For one text its record, for
+          a list a list.
+
+        Raises:
+          HeadError: the model was not fine-tuned on tags.
+          TextError: something in the list is a pair.
+          ConfigError: `max_length` is beyond the positions of the model.
+        """
+        return self._ask("tag", texts, max_length)
+
+    def _ask(
+        self, verb: str | None, texts: Any, max_length: int | None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """The answers of the task's head to one text or several; None = whatever it is."""
+        if verb is not None and verb not in self.can:
+            raise HeadError(
+                f"these weights cannot {verb} (their head is {self.config.head!r}): load the "
+                "workdir of a python -m bertjax.finetune on such a task"
+            )
+        one = isinstance(texts, (str, tuple))
+        several: list[Any] = [texts] if one else list(texts)
+        paired = bool(several) and isinstance(several[0], tuple)
+        answers = self.answer_texts(*self.open_task(paired, max_length), several)
+        return answers[0] if one else answers
+
+    def open_task(
+        self, paired: bool = False, max_length: int | None = None
+    ) -> tuple[Task[Any], int]:
+        """The task that the model was fine-tuned for, or one that fits its head; tokens per row.
+
+        Args:
+          paired: whether the texts are pairs, where the task is not known and has both.
+          max_length: tokens per row; None = as in the fine-tuning. Where that is not known, all
+            positions of the model, 384 for questions.
+
+        Raises:
+          HeadError: the weights have no head of fine-tuning.
+          ConfigError: `max_length` is beyond the positions of the model.
+        """
+        config = self.config
+        most = config.max_positions
+        if not HEADS[config.head].outputs:
+            raise HeadError(_no_task(config.head))
+        if not 1 <= (max_length or 1) <= most:
+            raise ConfigError(
+                f"--max_length={max_length} is beyond the {most} positions of this model: set "
+                f"--max_length={most} or less"
+            )
+        if self.task:
+            task = make_task(self.task["name"], self.task["options"])
+            return task, max_length or self.task["max_length"]
+        kind = resolve(HEADS[config.head].task)
+        length = max_length or min(kind.length_of_texts or most, most)
+        labels = self.labels or tuple(map(str, range(config.num_labels)))
+        return kind.for_texts(config.head, labels, paired, length), length
+
+    def answer_texts(
+        self, task: Task[Any], max_length: int, texts: Sequence[Text]
+    ) -> list[dict[str, Any]]:
+        """What the model says of each text, as the task of `open_task` has it.
+
+        Raises:
+          TextError: a text is one where the task takes pairs, or the other way round.
+        """
+        examples = []
+        for i, text in enumerate(texts):
+            if isinstance(text, tuple) != task.takes_pairs:
+                expected = "two texts" if task.takes_pairs else "one text"
+                raise TextError(i, f"this model takes {expected}, found {_kind(text)}")
+            first, second = text if isinstance(text, tuple) else (text, None)
+            examples.append(task.example(first, second, i))
+        return self.answer_examples(task, max_length, examples)
+
+    def answer_examples(
+        self, task: Task[Any], max_length: int, examples: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """What the model says of each example of `Task.read` or `Task.example`.
+
+        Raises:
+          TaskError: an example does not fit the rows.
+        """
+        if not examples:
+            return []
+        arrays = task.features(examples, self.tokenizer, max_length)
+        return [
+            task.answer(record)
+            for record in task.predictions(examples, arrays, self.outputs(arrays))
+        ]
+
+    @overload
+    def fill_mask(self, texts: str, top_k: int = 5) -> list[list[Prediction]]: ...
+    @overload
+    def fill_mask(self, texts: list[str], top_k: int = 5) -> list[list[list[Prediction]]]: ...
+    def fill_mask(self, texts: str | list[str], top_k: int = 5) -> Any:
         """Predicts what stands at each [MASK] of a text, most probable first.
 
         Args:
-          text: with one or more `[MASK]`.
+          texts: one text with one or more `[MASK]`, or a list of them.
           top_k: predictions for each.
 
         Returns:
-          For each `[MASK]` in its order, `top_k` predictions.
+          For each `[MASK]` of the text in its order, `top_k` predictions; of several texts a list
+          of these.
 
         Raises:
           HeadError: the weights have no head for masked tokens.
-          ValueError: there is no [MASK], or it lies beyond what the model can read; `top_k` is
-            below 1.
-          TypeError: `text` is no string.
+          TextError: there is no [MASK], or it lies beyond what the model can read; a text is none.
+          ConfigError: `top_k` is below 1.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"fill_mask takes one text, found {type(text).__name__}")
         if top_k < 1:
-            raise ValueError(f"top_k={top_k}: expected 1 or more")
-        if FILL_MASK not in self._can:
+            raise ConfigError(f"top_k={top_k}: expected 1 or more")
+        if FILL_MASK not in self.can:
             raise HeadError(
                 f"these weights have no head for masked tokens (their head is "
                 f"{self.config.head!r}): load the model that pre-training has left"
             )
+        if isinstance(texts, str):
+            return self._fill(0, texts, top_k)
+        return [self._fill(i, text, top_k) for i, text in enumerate(texts)]
+
+    def _fill(self, index: int, text: object, top_k: int) -> list[list[Prediction]]:
+        if not isinstance(text, str):
+            raise TextError(index, f"fill-mask takes one text, found {_kind(text)}")
         ids = encode_masked(self.tokenizer, text)
         row = make_row(self.tokenizer, ids, None, self.config.max_positions)
         self._warn_of_cuts([row])
         positions = np.flatnonzero(row.ids == self.tokenizer.mask_id)
-        if len(positions) < text.count("[MASK]") or not len(positions):
-            raise ValueError(
-                f"the text has {text.count('[MASK]')} [MASK], of which {len(positions)} are among "
-                f"the first {len(row.ids)} tokens; expected one or more, and all of them"
+        if "[MASK]" not in text:
+            raise TextError(index, "has no [MASK]; write it where a token is to be predicted")
+        if len(positions) < text.count("[MASK]"):
+            raise TextError(
+                index,
+                f"has {text.count('[MASK]')} [MASK], of which {len(positions)} are among the first "
+                f"{len(row.ids)} tokens, which is what the model can read; shorten the text",
             )
         length = self._padded_length(len(row.ids))
         inputs = pad_rows([row], 1, length, self.tokenizer.pad_id)
@@ -222,7 +422,7 @@ class Encoder:
         Raises:
           HeadError: the weights have no head for next sentence.
         """
-        if NEXT_SENTENCE not in self._can:
+        if NEXT_SENTENCE not in self.can:
             raise HeadError(
                 "these weights have no head for next sentence (config.head = "
                 f"{self.config.head!r}, config.next_sentence = {self.config.next_sentence}): load "
@@ -262,10 +462,7 @@ class Encoder:
         """
         head = self.config.head
         if not HEADS[head].outputs:
-            raise HeadError(
-                f"these weights have no head of a task (their head is {head!r}): load the workdir "
-                "of python -m bertjax.finetune"
-            )
+            raise HeadError(_no_task(head))
         self._check_token_types(bool(arrays["token_type_ids"].any()))
         mask = arrays["attention_mask"]
         parts: dict[str, list[tuple[list[int], np.ndarray]]] = {}
@@ -341,6 +538,19 @@ def _encode(
     count = jnp.maximum(weights.sum(axis=1), 1)  # rows that fill the batch have no tokens
     mean_pooled = (hidden_states * weights).sum(axis=1) / count
     return hidden_states, None if pooled is None else pooled.astype(jnp.float32), mean_pooled
+
+
+def _no_task(head: str) -> str:
+    return (
+        f"these weights have no head of a task (their head is {head!r}): load the workdir of "
+        "python -m bertjax.finetune"
+    )
+
+
+def _kind(text: object) -> str:
+    """What was found in place of a text, in words."""
+    words: dict[type, str] = {str: "one", tuple: "two"}
+    return words.get(type(text), type(text).__name__)
 
 
 def _at_least(size: int, sizes: Sequence[int], most: int) -> int:

@@ -77,10 +77,14 @@ def _dense(
     hugging_face: str,
     tf1: tuple[str, str] | None = None,
 ) -> dict[str, Parameter]:
-    """A dense layer.
+    """Kernel [in, out] and bias [out] of a dense layer.
 
     Args:
-      hugging_face: its name there; "" = it has none, nor by default one in TF1.
+      path: of its folder here.
+      sizes: (in, out), as in `Parameter`.
+      axes: of the kernel, as in `Parameter`.
+      factor: of the kernel, as in `Parameter`.
+      hugging_face: its name in transformers; "" = it has none, nor by default one in TF1.
       tf1: names of kernel and bias; None = as Hugging Face's, with slashes.
     """
     old = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
@@ -100,6 +104,10 @@ def _output_layer(
     """The last layer of a head.
 
     Args:
+      path: of its folder here.
+      size: of the output, as in `Parameter`.
+      factor: of the kernel, as in `Parameter`.
+      hugging_face: its name in transformers; "" = it has none.
       tf1: the folder of `output_weights` and `output_bias`; None = it has no such names.
     """
     names = ("", "") if tf1 is None else (f"{tf1}output_weights", f"{tf1}output_bias")
@@ -241,6 +249,7 @@ def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: 
     """Multiplications of a row's activations by parameters, in one forward pass.
 
     Args:
+      config: of the model.
       length: tokens of the row, padding included.
       max_predictions: masked positions that the row has room for.
       num_pairs: pairs that it has room for.

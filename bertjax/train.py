@@ -16,43 +16,52 @@ from __future__ import annotations
 
 import logging
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from bertjax.cli import recipe_flags
 from bertjax.cli.command_line import errors_in_one_line
-from bertjax.config import Config, ConfigError
-from bertjax.config.store_list import store_list
-from bertjax.storage.bucket import is_bucket_path, require_client
+from bertjax.config import Config
 
 _LOG = logging.getLogger("bertjax.train")  # also where the module is __main__
 
-_CONFIG = recipe_flags.define_config()
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json. A path, or "
-    "gs://BUCKET/FOLDER. Without it runs/NAME, by the recipe's name; a run that is there resumes.",
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    "",
-    "HOST:PORT of process 0. Not needed for one process, and on clusters that JAX knows.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 0, "How many processes the run has, where --coordinator_address is given."
-)
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this process is, from 0.")
+
+def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Runs the command; see `command_line.run`."""
+    recipe_flags.run(_define, _train, __doc__ or "", argv)
 
 
-def main(config: Config) -> typing.NoReturn:
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json. A path, or "
+        "gs://BUCKET/FOLDER. Without it runs/NAME, by the recipe's name; a run that is there "
+        "resumes.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        "",
+        "HOST:PORT of process 0. Not needed for one process, and on clusters that JAX knows.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        0,
+        "How many processes the run has, where --coordinator_address is given.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id", -1, "Which of them this process is, from 0.", flag_values=values
+    )
+
+
+def _train(values: flags.FlagValues, config: Config) -> typing.NoReturn:
     """Trains, alone or as one process of several."""
-    workdir = _WORKDIR.value or str(Path("runs", recipe_flags.recipe_name(_CONFIG)))
-    if Path(workdir).is_file():
-        raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
-    if any(map(is_bucket_path, (workdir, *_paths(config)))):
-        require_client()
+    workdir = values.workdir or str(Path("runs", recipe_flags.recipe_name(values)))
     import jax
 
     from bertjax.parallel import distributed
@@ -61,20 +70,15 @@ def main(config: Config) -> typing.NoReturn:
 
     with (
         errors_in_one_line(distributed.end),
-        distributed.connected(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+        distributed.connected(values.coordinator_address, values.num_processes, values.process_id),
     ):
         use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
-        if not _WORKDIR.value:
+        if not values.workdir:
             _LOG.info("the run is kept in %s; --workdir=DIR for another folder", workdir)
-        distributed.end(pretrain(config, workdir))
-
-
-def _paths(config: Config) -> tuple[str, ...]:
-    stores = [store.path for store in store_list(config.data)]
-    return *stores, config.data.eval_store, config.init_from
+        distributed.end(pretrain(config, workdir).exit_code)
 
 
 if __name__ == "__main__":
-    recipe_flags.run(main, _CONFIG)
+    main()

@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import re
 import typing
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from folders import REPOSITORY
 
 from bertjax.config import ConfigError, MeshConfig, ModelConfig, Phase
 from bertjax.heads import EMBED, HEADS, HeadName, heads_trained_on, of_width, resolve
@@ -20,7 +20,7 @@ from bertjax.parallel.sharding import make_mesh
 from bertjax.tasks.task import Task
 from bertjax.training.step import evaluation_step
 
-ROOT = Path(__file__).parent.parent / "bertjax"
+ROOT = REPOSITORY / "bertjax"
 RECORDS = {"heads.py"}
 # Words that mean something else in these files.
 OTHERS = {

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import REPOSITORY
 
 from bertjax import moved
 
-ROOT = Path(__file__).parent.parent / "bertjax"
+ROOT = REPOSITORY / "bertjax"
 FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up: a room imports those above it in this list and nothing below, and so there is
 # no circle of rooms.
@@ -46,11 +47,13 @@ FLOORS = (
     "fine_tuning",
     "plan",
     "encoder",
+    "evaluation",
     "newest_checkpoint",
     "convert",
     "train",
     "finetune",
     "predict",
+    "__main__",
 )
 ONLY_IN = {  # package -> the rooms and files that may import it
     "flax": {"models"},
@@ -156,7 +159,7 @@ def test_no_two_modules_import_each_other():
 
 def test_nothing_imports_a_command():
     commands = {"bertjax.train", "bertjax.convert", "bertjax.finetune", "bertjax.predict"}
-    commands |= {"bertjax.newest_checkpoint"} | {
+    commands |= {"bertjax.newest_checkpoint", "bertjax.__main__"} | {
         f"bertjax.{room}.__main__" for room in ("prepare", "plan", "inspect")
     }
     assert commands <= modules().keys()

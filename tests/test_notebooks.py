@@ -1,13 +1,13 @@
 """The notebooks run from top to bottom, on a small model."""
 
 import base64
-from pathlib import Path
 
 import nbformat
 import pytest
+from folders import REPOSITORY
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = REPOSITORY / "notebooks"
 
 
 def run(name, folder, parameters):

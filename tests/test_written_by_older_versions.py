@@ -8,11 +8,11 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from folders import GOLDENS
 
 import bertjax
 from bertjax.checkpoints.checkpoint import resolve
@@ -21,15 +21,15 @@ from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.data.stream.reader import RowReader
 from bertjax.data.stream.rows import RowSpec
 
-GOLDENS = Path(__file__).parent / "goldens" / "written_by_197cb7a"
-WRITTEN = json.loads((GOLDENS / "written.json").read_text())
+OLDER = GOLDENS / "written_by_197cb7a"
+WRITTEN = json.loads((OLDER / "written.json").read_text())
 TEXT = "The café was full of people. Nobody heard the naïve question."
 POSITIONS = np.concatenate([np.arange(40), 10**9 + np.arange(40)])
 
 
 @pytest.fixture
 def copy(tmp_path):
-    return shutil.copytree(GOLDENS, tmp_path / "copy")
+    return shutil.copytree(OLDER, tmp_path / "copy")
 
 
 def sha256_of(array):

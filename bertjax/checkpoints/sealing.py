@@ -82,7 +82,7 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{SEAL_NAME}: missing, so the checkpoint is not complete") from None
     try:
-        body = json.loads(content)
+        body: dict[str, Any] = json.loads(content)
         del body["sha256"]
         # Compared byte for byte with what this body is written as, so that no flipped bit passes.
         intact = _render(body) == content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ import textwrap
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
-from absl import app, flags
+from absl import flags
 
 from bertjax.config import Config, ConfigError, closest
 from bertjax.errors import EXIT_FAILED, EXIT_INTERRUPTED, BertjaxError
@@ -27,21 +29,33 @@ _OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 def run(
-    main: Callable[[list[str]], int],
+    define: Callable[[flags.FlagValues], None],
+    main: Callable[[flags.FlagValues, list[str]], int],
+    description: str,
+    argv: Sequence[str] | None = None,
     *,
     exit_code: int | None = None,
     interrupted: str = "interrupted",
 ) -> typing.NoReturn:
-    """Parses the command line and exits with what `main(argv)` returns.
+    """Parses a command line, runs a command with it and ends the program.
 
-    `--help` is printed and exits with 0; for errors, a wrong flag among them, and the arguments see
-    `errors_in_one_line`.
+    The flags belong to this call alone, so that commands can be imported side by side. `--help` is
+    printed and exits with 0. For `exit_code`, `interrupted` and what errors do, a wrong flag among
+    them, see `errors_in_one_line`.
+
+    Args:
+      define: defines the flags of the command.
+      main: does the work, given the parsed flags and the arguments that are no flags; returns the
+        exit code.
+      description: of the command, for `--help`.
+      argv: name of the program and its arguments; None = those of this process.
     """
-    show_help_if_asked()
-    expand_home()
+    program, *arguments = sys.argv if argv is None else argv
+    values = flags.FlagValues()
     with errors_in_one_line(exit_code=exit_code, interrupted=interrupted):
-        app.run(main, flags_parser=parse_flags)
-    raise AssertionError("app.run returned")
+        define(values)
+        show_help_if_asked(description, values, arguments)
+        sys.exit(main(values, parse_flags(values, [program, *expand_home(arguments)])))
 
 
 @contextlib.contextmanager
@@ -88,43 +102,70 @@ def _foreseen(error: Exception) -> tuple[str, int]:
     return "", EXIT_FAILED
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; returns what is none.
+def show_log(
+    format: str = "%(message)s", stream: TextIO | None = None, level: int = logging.INFO
+) -> None:
+    """Shows what bertjax logs, and of the libraries' own lines only warnings.
+
+    Args:
+      format: of a line, as `logging` has it.
+      stream: None = stderr.
+      level: of the lines of bertjax that are shown.
+    """
+    date = "%Y-%m-%d %H:%M:%S"
+    logging.basicConfig(
+        format=format, datefmt=date, level=logging.WARNING, stream=stream, force=True
+    )
+    logging.getLogger("bertjax").setLevel(level)
+
+
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses the flags; returns the arguments that are none, without the name of the program.
 
     Raises:
       ConfigError: a flag does not exist, is missing or has a value that it cannot have.
     """
     try:
-        return flags.FLAGS(argv)
+        return values(argv)[1:]
     except flags.Error as error:
-        known = [flag.name for flag in _own_flags()]
         missing = re.match(r"flag --(\w+)=None: .* must have a value", str(error))
         if missing:
-            help_text = flags.FLAGS[missing[1]].help
+            help_text = values[missing[1]].help
             raise ConfigError(f"--{missing[1]} is missing: {help_text}") from error
         unknown = getattr(error, "flagname", "")
-        advice = f"; {closest(unknown, known)}" if unknown and unknown not in known else ""
+        advice = f"; {closest(unknown, list(values))}" if unknown and unknown not in values else ""
         text = str(error).split(" Did you mean")[0].rstrip(".")
         raise ConfigError(f"{text}{advice}") from error
 
 
-def expand_home() -> None:
+def expand_home(arguments: Sequence[str]) -> list[str]:
     """Puts the home folder for the ~/ of --workdir=~/runs, which shells leave as it is."""
-    for i, argument in enumerate(sys.argv[1:], 1):
-        if argument == "--":
-            return
-        if argument.startswith("-") and not argument.lstrip("-").startswith("option="):
-            sys.argv[i] = re.sub(r"(?<=[=:,])~(?=/)", lambda _: os.path.expanduser("~"), argument)
+    end, home = _flags_end(arguments), os.path.expanduser("~")
+    return [
+        re.sub(r"(?<=[=:,])~(?=/)", lambda _: home, argument)
+        if i < end and argument.startswith("-") and not argument.lstrip("-").startswith("option=")
+        else argument
+        for i, argument in enumerate(arguments)
+    ]
 
 
-def show_help_if_asked() -> None:
-    """Prints the help and exits with 0 where the command line asks for it."""
-    arguments = sys.argv[1:]
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
-    if _HELP & set(arguments):
-        print(help_text(sys.modules["__main__"].__doc__ or "", help_width()))
+def show_help_if_asked(
+    description: str, values: flags.FlagValues, arguments: Sequence[str]
+) -> None:
+    """Prints the help and exits with 0 where the arguments ask for it."""
+    if is_help_asked(arguments):
+        print(help_text(description, values, help_width()))
         sys.exit(0)
+
+
+def is_help_asked(arguments: Sequence[str]) -> bool:
+    """Whether --help is among the arguments, before any --."""
+    return bool(_HELP & set(arguments[: _flags_end(arguments)]))
+
+
+def _flags_end(arguments: Sequence[str]) -> int:
+    """How many arguments stand before a --, behind which nothing is a flag."""
+    return list(arguments).index("--") if "--" in arguments else len(arguments)
 
 
 def help_width() -> int:
@@ -132,33 +173,23 @@ def help_width() -> int:
     return max(60, min(100, shutil.get_terminal_size(fallback=(100, 24)).columns))
 
 
-def help_text(description: str, width: int) -> str:
-    """What the command is and each of our own flags, in the order they are defined.
+def help_text(description: str, values: flags.FlagValues, width: int) -> str:
+    """What the command is and each of its flags, in the order they are defined.
 
     Args:
       description: paragraphs; indented lines stay as they are.
+      values: the flags.
       width: of a line.
     """
-    described = "\n".join(line for flag in _own_flags() for line in _describe(flag, width))
-    last = "--helpfull lists those of the libraries too."
-    return "\n\n".join([in_paragraphs(description, width), f"Flags:\n{described}", last])
+    shown = [values[name] for name in values if "." not in name]  # no fields of a recipe
+    described = "\n".join(line for flag in shown for line in _describe(flag, width))
+    return f"{in_paragraphs(description, width)}\n\nFlags:\n{described}"
 
 
 def in_paragraphs(text: str, width: int) -> str:
     """A docstring in lines of a width; indented paragraphs stay as they are."""
     paragraphs = text.strip().split("\n\n")
     return "\n\n".join(p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
-
-
-def _own_flags() -> Iterator[flags.Flag]:
-    """The command's flags: the recipe before them, overrides of a recipe after."""
-    modules = flags.FLAGS.flags_by_module_dict()
-    command = list(modules.get(sys.argv[0], ()))
-    shared = {flag.name: flag for flag in modules.get("bertjax.cli.recipe_flags", ())}
-    recipe = [shared[name] for name in ("config",) if name in shared]
-    is_overridden = bool(recipe) and isinstance(recipe[0].default, Config)
-    yield from command + recipe if is_overridden else recipe + command
-    yield from (shared[name] for name in ("help_config", "print_config") if name in shared)
 
 
 def _describe(flag: flags.Flag, width: int) -> list[str]:

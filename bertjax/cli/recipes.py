@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bertjax.config import Config, ConfigError, closest
+from bertjax.config.overrides import with_overrides
 
 
 def recipe_names() -> list[str]:
@@ -32,8 +35,16 @@ def recipe_path(name: str) -> str:
     return str(path)
 
 
-def load_recipe(name: str) -> Config:
-    """Loads a recipe by name or path; for notebooks, tests and other programs."""
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Loads a recipe, for Python what `--config=NAME --config.FIELD=VALUE` is for the shell.
+
+    Args:
+      name: of a recipe that comes with bertjax, or the path of a .py file with `get_config()`.
+      overrides: see `with_overrides`.
+
+    Raises:
+      ConfigError: there is no such recipe or field.
+    """
     path = recipe_path(name)
     spec = importlib.util.spec_from_file_location(f"recipe_{Path(path).stem}", path)
     assert spec is not None
@@ -43,7 +54,7 @@ def load_recipe(name: str) -> Config:
     config = module.get_config()
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a Config")
-    return config
+    return with_overrides(config, overrides or {})
 
 
 def _recipe_folder() -> Path:

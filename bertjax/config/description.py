@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import typing
 from typing import Any, NamedTuple
 
 from bertjax.config.schema import Config, Phase, choices_of, may_change, walk
@@ -55,7 +56,11 @@ def sections(config: Config) -> list[Section]:
             default = config.phases if name == "phases" else getattr(node, field.name)
             section.fields.append(
                 FieldDescription(
-                    name, field.type, default, setting_of(field), may_change(type(config), name)
+                    name,
+                    dict if typing.get_origin(field.type) is dict else field.type,
+                    default,
+                    setting_of(field),
+                    may_change(type(config), name),
                 )
             )
     return list(found.values())

@@ -36,7 +36,7 @@ _AS_IN_DATA = {0: "as in data"}
 _FILLS = {-1: "the remaining devices"}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class ModelConfig:
     """The encoder and what stands on it (Devlin et al. 2019, section 3)."""
 
@@ -119,7 +119,7 @@ class ModelConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class DataConfig:
     """Where rows come from and what they look like."""
 
@@ -192,7 +192,7 @@ class DataConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
@@ -237,7 +237,7 @@ class OptimizerConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class MeshConfig:
     """Devices along each axis; one of them may be -1, which fills."""
 
@@ -264,7 +264,7 @@ class MeshConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class CheckpointConfig:
     """When to save, and how many checkpoints to keep."""
 
@@ -281,7 +281,7 @@ class CheckpointConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class EvalConfig:
     """Evaluation on the held-out rows: the same ones, however the training rows are made.
 
@@ -312,7 +312,7 @@ class EvalConfig:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class LogConfig:
     """The terminal, metrics.jsonl and TensorBoard."""
 
@@ -322,7 +322,7 @@ class LogConfig:
     tensorboard: bool = setting(True, "Write files for TensorBoard.")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Phase:
     """A stretch of the run; zero means "as in `data`"."""
 
@@ -339,7 +339,7 @@ class Phase:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
     """Everything that decides a run. The same config and store give the same run."""
 
@@ -440,12 +440,12 @@ class Config:
         Raises:
           ConfigError: a field is unknown or has the wrong type.
         """
-        config = _from_dict(cls, json.loads(text))
+        config: typing.Self = _from_dict(cls, json.loads(text))
         check_types(config)
         return config
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class TaskConfig:
     """What is fine-tuned for; flags of `bertjax.finetune` set it.
 
@@ -453,7 +453,9 @@ class TaskConfig:
     """
 
     name: str = setting("", "Name of the task.")
-    options: dict = setting(dict, "Options of the task as JSON, names of labels among them.")
+    options: dict[str, Any] = setting(
+        dict, "Options of the task as JSON, names of labels among them."
+    )
     train: str = setting("", "Files of the training examples, or tfds:NAME:SPLIT.", may_change=True)
     eval: str = setting("", "Files of the examples to score, or tfds:NAME:SPLIT.", may_change=True)
     max_length: int = setting(128, "Tokens per row at most.", unit="tokens", at_least=1)
@@ -461,7 +463,7 @@ class TaskConfig:
     num_epochs: float = setting(3.0, "Times each example is seen.", unit="epochs", above=0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class FineTuningConfig(Config):
     """Everything that decides a run; one of fine-tuning has a task too."""
 
@@ -501,7 +503,7 @@ def choices_of(annotation: Any) -> tuple[str, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Every field of a configuration: its dotted name, the section that has it, and the field.
 
     A section comes before its fields; those of the first phase are `phases[0].num_steps` and so on.
@@ -557,7 +559,7 @@ def check_types(config: Any) -> None:
             for i, item in enumerate(value):
                 _expect(f"{name}[{i}]", item, part)
         else:
-            _expect(name, value, kind)
+            _expect(name, value, typing.get_origin(kind) or kind)
 
 
 def _expect(where: str, value: Any, expected: Any) -> None:

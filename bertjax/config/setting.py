@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 _LIMITS = (
     ("at_least", "at least", operator.ge),
@@ -65,7 +65,8 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
 
     Args:
       default: its default value, or what makes one when it is called.
-      meaning: as in `Setting`, like everything in `described`.
+      meaning: as in `Setting`.
+      **described: the other attributes of `Setting`.
     """
     metadata = {"setting": Setting(meaning=meaning, **described)}
     if callable(default):
@@ -73,6 +74,6 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def setting_of(field: dataclasses.Field) -> Setting:
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
     """What a field of the configuration says of itself."""
-    return field.metadata["setting"]
+    return cast(Setting, field.metadata["setting"])

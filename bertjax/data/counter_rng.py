@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 _GAMMA = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
 _MASK64 = 2**64 - 1
@@ -41,7 +42,7 @@ def keys_at(key: int, positions: np.ndarray) -> np.ndarray:
     return bits64(np.array([key], np.uint64), positions.astype(np.uint64))
 
 
-def bits64(keys: np.ndarray, counters: np.ndarray | int) -> np.ndarray:
+def bits64(keys: np.ndarray, counters: np.ndarray | int) -> npt.NDArray[np.uint64]:
     """64 random bits for each key and counter; the shapes broadcast."""
     counters = np.atleast_1d(np.asarray(counters, np.uint64))
     return mix64(keys + (counters + np.uint64(1)) * np.uint64(_GAMMA))
@@ -72,7 +73,7 @@ def bits32(keys: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return x
 
 
-def uniform_int(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+def uniform_int(bits: npt.NDArray[np.uint64], n: np.ndarray | int) -> npt.NDArray[np.int64]:
     """Uniform integers in [0, n) from 64 random bits: floor(bits * n / 2**64).
 
     Args:
@@ -83,9 +84,9 @@ def uniform_int(bits: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     Returns:
         int64.
     """
-    n = np.asarray(n).astype(np.uint64)
-    low = ((bits & np.uint64(0xFFFFFFFF)) * n) >> np.uint64(32)
-    return (((bits >> np.uint64(32)) * n + low) >> np.uint64(32)).astype(np.int64)
+    sizes: npt.NDArray[np.uint64] = np.asarray(n).astype(np.uint64)
+    low = ((bits & np.uint64(0xFFFFFFFF)) * sizes) >> np.uint64(32)
+    return (((bits >> np.uint64(32)) * sizes + low) >> np.uint64(32)).astype(np.int64)
 
 
 def uniform_float(bits: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def coin_flips(keys: np.ndarray, flips: np.ndarray) -> np.ndarray:
     return np.bincount(row, heads, len(keys)).astype(np.int64)
 
 
-def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+def permute(index: np.ndarray, n: int, keys: np.ndarray) -> npt.NDArray[np.int64]:
     """Shuffles [0, n) without a table: where a keyed permutation sends each index.
 
     A Feistel network over a x b >= n with modular addition in place of exclusive or, walked until
@@ -149,7 +150,7 @@ def _feistel(x: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
     return halves[0] * sizes[1] + halves[1]
 
 
-def mix64(x: np.ndarray) -> np.ndarray:
+def mix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """uint64 [n] mixed by splitmix64's finaliser: every bit moves every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

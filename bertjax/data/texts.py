@@ -9,8 +9,22 @@ import numpy as np
 
 from bertjax.data.stream.pairs import truncated_lengths
 from bertjax.data.tokenizers.vocabulary import Tokenizer
+from bertjax.errors import BertjaxError
 
 Text = str | tuple[str, str]  # one text, or a pair
+
+
+class TextError(BertjaxError, ValueError):
+    """A text that the model cannot take.
+
+    Attributes:
+      index: of the text in the list.
+      reason: what is wrong with it, and what was expected.
+    """
+
+    def __init__(self, index: int, reason: str):
+        super().__init__(f"text {index}: {reason}")
+        self.index, self.reason = index, reason
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from bertjax.checkpoints.checkpoint_directory import CheckpointDirectory
 from bertjax.checkpoints.loadable_workdir import SCORES
 from bertjax.config import Config, FineTuningConfig
 from bertjax.data.tokenizers.tokenizer import Tokenizer
-from bertjax.errors import EXIT_FINISHED
 from bertjax.fine_tuning.job import Examples, FineTuning, Scored, Scorer
 from bertjax.models import abstract_params
 from bertjax.parallel.sharding import make_mesh
 from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from bertjax.storage.atomic_files import write_file
 from bertjax.training import loop
+from bertjax.training.result import TrainingResult
 from bertjax.training.start import with_shardings
 from bertjax.training.workdir import Workdir
 
@@ -29,14 +31,28 @@ PREDICTIONS = "predictions.jsonl"
 _LOG = logging.getLogger(__name__)
 
 
-def fine_tune(
+@dataclasses.dataclass(frozen=True)
+class FineTuningResult(TrainingResult):
+    """What a fine-tuning run has come to.
+
+    Attributes:
+      scores: of the best checkpoint on the evaluation examples, the task's official metrics and
+        the loss; empty where the run was preempted.
+      best_step: the step of that checkpoint.
+    """
+
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    best_step: int = 0
+
+
+def train_and_score(
     config: FineTuningConfig,
     workdir: Path,
     training: Examples,
     evaluation: Examples,
     tokenizer: Tokenizer,
     initial_hash: str = "",
-) -> int:
+) -> FineTuningResult:
     """Trains or resumes a run, then scores its best checkpoint on the evaluation examples.
 
     Leaves in `workdir` what every run leaves, and tokenizer/, labels.json, predictions.jsonl (one
@@ -44,9 +60,6 @@ def fine_tune(
 
     Args:
       initial_hash: see `FineTuning`.
-
-    Returns:
-      0 when finished, 75 when preempted, as `loop.run`.
 
     Raises:
       TaskError: the examples do not fit the task.
@@ -61,9 +74,10 @@ def fine_tune(
         )
         return jobs[-1]
 
-    exit_code = loop.run(config, workdir, open_job)
-    if exit_code != EXIT_FINISHED:
-        return exit_code
+    trained = loop.run(config, workdir, open_job)
+    fields = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
+    if trained.preempted:
+        return FineTuningResult(**fields)
     best = best_evaluation(workdir, f"heldout_{training.task.main_metric}")
     scored = jobs[-1].best
     # A run that was resumed may have been best before.
@@ -100,7 +114,7 @@ def fine_tune(
         SCORES,
         workdir,
     )
-    return exit_code
+    return FineTuningResult(**fields, scores=scores, best_step=best["step"])
 
 
 def _score_step(config: FineTuningConfig, folder: Path, step: int, evaluation: Examples) -> Scored:

@@ -15,11 +15,11 @@ TABLE = "table.json"
 _SETTING = ("learning_rate", "batch_size", "num_epochs")
 
 
-def summarize(workdir: Path, folders: Sequence[Path], diverged: Mapping[Path, str]) -> str:
+def summarize(workdir: Path, names: Sequence[str], diverged: Mapping[str, str]) -> str:
     """Writes WORKDIR/table.json with the scores of all runs and their means.
 
     Args:
-      folders: of the runs, each with its scores.json but for those that diverged.
+      names: of the runs' folders, each with its scores.json but for those that diverged.
       diverged: what became of these, which table.json names.
 
     Returns:
@@ -27,9 +27,9 @@ def summarize(workdir: Path, folders: Sequence[Path], diverged: Mapping[Path, st
       finished there is none, and no table.json.
     """
     runs = [
-        {"folder": folder.name, **json.loads((folder / SCORES).read_text("utf-8"))}
-        for folder in folders
-        if folder not in diverged
+        {"folder": name, **json.loads((workdir / name / SCORES).read_text("utf-8"))}
+        for name in names
+        if name not in diverged
     ]
     if not runs:
         (workdir / TABLE).unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def summarize(workdir: Path, folders: Sequence[Path], diverged: Mapping[Path, st
         "main_metric": metric,
         "settings": settings,
         "runs": runs,
-        "diverged": {folder.name: reason for folder, reason in diverged.items()},
+        "diverged": dict(diverged),
     }
     write_file(workdir / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     return _table(settings, metric)

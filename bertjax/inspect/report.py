@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from bertjax.data.corpus.blocks import Problem
 from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents
 from bertjax.data.corpus.duplicates import DuplicateFinder
 from bertjax.data.counter_rng import mix64
-from bertjax.data.store.store import Split, Store
+from bertjax.data.store.store import MANIFEST, Split, Store, open_store, verify_store
+from bertjax.data.tokenizers.tokenizer import from_argument
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.inspect.findings import Finding
 from bertjax.inspect.lengths import Lengths, row_lengths
@@ -71,6 +73,34 @@ def _marked(piece: Piece, colours: bool) -> str:
         return piece.text
     text = f"{piece.original}>{piece.text}"
     return f"{_MASKED}{text}{_PLAIN}" if colours else f"<{text}>"
+
+
+def inspect_data(
+    source: str,
+    language: str = "en",
+    data_dir: str | None = None,
+    tokenizer: str | None = None,
+    lower_case: bool | None = None,
+) -> Report:
+    """Looks for what would waste or spoil a run in a corpus or a token store.
+
+    Args:
+      source: folder of a store, or texts as `bertjax.build_store` takes them.
+      language: of the texts, ISO 639.
+      data_dir: of TFDS.
+      tokenizer: that the texts are to be prepared with, whose [UNK] are counted.
+      lower_case: whether that tokenizer lowers the text.
+
+    Raises:
+      StoreError: the store is damaged.
+      CorpusError: an input cannot be read.
+      TokenizerError: the tokenizer cannot be loaded.
+    """
+    if (Path(source) / MANIFEST).exists():
+        verify_store(source)
+        return inspect_store(open_store(source))
+    chosen = from_argument(tokenizer, lower_case=lower_case) if tokenizer else None
+    return inspect_texts(source, language, data_dir, chosen)
 
 
 def inspect_texts(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bertjax.data.store.store import Split, Store
-from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, guess_casing
+from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, guess_casing
 from bertjax.inspect.findings import Finding
 from bertjax.inspect.texts import UNKNOWN
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 def make_model(config: ModelConfig) -> nn.Module:
     """Returns the module that `config.head` names; `config.dtype` must be resolved to call it."""
-    return resolve(HEADS[config.head].module)(config)
+    return cast(nn.Module, resolve(HEADS[config.head].module)(config))
 
 
 def compute_dtype(config: ModelConfig, backend: str) -> Dtype:
@@ -99,9 +99,10 @@ def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
     ids = jnp.zeros((1, 1), jnp.int32)
     model = make_model(dataclasses.replace(config, dtype="float32"))
     inputs = HEADS[config.head].inputs
-    return model.init(jax.random.key(seed), *(ids for _ in inputs))["params"]
+    variables = model.init(jax.random.key(seed), *(ids for _ in inputs))
+    return cast(dict[str, Any], variables["params"])
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
     """The tree of `init_params` with a `jax.ShapeDtypeStruct` for each array; allocates nothing."""
-    return jax.eval_shape(lambda: init_params(config, 0))
+    return cast(dict[str, Any], jax.eval_shape(lambda: init_params(config, 0)))

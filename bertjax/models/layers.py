@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., d] + bias [d], in the dtype of x; the bias has its gradient summed in float32."""
+    """Adds bias [d] to x [..., d], in the dtype of x; sums the bias's gradient in float32."""
     return x + bias.astype(x.dtype)
 
 
@@ -90,6 +90,9 @@ def dense(
     """A dense layer with bias, in the compute dtype.
 
     Args:
+      config: compute dtype, range of the initialiser, and whether layers are scanned.
+      features: columns of the output.
+      name: of the layer's parameters; None = Flax numbers them.
       kernel_axes: of a layer of the encoder: the logical axes of its kernel, which it gathers.
     """
     multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
@@ -144,7 +147,7 @@ class LayerNorm(nn.Module):
             normalised = centred * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
             return (normalised * scale + bias).astype(self.config.dtype)
 
-        return normalise(x, scale, bias)
+        return cast(jax.Array, normalise(x, scale, bias))
 
 
 def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -160,7 +163,7 @@ def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
     # In 16 bits XLA would find the tanh in the forward pass and keep it, in float32. (A scan keeps
     # the passes apart by itself.)
     apart = x.dtype != wide_dtype(config) and not config.scan_layers
-    return jax.checkpoint(activate, prevent_cse=apart)(x)
+    return cast(jax.Array, jax.checkpoint(activate, prevent_cse=apart)(x))
 
 
 def hidden_rows(config: ModelConfig, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ docs/design/attention.md says where causal and windowed forms go.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class Visibility:
 
         What a padded query sees reaches no loss, so without `packed` it sees every token.
         """
-        visible = self.segment_ids[:, None, None, :] > 0
+        visible: jax.Array = self.segment_ids[:, None, None, :] > 0
         if self.packed:
             visible = visible & (
                 self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]
@@ -43,9 +43,10 @@ class Visibility:
 
     def laid_out(self, length: int) -> Visibility:
         """The record as kernels take it: arrays [b, 1, length], padded from t tokens."""
-        return jax.tree.map(
+        record: Visibility = jax.tree.map(
             lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1])))[:, None, :], self
         )
+        return record
 
     def block(self, queries: Any, keys: Any) -> jax.Array:
         """Bool [queries, keys] inside a kernel; a padded query sees nothing.
@@ -56,11 +57,11 @@ class Visibility:
           queries: slice of the row, of `pl.ds`.
           keys: slice of the row.
         """
-        query_ids = self.segment_ids[0, :, queries].T
+        query_ids: jax.Array = self.segment_ids[0, :, queries].T
         key_ids = self.segment_ids[0, :, keys]
         key_ids = jnp.where(key_ids == 0, -1, key_ids)  # so that padding meets no padding
         return query_ids == key_ids
 
     def sees_any(self, queries: Any) -> jax.Array:
         """Bool [queries, 1] inside a kernel: a token sees itself at least, padding nothing."""
-        return self.segment_ids[0, :, queries].T != 0
+        return cast(jax.Array, self.segment_ids[0, :, queries].T != 0)

@@ -104,6 +104,9 @@ def run_model(
     """Runs the model; returns its `name_outputs`.
 
     Args:
+      model: the Flax module of the head.
+      config: of the model.
+      params: of the model.
       batch: input_ids, token_type_ids, attention_mask int32 [b, t].
       row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
     """
@@ -115,6 +118,7 @@ def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batc
     """Sums what the loss and the metrics are made of.
 
     Args:
+      config: of the model; its head says which loss.
       outputs: of `run_model`.
       batch: the answers of the head, and row_weights float32 [b].
 

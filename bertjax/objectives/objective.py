@@ -9,7 +9,7 @@ loss adds up over microbatches to that of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,9 @@ class Metric(NamedTuple):
     summary: str = ""
 
 
-def no_baselines(batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray) -> dict:
+def no_baselines(
+    batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray
+) -> dict[str, float]:
     """The `baselines` of an objective without any."""
     del batches, unigrams
     return {}
@@ -101,7 +103,7 @@ def make_objective(config: ModelConfig) -> Objective:
         raise ConfigError(
             f"config.model.head = {config.head!r}: has no objective; expected one of {known}"
         )
-    return resolve(head.objective)(config)
+    return cast(Objective, resolve(head.objective)(config))
 
 
 def abstract_batch(

@@ -169,6 +169,7 @@ def frequency_baselines(
     Args:
       batches: held-out rows, one pair each.
       unigrams: how often each id occurs in the training tokens [v].
+      next_sentence: whether the rows have next-sentence labels.
 
     Returns:
       unigram_entropy, the cross-entropy of the masked tokens under the training unigrams with one

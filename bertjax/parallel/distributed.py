@@ -37,8 +37,9 @@ _LOSS = re.compile(
 
 
 class PeerLostError(BertjaxError, RuntimeError):
-    """Another process of the run is gone or was never there; the same command goes on from the
-    newest checkpoint.
+    """Another process of the run is gone or was never there.
+
+    The same command goes on from the newest checkpoint.
     """
 
     exit_code = EXIT_PREEMPTED
@@ -188,7 +189,7 @@ class Agreement:
         votes = jax.make_array_from_callback(
             (self._mesh.size, len(answers)), self._sharding, lambda _: np.array([answers])
         )
-        return self._any(votes)
+        return typing.cast(jax.Array, self._any(votes))
 
 
 def smallest(value: int) -> int:

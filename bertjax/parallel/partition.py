@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import PartitionSpec
 
 from bertjax.parameters import is_of_layer, line_of
+
+Arrays = tuple[jax.Array, ...]
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # of every array whose first dimension is rows
@@ -80,7 +82,7 @@ def gather_params(params: Any) -> Any:
             return leaf
         spec = parameter_spec(name, leaf.shape, sizes)
         whole = (None if axis == RULES["embed"] else axis for axis in spec)
-        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*whole))
+        return cast(jax.Array, jax.lax.with_sharding_constraint(leaf, PartitionSpec(*whole)))
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
@@ -109,7 +111,7 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
         if sizes is None or sizes["fsdp"] == 1 or not _divides(rows := _row_axes(), x):
             return multiply(x, kernel)
         # By hand over the axes of the rows; `tensor` stays the compiler's.
-        return jax.checkpoint(
+        gathered: Callable[..., jax.Array] = jax.checkpoint(
             jax.shard_map(
                 lambda x, part: multiply(
                     x, jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
@@ -119,12 +121,13 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
                 axis_names=set(rows),
             ),
             **checkpoint,
-        )(x, kernel)
+        )
+        return gathered(x, kernel)
 
     return dot_general
 
 
-def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]:
+def split_rows_and_heads(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Makes each device run `function` on its own rows and heads.
 
     For kernels, which the compiler cannot split. Arguments and results are [b, t, h, k],
@@ -136,7 +139,7 @@ def split_rows_and_heads(function: Callable[..., tuple]) -> Callable[..., tuple]
         heads = {4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
         return PartitionSpec(_row_axes(), *heads)
 
-    def call(*arrays: Any) -> tuple:
+    def call(*arrays: Any) -> Arrays:
         if _mesh_sizes() is None or not _divides(_row_axes(), arrays[0]):
             return function(*arrays)
         outputs = jax.eval_shape(function, *arrays)
@@ -181,7 +184,8 @@ def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
     """Says that the rows of an activation [b, ...] stay on their devices.
 
     Args:
-      others: mesh axes of the dimensions after the first; none = whole.
+      x: [b, ...].
+      *others: mesh axis of each dimension after the first; without one it is whole.
     """
     return constrain(x, _row_axes(), *others)
 
@@ -190,7 +194,7 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """Says how `x` is split, by the mesh axes of its first dimensions; the rest is whole."""
     if _mesh_sizes() is None:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return cast(jax.Array, jax.lax.with_sharding_constraint(x, PartitionSpec(*axes)))
 
 
 def _row_axes() -> tuple[str, ...]:

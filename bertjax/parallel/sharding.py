@@ -83,7 +83,7 @@ def check_fits_mesh(config: Config, mesh: Mesh) -> None:
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     """Returns a tree like `params` (arrays or shapes) with a `NamedSharding` at each leaf."""
 
-    def sharding(path, leaf):
+    def sharding(path: Any, leaf: jax.Array) -> NamedSharding:
         return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, dict(mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
@@ -98,6 +98,8 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 
     Args:
       state: what the optimiser makes of `params`: arrays or shapes, in any structure.
+      params: nested dicts of arrays or shapes.
+      mesh: with the axes of `partition.AXES`.
     """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
 

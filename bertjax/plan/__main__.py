@@ -11,65 +11,75 @@ Exit codes: 0 it fits; 1 it does not; 2 a setting that cannot work.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from bertjax.cli import recipe_flags
-from bertjax.config import Config, ConfigError
+from bertjax.config import Config
+from bertjax.errors import EXIT_FINISHED
 
-_CONFIG = recipe_flags.define_config()
-_TOPOLOGY = flags.DEFINE_string(
-    "topology",
-    "",
-    "CHIP:SHAPE: v4:2x2x4, v5e:16x16, v5p:2x2x4, v6e:4x4, a100:8, h100:8, h200:8 and other shapes "
-    "of them. Default: the devices of this machine.",
-)
-_NUM_SLICES = flags.DEFINE_integer(
-    "num_slices", 1, "Equal slices (TPU) or machines (GPU), joined by the network."
-)
-_PHASE = flags.DEFINE_integer(
-    "phase", None, "Plan this phase only, from 0. Default: all.", lower_bound=0
-)
-_SEARCH = flags.DEFINE_bool(
-    "search", False, "Compare meshes, remat and microbatches, and recommend one."
-)
-_NUM_COMPILES = flags.DEFINE_integer(
-    "num_compiles", 3, "Layouts that --search compiles; 0 = arithmetic alone.", lower_bound=0
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+_DOES_NOT_FIT = 1
 
 
-def main(config: Config) -> int:
-    """Plans and prints; 0 = it fits."""
-    num_phases = len(config.resolved_phases())
-    if _PHASE.value is not None and _PHASE.value >= num_phases:
-        raise ConfigError(f"--phase={_PHASE.value}: the recipe has phases 0 to {num_phases - 1}")
-    phases = range(num_phases) if _PHASE.value is None else [_PHASE.value]
+def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Runs the command; see `command_line.run`."""
+    recipe_flags.run(_define, _plan, __doc__ or "", argv)
 
-    from bertjax.plan import phase_plan, report, search
-    from bertjax.plan.topology import open_target
 
-    target = open_target(
-        _TOPOLOGY.value, _NUM_SLICES.value, compiles=not _SEARCH.value or _NUM_COMPILES.value > 0
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "topology",
+        "",
+        "CHIP:SHAPE: v4:2x2x4, v5e:16x16, v5p:2x2x4, v6e:4x4, a100:8, h100:8, h200:8 and other "
+        "shapes of them. Default: the devices of this machine.",
+        flag_values=values,
     )
-    config = phase_plan.resolve(config, target)
-    recipe = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    if _SEARCH.value:
-        result = search.search(config, list(phases), target, _NUM_COMPILES.value)
-        print(
-            json.dumps(result.to_json(recipe), indent=2) if _JSON.value else result.to_text(recipe)
-        )
-        return 0 if result.best is not None else 1
-    plans = [phase_plan.plan_phase(config, index, target) for index in phases]
-    advice = [[] if plan.fits else phase_plan.advise(config, plan, target) for plan in plans]
-    if _JSON.value:
-        print(json.dumps(report.plan_json(config, recipe, target, plans, advice), indent=2))
+    flags.DEFINE_integer(
+        "num_slices",
+        1,
+        "Equal slices (TPU) or machines (GPU), joined by the network.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "phase",
+        None,
+        "Plan this phase only, from 0. Default: all.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "search",
+        False,
+        "Compare meshes, remat and microbatches, and recommend one.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_compiles",
+        3,
+        "Layouts that --search compiles; 0 = arithmetic alone.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=values)
+
+
+def _plan(values: flags.FlagValues, config: Config) -> int:
+    """Plans and prints; 0 = it fits."""
+    from bertjax.plan.plan_run import plan_run, search_layouts
+
+    name = recipe_flags.recipe_name(values)
+    where = {"num_slices": values.num_slices, "phase": values.phase}
+    plan: Any
+    if values.search:
+        plan = search_layouts(config, values.topology, num_compiles=values.num_compiles, **where)
     else:
-        print(report.plan_text(config, recipe, target, plans, advice))
-    return 0 if all(plan.fits for plan in plans) else 1
+        plan = plan_run(config, values.topology, **where)
+    print(json.dumps(plan.to_json(name), indent=2) if values.json else plan.to_text(name))
+    return EXIT_FINISHED if plan.fits else _DOES_NOT_FIT
 
 
 if __name__ == "__main__":
-    recipe_flags.run(main, _CONFIG)
+    main()

@@ -16,7 +16,8 @@ from jax.sharding import AbstractMesh
 
 from bertjax.config import Config, ConfigError, MeshConfig, Phase
 from bertjax.objectives.objective import make_objective
-from bertjax.parallel.sharding import AXES, check_fits_mesh
+from bertjax.parallel.partition import AXES
+from bertjax.parallel.sharding import check_fits_mesh
 from bertjax.parameters import shapes
 from bertjax.plan.collectives import Collective
 from bertjax.training.compilation import USABLE, activation_bytes, bytes_a_device
@@ -73,9 +74,10 @@ def estimate(
 
     Args:
       config: with `model.dtype` resolved.
+      phase: to estimate.
       sizes: of the mesh's axes.
-      hbm_bytes: of one chip.
-      num_slices: data spans them.
+      hbm_bytes: memory of one chip.
+      num_slices: that the axis `data` spans.
 
     Raises:
       ConfigError: batch, heads or widths do not divide over the mesh.

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -64,6 +65,7 @@ def read_collectives(
     chip hands its share to the runtime ("megascale") as a send that names what is done with it.
 
     Args:
+      module: the compiled program of one device.
       mesh_shape: axis -> size, in the order of the mesh.
       slice_of_device: slice number of each device in mesh order; None = one slice.
 
@@ -170,7 +172,7 @@ def _groups(instruction: Instruction, num_devices: int) -> list[list[int]]:
         return groups or [list(range(num_devices))]
     iota = re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", text)
     if iota:
-        return _iota(iota[1]).tolist()
+        return cast(list[list[int]], _iota(iota[1]).tolist())
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\]"
         r"(?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}",

@@ -80,6 +80,7 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
     Args:
       config: from `resolve`.
       index: of the phase.
+      target: what the phase is planned for.
 
     Raises:
       ConfigError: the recipe does not divide over the mesh.

@@ -62,6 +62,9 @@ def compile_phase(
 
     Args:
       config: with `model.dtype` resolved.
+      phase: to compile.
+      target: whose backend and devices the program is for.
+      mesh: of the target's devices.
       memory: bytes that a program can have on one device; None = as the device says.
 
     Raises:
@@ -122,6 +125,9 @@ def check_program(
     """What a good step does with its state and its collectives: see docs/design/plan.md.
 
     Args:
+      module: the compiled program of one device.
+      found: its collectives.
+      mesh: that it was compiled for.
       num_state_arrays: arrays that the step is given to overwrite, its first arguments.
       num_slices: between which an all-reduce becomes three stages: scatter inside each slice,
         reduce between them, gather again.
@@ -171,7 +177,11 @@ def check_activations(
     predictions after it, or by their product.
 
     Args:
+      module: the compiled program of one device.
+      mesh: that it was compiled for.
       rows: of the part of the batch that runs at a time, over all devices.
+      phase: has the length and the number of predictions.
+      model: has the hidden size.
       parameter_shapes: that happen to look like it.
 
     Returns:

@@ -46,9 +46,10 @@ def bound(
     """The bound of one phase's step.
 
     Args:
-      chip: peaks.
-      flops: of one chip and step.
-      hbm_bytes: of one chip and step.
+      chip: with its peak rates.
+      phase: has the rows of a step.
+      flops: floating-point operations of one chip and step.
+      hbm_bytes: bytes that one chip reads and writes in a step.
       collectives: of one chip and step.
       num_slices: slices or machines.
     """

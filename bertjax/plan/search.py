@@ -66,7 +66,12 @@ class SearchResult:
         """The recommended layout; None where nothing fits."""
         return next((layout for layout in self.layouts if layout.fits), None)
 
-    def to_json(self, recipe: str) -> dict[str, Any]:
+    @property
+    def fits(self) -> bool:
+        """Whether any layout does."""
+        return self.best is not None
+
+    def to_json(self, recipe: str = "") -> dict[str, Any]:
         """The comparison, and under `recommended` the flags and the plan of each phase."""
         best = self.best
         return {
@@ -96,7 +101,7 @@ class SearchResult:
             "versions": versions(),
         }
 
-    def to_text(self, recipe: str) -> str:
+    def to_text(self, recipe: str = "the recipe") -> str:
         """A table of the best layouts and the recommendation."""
         slices = f", {self.target.num_slices} slices" if self.target.num_slices > 1 else ""
         lines = [
@@ -123,6 +128,8 @@ class SearchResult:
         else:
             lines += ["", f"recommended: {best.flags}", self._why(best)]
         return "\n".join(lines)
+
+    __str__ = to_text
 
     def _why(self, best: Layout) -> str:
         plan = max(best.plans, key=lambda plan: plan.phase.num_steps)
@@ -200,7 +207,7 @@ def _candidates(config: Config, target: Target) -> Iterator[Config]:
                 )
 
 
-def _rank(layout: Layout) -> tuple:
+def _rank(layout: Layout) -> tuple[float, ...]:
     """Fitting first, then the lowest bound (to 1 %), then the simplest."""
     seconds = layout.seconds
     rounded = round(math.log(seconds) / math.log(1.01)) if math.isfinite(seconds) else math.inf

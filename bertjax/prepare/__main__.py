@@ -21,143 +21,140 @@ file and line, counted in STORE/manifest.json, and an error under --strict. Exit
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import shlex
-from pathlib import Path
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from bertjax.cli import command_line
 from bertjax.config import ConfigError
-from bertjax.data.store.bucket_copy import upload_store
-from bertjax.data.store.store import StoreError
-from bertjax.data.store.store_writer import SHARD_TOKENS, UNFINISHED
+from bertjax.data.store.store_writer import SHARD_TOKENS
 from bertjax.errors import EXIT_FINISHED
-from bertjax.inspect.stores import store_findings
-from bertjax.prepare.build_store import prepare
-from bertjax.prepare.options import PrepareOptions, PrepareStoppedError
-from bertjax.storage.bucket import BucketPath, as_path, require_client
-from bertjax.storage.cache import cache_folder
-
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "Texts: globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
-    required=True,
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the store: a path, or gs://BUCKET/FOLDER.", required=True
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer",
-    None,
-    "wordpiece:PATH (or PATH.txt), sentencepiece:PATH (or PATH.model), hf:FOLDER of a Hugging Face "
-    "model, the folder of a saved tokenizer, or train:wordpiece or train:sentencepiece to train "
-    "one on the training documents (about 256 MiB of them).",
-    required=True,
-)
-_VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size",
-    None,
-    "Pieces of a trained vocabulary (30522 where not given); a given one is filled up to it. "
-    "Missing pieces become [unusedN].",
-    lower_bound=1,
-)
-_LOWER_CASE = flags.DEFINE_boolean(
-    "lower_case",
-    None,
-    "Lower the text and drop accents. Default: yes for WordPiece, no for a trained SentencePiece; "
-    "a given SentencePiece model says it itself.",
-)
-_LANGUAGE = flags.DEFINE_string(
-    "language", "en", "Language of the texts, which decides where sentences end: ISO 639."
-)
-_HELDOUT_SHARE = flags.DEFINE_float(
-    "heldout_share",
-    0.01,
-    "Share of the documents held out for evaluation, chosen by a hash of their text.",
-)
-_DROP_DUPLICATES = flags.DEFINE_boolean(
-    "drop_duplicates",
-    False,
-    "Leave out documents most of whose text stands in an earlier one; STORE/duplicates.jsonl lists "
-    "them. The input is read twice.",
-)
-_STRICT = flags.DEFINE_boolean("strict", False, "Stop at the first problem of the input.")
-_SHARD_TOKENS = flags.DEFINE_integer(
-    "shard_tokens",
-    SHARD_TOKENS,
-    "Tokens in a file of the store: what has to be done again after a kill.",
-    lower_bound=1,
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of TFDS data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
-)
-_NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers",
-    0,
-    "Processes that encode; 0 = one a core. The result is the same.",
-    lower_bound=0,
-)
-_RUNNER = flags.DEFINE_string(
-    "runner",
-    "local",
-    "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
-    "DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). The result is the "
-    "same. Input and output must lie in a bucket or on storage that all its workers share.",
-)
-_BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options",
-    "",
-    "Options of the runner, in one string: '--region=europe-west4 --num_workers=100'.",
-)
+from bertjax.prepare.build_store import build_store
+from bertjax.prepare.options import PrepareOptions
 
 
-def main(argv: list[str]) -> int:
-    """Runs `prepare` with the flags; returns 0."""
-    if len(argv) > 1:
-        raise ConfigError(f"unexpected {argv[1]!r}; is a glob not quoted?")
-    output = as_path(_OUTPUT.value)
-    folder, staging = _OUTPUT.value, ""
-    if isinstance(output, BucketPath):
-        require_client()  # before hours of work
-        number = hashlib.sha256(str(output).encode()).hexdigest()[:12]
-        folder = str(cache_folder() / "prepared" / number / output.name)
-        staging = str(output / UNFINISHED) if _RUNNER.value != "local" else ""
-    store = prepare(
-        PrepareOptions(
-            input=_INPUT.value,
-            output=folder,
-            tokenizer=_TOKENIZER.value,
-            vocab_size=_VOCAB_SIZE.value,
-            lower_case=_LOWER_CASE.value,
-            language=_LANGUAGE.value,
-            heldout_share=_HELDOUT_SHARE.value,
-            drop_duplicates=_DROP_DUPLICATES.value,
-            strict=_STRICT.value,
-            shard_tokens=_SHARD_TOKENS.value,
-            data_dir=_DATA_DIR.value,
-            num_workers=_NUM_WORKERS.value,
-            runner=_RUNNER.value,
-            beam_options=_BEAM_OPTIONS.value,
-            staging=staging,
-        )
+def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Runs the command; see `command_line.run`."""
+    interrupted = "interrupted; the same command goes on where it stopped"
+    command_line.run(_define, _prepare, __doc__ or "", argv, interrupted=interrupted)
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "input",
+        None,
+        "Texts: globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+        required=True,
+        flag_values=values,
     )
-    for finding in store_findings(store):
-        print("\n".join(finding.lines()))
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Folder of the store: a path, or gs://BUCKET/FOLDER.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "tokenizer",
+        None,
+        "wordpiece:PATH (or PATH.txt), sentencepiece:PATH (or PATH.model), hf:FOLDER of a Hugging "
+        "Face model, the folder of a saved tokenizer, or train:wordpiece or train:sentencepiece to "
+        "train one on the training documents (about 256 MiB of them).",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "vocab_size",
+        None,
+        "Pieces of a trained vocabulary (30522 where not given); a given one is filled up to it. "
+        "Missing pieces become [unusedN].",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "lower_case",
+        None,
+        "Lower the text and drop accents. Default: yes for WordPiece, no for a trained "
+        "SentencePiece; a given SentencePiece model says it itself.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "language",
+        "en",
+        "Language of the texts, which decides where sentences end: ISO 639.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "heldout_share",
+        0.01,
+        "Share of the documents held out for evaluation, chosen by a hash of their text.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "drop_duplicates",
+        False,
+        "Leave out documents most of whose text stands in an earlier one; STORE/duplicates.jsonl "
+        "lists them. The input is read twice.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "strict", False, "Stop at the first problem of the input.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "shard_tokens",
+        SHARD_TOKENS,
+        "Tokens in a file of the store: what has to be done again after a kill.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of TFDS data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_workers",
+        0,
+        "Processes that encode; 0 = one a core. The result is the same.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "runner",
+        "local",
+        "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
+        "DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). The result is the "
+        "same. Input and output must lie in a bucket or on storage that all its workers share.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "beam_options",
+        "",
+        "Options of the runner, in one string: '--region=europe-west4 --num_workers=100'.",
+        flag_values=values,
+    )
+
+
+def _prepare(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Builds the store; returns 0."""
+    if arguments:
+        raise ConfigError(f"unexpected {arguments[0]!r}; is a glob not quoted?")
+    command_line.show_log(stream=sys.stdout)
+    names = [field.name for field in dataclasses.fields(PrepareOptions) if field.name in values]
+    given: dict[str, Any] = {name: values[name].value for name in names}
+    store = build_store(**given)
     print(
         "texts, duplicates and lengths: python -m bertjax.inspect "
-        f"{shlex.quote(_INPUT.value)} or {folder}"
+        f"{shlex.quote(values.input)} or {store.path}"
     )
-    if isinstance(output, BucketPath):
-        try:
-            upload_store(Path(folder), output)
-        except StoreError as error:
-            raise PrepareStoppedError(str(error)) from error
-        (output / UNFINISHED).remove_tree()
-        print(f"{output}: uploaded from {folder}, which may be deleted")
     return EXIT_FINISHED
 
 
 if __name__ == "__main__":
-    command_line.run(main, interrupted="interrupted; the same command goes on where it stopped")
+    main()

@@ -89,8 +89,9 @@ class Encode:
 
 
 def pipeline_options(options: PrepareOptions) -> Any:
-    """The options of the pipeline: `--runner`, `--beam_options`, and for Beam's direct runner as
-    many processes as `--num_workers` says.
+    """The options of the pipeline: those of `--runner` and `--beam_options`.
+
+    Beam's direct runner gets as many processes as `--num_workers` says.
 
     Raises:
         PrepareError: Beam is not installed, or does not know an option or the runner.
@@ -99,7 +100,7 @@ def pipeline_options(options: PrepareOptions) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-        from apache_beam.runners import create_runner
+        from apache_beam.runners.runner import create_runner
     except ImportError:
         raise PrepareError(f"--runner={options.runner} needs Apache Beam: {_EXTRA}") from None
     finally:

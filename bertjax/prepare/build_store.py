@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +27,19 @@ from bertjax.cores import num_cores
 from bertjax.data.corpus.blocks import BLOCK_BYTES, PROBLEMS, Block, Problem, Source
 from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents, split_sentences
 from bertjax.data.corpus.duplicates import DUPLICATES, read_dropped, write_duplicates
-from bertjax.data.store.store import MANIFEST, SPLITS, Store, open_store, read_manifest
+from bertjax.data.store.bucket_copy import upload_store
+from bertjax.data.store.store import (
+    MANIFEST,
+    SPLITS,
+    Store,
+    StoreError,
+    open_store,
+    read_manifest,
+)
 from bertjax.data.store.store_writer import UNFINISHED, StoreWriter
 from bertjax.data.tokenizers.tokenizer import Tokenizer, from_argument, load_tokenizer
+from bertjax.errors import closest
+from bertjax.inspect.stores import store_findings
 from bertjax.prepare.encode_blocks import STARTS, EncodedBlock, encode_blocks, is_held_out
 from bertjax.prepare.options import (
     PrepareError,
@@ -45,11 +57,68 @@ from bertjax.prepare.resume import (
     source_states,
 )
 from bertjax.prepare.staged_blocks import StagedBlocks
+from bertjax.storage.bucket import BucketPath, as_path, require_client
+from bertjax.storage.cache import cache_folder
+
+_LOG = logging.getLogger(__name__)
 
 TRAINING_SAMPLE_BYTES = 256 * 2**20  # text that a vocabulary is trained on, about
 _GZIP_RATIO = 3  # of English text
 _EXAMPLES = 3  # problems of a kind that are kept in full
 _T = TypeVar("_T")
+
+
+def build_store(
+    input: str | Path | Sequence[str | Path], output: str | Path, tokenizer: str, **options: Any
+) -> Store:
+    """Makes a token store from a corpus, resumes one that is unfinished, or opens a finished one.
+
+    Args:
+      input: texts: paths and globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, in a list
+        or separated by commas.
+      output: folder of the store: a path, or gs://BUCKET/FOLDER, which is prepared in this
+        machine's cache and then uploaded, the manifest last.
+      tokenizer: "train:wordpiece", "train:sentencepiece", a vocab.txt, a .model of SentencePiece,
+        hf:FOLDER, or the folder of a saved tokenizer.
+      **options: other fields of `PrepareOptions`, such as vocab_size=8_000 or language="hi".
+
+    Returns:
+      The store, on this machine's disk.
+
+    Raises:
+      PrepareError: an option, the output folder or the corpus does not do; there is no such option.
+      CorpusError: an input cannot be read.
+      TokenizerError: the tokenizer cannot be loaded or trained.
+      ConfigError: the output is in a bucket, which cannot be used here.
+    """
+    parts = [input] if isinstance(input, (str, Path)) else input
+    known = [field.name for field in dataclasses.fields(PrepareOptions)]
+    for name in options:
+        if name not in known:
+            raise PrepareError(f"{name}: no such option of a store; {closest(name, known)}")
+    target = as_path(output)
+    chosen = PrepareOptions(
+        input=",".join(map(str, parts)), output=str(output), tokenizer=str(tokenizer), **options
+    )
+    if isinstance(target, BucketPath):
+        require_client()  # before hours of work
+        number = hashlib.sha256(str(target).encode()).hexdigest()[:12]
+        chosen = dataclasses.replace(
+            chosen,
+            output=str(cache_folder() / "prepared" / number / target.name),
+            staging=str(target / UNFINISHED) if chosen.runner != "local" else "",
+        )
+    store = prepare(chosen)
+    for finding in store_findings(store):
+        _LOG.info("\n".join(finding.lines()))
+    if isinstance(target, BucketPath):
+        try:
+            upload_store(Path(chosen.output), target)
+        except StoreError as error:
+            raise PrepareStoppedError(str(error)) from error
+        (target / UNFINISHED).remove_tree()
+        _LOG.info("%s: uploaded from %s, which may be deleted", target, chosen.output)
+    return store
 
 
 def prepare(options: PrepareOptions) -> Store:
@@ -77,14 +146,17 @@ def prepare(options: PrepareOptions) -> Store:
             check_finished(output, settings, sources)
             if options.strict:
                 _Tally(problems=read_manifest(output)["problems"]).refuse()
-            print(f"{output}: already prepared")
+            _LOG.info("%s: already prepared", output)
             return open_store(output)
         with explained(output):
             check_unfinished(output, settings, sources)
             if options.drop_duplicates:
                 write_duplicates(output / DUPLICATES, sources)
-                num_dropped = len(read_dropped(output / DUPLICATES))
-                print(f"{num_dropped} duplicate documents are left out: {output / DUPLICATES}")
+                _LOG.info(
+                    "%d duplicate documents are left out: %s",
+                    len(read_dropped(output / DUPLICATES)),
+                    output / DUPLICATES,
+                )
             tokenizer = _saved_tokenizer(output, options, sources)
             writer = StoreWriter(output, tokenizer.vocab_size)
         try:
@@ -102,13 +174,18 @@ def prepare(options: PrepareOptions) -> Store:
             writer.close()
     store = open_store(output)
     for split in (store.train, store.heldout):
-        print(
-            f"{split.name}: {split.num_documents:,} documents, {split.num_sentences:,} sentences, "
-            f"{split.num_tokens:,} tokens"
+        _LOG.info(
+            "%s: %s documents, %s sentences, %s tokens",
+            split.name,
+            f"{split.num_documents:,}",
+            f"{split.num_sentences:,}",
+            f"{split.num_tokens:,}",
         )
-    print(
-        f"{output}: prepared from {details['text_bytes'] / 1e6:.1f} MB of text in "
-        f"{time.monotonic() - begin:.0f} s"
+    _LOG.info(
+        "%s: prepared from %.1f MB of text in %.0f s",
+        output,
+        details["text_bytes"] / 1e6,
+        time.monotonic() - begin,
     )
     return store
 
@@ -130,7 +207,7 @@ def _saved_tokenizer(output: Path, options: PrepareOptions, sources: list[Source
     folder = output / "tokenizer"
     if not folder.exists():
         if options.tokenizer.startswith("train:"):
-            print(f"training a vocabulary ({options.tokenizer}) on the training documents")
+            _LOG.info("training a vocabulary (%s) on the training documents", options.tokenizer)
         tokenizer = _make_tokenizer(options, _training_sentences(options, sources))
         temporary = output / UNFINISHED / "tokenizer"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -148,7 +225,11 @@ def _training_sentences(options: PrepareOptions, sources: list[Source]) -> Itera
     size = sum(s.num_bytes * (_GZIP_RATIO if s.name.endswith(".gz") else 1) for s in sources)
     share = min(1.0, TRAINING_SAMPLE_BYTES / max(1, size))
     if share < 1:
-        print(f"  {share:.1%} of the input, in blocks of {BLOCK_BYTES >> 20} MiB spread evenly")
+        _LOG.info(
+            "  %.1f%% of the input, in blocks of %d MiB spread evenly",
+            100 * share,
+            BLOCK_BYTES >> 20,
+        )
     dropped = read_dropped(Path(options.output) / DUPLICATES)
     blocks = (block for source in sources for block in read_blocks(source))
     for index, block in enumerate(blocks):
@@ -232,7 +313,9 @@ def _write_documents(
         tally.refuse()  # the finished shards may be of a run that was not strict
     blocks = _Input(sources, tally.num_blocks)
     if writer.parts:
-        print(f"{writer.path}: {len(writer.parts)} finished shards are kept, going on after them")
+        _LOG.info(
+            "%s: %d finished shards are kept, going on after them", writer.path, len(writer.parts)
+        )
     encoded_blocks: Generator[tuple[Block, EncodedBlock], None, None]
     if options.runner == "local":
         encoded_blocks = encode_blocks(
@@ -289,11 +372,11 @@ def _write_documents(
 
 def _check_result(writer: StoreWriter, options: PrepareOptions, tally: _Tally) -> None:
     for kind, entry in sorted(tally.problems.items()):
-        print(f"{kind}: {entry['count']} x {entry['done']}:")
+        _LOG.info("%s: %d x %s:", kind, entry["count"], entry["done"])
         for example in entry["examples"]:
-            print(f"    {example}")
+            _LOG.info("    %s", example)
         if entry["count"] > len(entry["examples"]):
-            print("    ...")
+            _LOG.info("    ...")
     train, heldout = (writer.num_documents(split) for split in SPLITS)
     if train + heldout == 0:
         raise PrepareError(
@@ -306,7 +389,9 @@ def _check_result(writer: StoreWriter, options: PrepareOptions, tally: _Tally) -
             f"--heldout_share={options.heldout_share}; give more documents or a smaller share"
         )
     if heldout == 0 and options.heldout_share > 0:
-        print(
-            f"no document of {train} was held out (--heldout_share={options.heldout_share}): "
-            "evaluate on another store, or give a larger share"
+        _LOG.info(
+            "no document of %d was held out (--heldout_share=%s): evaluate on another store, or "
+            "give a larger share",
+            train,
+            options.heldout_share,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sysconfig
 from pathlib import Path
@@ -11,6 +12,7 @@ from bertjax.data.store.store import MANIFEST, Store, StoreError, open_store
 from bertjax.prepare.build_store import prepare
 from bertjax.prepare.options import PrepareOptions
 
+_LOG = logging.getLogger(__name__)
 _HELDOUT_SHARE = 0.05
 
 
@@ -34,9 +36,12 @@ def prepare_embedded(folder: str | os.PathLike[str], vocab_size: int) -> Store:
                 f"{EMBEDDED} with {vocab_size}; use another folder or delete this one"
             )
         return store
-    print(
-        f"{folder}: preparing the embedded corpus, the documentation of this Python "
-        f"({sysconfig.get_path('stdlib')}), with a vocabulary of {vocab_size}"
+    _LOG.info(
+        "%s: preparing the embedded corpus, the documentation of this Python (%s), with a "
+        "vocabulary of %d",
+        folder,
+        sysconfig.get_path("stdlib"),
+        vocab_size,
     )
     return prepare(
         PrepareOptions(

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,9 @@ from bertjax.data.corpus.corpus import Document, read_documents, split_sentences
 from bertjax.data.corpus.duplicates import DUPLICATES, read_dropped
 from bertjax.data.store.store import SPLITS
 from bertjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from bertjax.prepare.spawn import without_main
 
+_LOG = logging.getLogger(__name__)
 STARTS = 4  # of the worker processes, before a run in which they die is given up
 
 
@@ -152,7 +155,7 @@ def encode_blocks(
                 pool.shutdown(wait=True, cancel_futures=True)
                 if num_starts == STARTS:
                     raise
-                print("a worker process died: going on with new ones")
+                _LOG.warning("a worker process died: going on with new ones")
                 num_starts += 1
                 pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
                 under_way = collections.deque(
@@ -169,7 +172,8 @@ def encode_blocks(
 def _submit(pool: ProcessPoolExecutor, block: Block) -> Future[EncodedBlock]:
     """A future, which raises BrokenProcessPool itself where the pool is broken already."""
     try:
-        return pool.submit(_encode_in_worker, block)
+        with without_main():
+            return pool.submit(_encode_in_worker, block)
     except BrokenProcessPool as error:
         future: Future[EncodedBlock] = Future()
         future.set_exception(error)

@@ -127,8 +127,10 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
 
 
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
-    """Size and time of the last change (nanoseconds) of each source; 0 where it is no file, and in
-    a bucket the generation."""
+    """Bytes and time of the last change (nanoseconds) of each source, by name.
+
+    The time is 0 where the source is no file; in a bucket the generation stands in its place.
+    """
     in_bucket = [source for source in sources if is_bucket_path(source.name)]
     generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
     states = {

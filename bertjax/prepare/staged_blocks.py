@@ -93,7 +93,9 @@ class StagedBlocks:
         """
         names = {tuple(map(int, name.split("-")[:2])): name for name in self.names()}
         places = iter(sorted(names))
-        coming: collections.deque[tuple[tuple[int, ...], concurrent.futures.Future]]
+        coming: collections.deque[
+            tuple[tuple[int, ...], concurrent.futures.Future[tuple[Block, EncodedBlock]]]
+        ]
         coming = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
             for source_number in range(num_sources):

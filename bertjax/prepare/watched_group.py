@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import EXIT_FAILED, BertjaxError
+from bertjax.prepare.spawn import without_main
 
 
 class GroupError(BertjaxError, RuntimeError):
@@ -61,7 +62,8 @@ def run_watched(
             told()
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_run, args=(function, arguments, log, sender))
-        process.start()
+        with without_main():
+            process.start()
         sender.close()
         try:
             with contextlib.suppress(EOFError):  # killed

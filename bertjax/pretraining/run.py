@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from bertjax.cli.recipes import load_recipe
 from bertjax.config import Config
+from bertjax.config.overrides import with_overrides
+from bertjax.config.store_list import store_list
 from bertjax.pretraining.job import Pretraining
+from bertjax.storage.bucket import is_bucket_path, require_client
 from bertjax.training import loop
 from bertjax.training.optimizer import Optimizer
+from bertjax.training.result import TrainingResult
 
 
-def pretrain(config: Config, workdir: str | Path, optimizer: Optimizer | None = None) -> int:
-    """Pre-trains in `workdir`, or goes on with the run that is there; see `loop.run`."""
+def pretrain(
+    config: Config | str,
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    optimizer: Optimizer | None = None,
+) -> TrainingResult:
+    """Pre-trains in `workdir`, or resumes the run that is there.
+
+    Args:
+      config: the recipe, by name, as the path of a .py file, or as an object.
+      workdir: of checkpoints, metrics, curves and summary: a folder, or gs://BUCKET/FOLDER.
+      overrides: fields of the recipe by dotted name, {"data.store": "stores/mine"}.
+      optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
+
+    Returns:
+      What the run has come to; see `TrainingResult`.
+
+    Raises:
+      ConfigError: a setting cannot work, or contradicts the run in `workdir`.
+      BertjaxError: others of `loop.run`.
+    """
+    if isinstance(config, str):
+        config = load_recipe(config)
+    config = with_overrides(config, overrides or {})
+    stores = [store.path for store in store_list(config.data)]
+    if any(map(is_bucket_path, (workdir, *stores, config.data.eval_store, config.init_from))):
+        require_client()  # before any work
     return loop.run(config, workdir, Pretraining, optimizer)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class EventWriter:
@@ -47,7 +48,7 @@ class EventWriter:
         """Closes the file; it has been complete after each `add`."""
         self._file.close()
 
-    def _write(self, event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
         self._records.flush()

@@ -75,7 +75,10 @@ class Tracker:
         """Opens the files of `workdir`, cut back to the steps up to `resume_step`.
 
         Args:
+          workdir: of the run.
+          config: of the run: its last step, and whether TensorBoard gets its scalars.
           metrics: those that the objective reports, in the order of `step_keys`.
+          resume_step: updates made before; later lines are cut off.
 
         Raises:
           OSError: a file cannot be written.

@@ -116,7 +116,7 @@ class BucketPath:
     def read_bytes(self) -> bytes:
         """The whole content, compared with the bucket's checksum."""
         with self._explained():
-            return self._blob().download_as_bytes()
+            return bytes(self._blob().download_as_bytes())
 
     def read_text(self) -> str:
         """The whole content, as UTF-8."""
@@ -301,7 +301,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer; 0 at the end."""
         with self._path._explained():
-            return self._source.readinto(buffer)
+            return int(self._source.readinto(buffer))
 
 
 def find_objects(pattern: str) -> dict[str, int]:

@@ -24,6 +24,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bertjax.errors import EXIT_FAILED, BertjaxError
 from bertjax.storage.bucket import BucketPath
@@ -83,7 +84,7 @@ def _acquire(path: BucketPath, content: bytes) -> int:
             continue
 
 
-def _expires(path: BucketPath, generation: int, holder: dict) -> bool:
+def _expires(path: BucketPath, generation: int, holder: dict[str, Any]) -> bool:
     """Watches the lock: True once it was not written for so long, False once it was."""
     _LOG.info(
         "the workdir was in use by %s; if that run is dead, this one goes on in %.0f s",
@@ -174,8 +175,8 @@ def _start_time(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]  # a zombie is dead
 
 
-def _state_here(process: dict) -> str:
-    """ "alive" or "gone", where this machine can tell, else "unknown"."""
+def _state_here(process: dict[str, Any]) -> str:
+    """The word "alive" or "gone" where this machine can tell, else "unknown"."""
     machine = _machine()
     if not machine or any(process.get(key) != value for key, value in machine.items()):
         return "unknown"

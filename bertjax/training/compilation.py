@@ -67,8 +67,13 @@ def compile_train_step(
     decides and runs are alike.
 
     Args:
+      config: of the run, with `model.dtype` resolved.
+      phase: has the rows of a batch and their length.
+      objective: what the step minimises.
+      optimizer: what the step updates with.
       abstract_state: shapes, dtypes and shardings of the state.
       batch: shapes, dtypes and shardings of one global batch.
+      mesh: of the devices.
       memory: bytes of a device; None = as it says itself, which one that is only compiled for
         cannot.
       first: microbatches to try first where the memory decides: those of the run that is resumed,
@@ -211,11 +216,11 @@ def device_memory_bytes(mesh: Mesh) -> int:
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"]
+        return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return 0
     # Available, not free: the kernel gives back what it has cached of files.
-    return psutil.virtual_memory().available // len(mesh.local_devices)
+    return int(psutil.virtual_memory().available) // len(mesh.local_devices)
 
 
 def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[float, str]:

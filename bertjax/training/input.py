@@ -69,6 +69,8 @@ def device_batch(batch: Batch, mesh: Mesh, global_batch_size: int) -> dict[str, 
 
     Args:
       batch: arrays [b, ...], the rows `local_rows(mesh, global_batch_size)`.
+      mesh: of all processes' devices.
+      global_batch_size: rows of all processes.
     """
     sharding = row_sharding(mesh)
     rows = local_rows(mesh, global_batch_size)
@@ -98,4 +100,4 @@ def gather_row_ids(row_ids: np.ndarray, mesh: Mesh, global_batch_size: int) -> n
     ids[mine, 0] = row_ids + 1  # so that 0 means: not read here
     # Two halves: JAX has no 64-bit integers by default.
     parts = multihost_utils.process_allgather(ids.view(np.int32))
-    return np.ascontiguousarray(parts).view(np.int64)[..., 0].max(axis=0) - 1
+    return np.asarray(np.ascontiguousarray(parts).view(np.int64)[..., 0].max(axis=0) - 1)

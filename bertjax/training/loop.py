@@ -22,7 +22,7 @@ from bertjax.checkpoints.loadable_workdir import SCORES, keep_labels, keep_token
 from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
 from bertjax.config.checks import validate
-from bertjax.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_PREEMPTED, BertjaxError
+from bertjax.errors import EXIT_FAILED, BertjaxError
 from bertjax.flops import mfu
 from bertjax.models import check_backend, compute_dtype
 from bertjax.objectives.objective import abstract_batch
@@ -45,6 +45,7 @@ from bertjax.training.job import Job, OpenJob
 from bertjax.training.optimizer import Optimizer, make_optimizer
 from bertjax.training.phases import Phases
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
+from bertjax.training.result import TrainingResult
 from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
 from bertjax.training.workdir import Workdir, open_workdir
@@ -64,7 +65,7 @@ class TrainingDivergedError(BertjaxError, RuntimeError):
 
 def run(
     config: Config, workdir: str | Path, open_job: OpenJob, optimizer: Optimizer | None = None
-) -> int:
+) -> TrainingResult:
     """Trains until `config.last_step`, from wherever the workdir stands.
 
     Args:
@@ -75,7 +76,8 @@ def run(
       optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
 
     Returns:
-      0 when the run is finished, 75 when it was preempted (SIGTERM, SIGINT) and has saved.
+      What the run has come to; `preempted` where it was asked to stop (SIGTERM, SIGINT) and has
+      saved. Signals are heard where this runs in the main thread.
 
     Raises:
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.
@@ -131,10 +133,17 @@ def run(
                     finished = trainer.train(tracker, guard, profile)
                 if finished:
                     trainer.summarize()
-                return EXIT_FINISHED if finished else EXIT_PREEMPTED
+                last = tracker.evaluations[-1] if tracker.evaluations else {}
+                return TrainingResult(
+                    workdir=place.path,
+                    steps=trainer.step,
+                    metrics=trainer.scores or {k: last[k] for k in last if k.startswith("heldout")},
+                    preempted=not finished,
+                    state=trainer.state,
+                )
     except Preempted as preempted:
         _LOG.warning("%s before the first step: there was nothing to save", preempted)
-        return EXIT_PREEMPTED
+        return TrainingResult(place.path, 0, {}, preempted=True, state=None)
 
 
 def with_dtype(config: Config) -> Config:
@@ -171,6 +180,7 @@ class _Trainer:
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         self.step = int(self.state.step)
+        self.scores: dict[str, float] = {}  # of the last evaluation of this process
         self.saved_step = self.step
         self.started = self.saved_at = time.monotonic()
         self.throughput = Throughput()
@@ -417,8 +427,8 @@ class _Trainer:
 
     def _evaluate(self, tracker: Tracker) -> None:
         index = self.phases.index(self.step - 1)
-        record = self.job.evaluate(index, self.state.params)
-        tracker.log_eval({"step": self.step, "phase": index, **record})
+        self.scores = self.job.evaluate(index, self.state.params)
+        tracker.log_eval({"step": self.step, "phase": index, **self.scores})
         self._protect_best(tracker)
 
     def _protect_best(self, tracker: Tracker) -> None:

@@ -48,7 +48,7 @@ from bertjax.config import ConfigError, OptimizerConfig
 from bertjax.parallel.partition import path_name
 from bertjax.parameters import level, line_of
 
-Tree = dict[str, Any]  # nested dicts of arrays
+Tree = Any  # nested dicts of arrays
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
@@ -110,7 +110,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
                 return end + (peak - end) * left**power
 
         case "cosine":
-            cosine = optax.cosine_decay_schedule(peak - end, max(decay_steps - warmup, 1))
+            cosine: Schedule = optax.cosine_decay_schedule(peak - end, max(decay_steps - warmup, 1))
 
             def decay(step: jax.typing.ArrayLike) -> jax.Array:
                 return end + cosine(step - warmup)

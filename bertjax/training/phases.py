@@ -41,7 +41,8 @@ class Phases:
         """Floating-point operations of all steps after `step` updates.
 
         Args:
-          row_flops: of a row of each phase.
+          step: updates made.
+          row_flops: floating-point operations to train on one row of each phase.
         """
         return sum(
             max(0, self.end(i) - max(self._first[i], step)) * phase.global_batch_size * row_flops[i]

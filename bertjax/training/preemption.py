@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 import types
 from typing import Any
@@ -27,6 +28,8 @@ class PreemptionGuard:
     signal only sets `requested`, which the loop reads between two steps, and a second one ends at
     once: SIGTERM the process, with 143, SIGINT with KeyboardInterrupt. A run that ends so is one
     that was killed: its checkpoints stay, what came after the last of them is lost.
+
+    Python hands signals to the main thread alone; in another one nothing is noted.
     """
 
     def __init__(self, deferred: bool = False) -> None:
@@ -36,8 +39,9 @@ class PreemptionGuard:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionGuard:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,6 +34,7 @@ class SinceLogged:
 
         Args:
           metrics: of `train_step`.
+          phase: that the step belongs to; has the rows of a batch and their length.
         """
         rows = phase.global_batch_size
         step = {

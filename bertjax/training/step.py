@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.objectives.objective import Objective, is_packed
+from bertjax.objectives.objective import Objective, Sums, is_packed
 from bertjax.parallel.partition import ROWS, constrain, sum_over_data
 from bertjax.training.optimizer import Optimizer
 
@@ -50,7 +50,10 @@ def train_step(
     masked tokens vary).
 
     Args:
+      objective: what is minimised.
+      optimizer: what the parameters are updated with.
       num_microbatches: parts that the batch is run in, one after the other; divides its rows.
+      state: before the update.
       batch: arrays whose first dimension is rows [b, ...].
       key: the run's key, the same at every step.
 
@@ -62,7 +65,7 @@ def train_step(
     row_keys = _row_keys(jax.random.fold_in(key, state.step), batch)
     denominators = objective.denominators(batch)
 
-    def loss_and_sums(params: Tree, part: Batch, keys: jax.Array):
+    def loss_and_sums(params: Tree, part: Batch, keys: jax.Array) -> tuple[jax.Array, Sums]:
         sums = objective.sums(params, part, keys, _sampling_keys(keys))
         return objective.loss(sums, denominators), sums
 
@@ -101,6 +104,9 @@ def evaluation_step(
     in batches of any size.
 
     Args:
+      objective: whose sums are taken.
+      params: of the model.
+      batch: arrays whose first dimension is rows [b, ...].
       first_row: int32 [], the number of the batch's first row.
     """
     keys = _row_keys(jax.random.key(_EVALUATION_SEED), batch, first_row)

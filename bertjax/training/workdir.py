@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from bertjax.errors import ConfigError
 from bertjax.reports.tracker import EVALS, METRICS
 from bertjax.storage.bucket import BucketPath, as_path, in_parallel
 from bertjax.storage.cache import cache_folder
@@ -127,6 +128,12 @@ class BucketWorkdir(Workdir):
 
 
 def open_workdir(path: str | Path | BucketPath) -> Workdir:
-    """The workdir that a path names."""
+    """The workdir that a path names.
+
+    Raises:
+      ConfigError: it is a file.
+    """
     path = as_path(path)
+    if isinstance(path, Path) and path.is_file():
+        raise ConfigError(f"--workdir={path}: is a file; name a folder")
     return BucketWorkdir(path) if isinstance(path, BucketPath) else Workdir(path, path)

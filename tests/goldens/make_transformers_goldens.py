@@ -4,7 +4,7 @@
 
 in an environment with torch and transformers (`pip install "bertjax[peer]"`). Everything is
 computed in float64 from weights that float32 holds exactly, so that one file serves tests in both.
-tests/test_model_live.py runs the same functions on another model.
+tests/models/test_model_live.py runs the same functions on another model.
 """
 
 from pathlib import Path

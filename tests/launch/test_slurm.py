@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from folders import RECIPE, REPOSITORY
 from stream_store import make_documents, make_tokenizer
 
 from bertjax.data.store.store_writer import write_store
 
-REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
 NODE = Path(__file__).parent / "slurm_node.sh"
-RECIPE = REPOSITORY / "tests" / "recipes" / "micro.py"
 
 
 def run(*command, **options):

@@ -57,11 +57,14 @@ class Document:
 
 
 def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
-    """Resolves a comma-separated list of globs, also of gs://, `tfds:NAME/CONFIG:SPLIT` and
-    `embedded:python`.
+    """Resolves a comma-separated list of inputs.
 
     Files come in the order of the patterns and sorted within one; a file matched twice is read
     once.
+
+    Args:
+        patterns: globs, also of gs://; `tfds:NAME/CONFIG:SPLIT`; `embedded:python`.
+        data_dir: where tensorflow-datasets looks; None = its default.
 
     Raises:
         CorpusError: a pattern matches nothing, or a match is no readable file.
@@ -167,7 +170,7 @@ def _segment(language: str, text: str) -> list[str]:
     """Pieces of the text, which together are the text."""
     given = _INITIAL.sub(lambda match: match[0].translate(_SPACES), text)
     try:
-        pieces = sentencex.segment(language, given)
+        pieces: list[str] = sentencex.segment(language, given)
     except BaseException as error:  # a panic of Rust is no Exception
         if type(error).__name__ != "PanicException":
             raise

@@ -9,6 +9,7 @@ STORE/unfinished/. Every file appears whole or not at all: temporary name, fsync
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from bertjax.storage.atomic_files import ArrayFile, sync, write_file
 if TYPE_CHECKING:
     from bertjax.data.tokenizers.tokenizer import Tokenizer
 
+_LOG = logging.getLogger(__name__)
 UNFINISHED = "unfinished"
 SHARD_TOKENS = 2**26  # a part is closed when a split has this many: 128 MiB of uint16
 _CHUNK = 2**20  # elements at a time when files are joined or counted
@@ -76,7 +78,7 @@ class StoreWriter:
 
     def num_documents(self, split: str) -> int:
         """Documents of a split so far, the open part included."""
-        lengths = [
+        lengths: list[int] = [
             entry["length"]
             for part in self.parts
             for entry in part["files"].values()
@@ -196,10 +198,10 @@ class StoreWriter:
     def _read_part(self, number: int) -> dict[str, Any] | None:
         """A committed part, or None where the next one is to be written."""
         try:
-            part = json.loads((self.work / f"part-{number:05d}.json").read_bytes())
+            part: dict[str, Any] = json.loads((self.work / f"part-{number:05d}.json").read_bytes())
             for name, expected in part["files"].items():
                 if file_sha256(self.path / name) != expected["sha256"]:
-                    print(f"{self.path / name}: differs from its checksum; written again")
+                    _LOG.warning("%s: differs from its checksum; written again", self.path / name)
                     return None
         except FileNotFoundError:
             return None

@@ -31,13 +31,13 @@ class ExampleRows:
             seed: of the run.
         """
         self._arrays = dict(arrays)
-        self.num_rows, self._max_length = arrays["input_ids"].shape
+        self.num_rows = len(arrays["input_ids"])
         self._key = stream_key(seed, 0, _ORDER)
 
     @property
     def max_length(self) -> int:
         """Tokens of a row."""
-        return self._max_length
+        return int(self._arrays["input_ids"].shape[1])
 
     def rows(self, positions: np.ndarray) -> Batch:
         """The rows at positions [b], at least 0, as arrays [b, ...]; `row_ids` says which."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bertjax.data.counter_rng import bits64, coin_flips, uniform_float, uniform_int
 from bertjax.data.store.store import Split
@@ -24,10 +25,10 @@ _DOCUMENT_DRAWS = 10  # as the reference
 class Segments(NamedTuple):
     """Token ranges of n rows, each int64 [n], counted over the split."""
 
-    a_start: np.ndarray
-    a_length: np.ndarray  # at least 1
-    b_start: np.ndarray
-    b_length: np.ndarray  # at least 1; 0 without next-sentence prediction
+    a_start: npt.NDArray[np.int64]
+    a_length: npt.NDArray[np.int64]  # at least 1
+    b_start: npt.NDArray[np.int64]
+    b_length: npt.NDArray[np.int64]  # at least 1; 0 without next-sentence prediction
     is_random: np.ndarray  # 1 where B comes from another document, else 0
 
 
@@ -104,7 +105,7 @@ def draw_segments(
 
 
 def truncated_lengths(
-    a_length: np.ndarray, b_length: np.ndarray, room: int
+    a_length: npt.NDArray[np.int64], b_length: np.ndarray, room: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What dropping one token at a time from the longer (B where equal) leaves of each."""
     half = room // 2

@@ -172,6 +172,9 @@ class RowReader:
         """The rows at some positions, from what `draw` found there.
 
         Args:
+            positions: int64 [b], at least 0; they key what is masked.
+            row_ids: int64 [b], of `draw`.
+            segments: of `draw`, b rows.
             width: columns of the result, enough for each row; fewer columns change no token and no
                 mask.
 

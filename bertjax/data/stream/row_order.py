@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from bertjax.data.counter_rng import bits64, permute, uniform_int
 from bertjax.data.store.store import Split
@@ -75,7 +76,7 @@ class RowOrder:
             ids[rows] = self._row_at(place, window, key)
         return ids
 
-    def window_numbers(self, index: np.ndarray) -> np.ndarray:
+    def window_numbers(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The window, int64 [m], that each index of the epoch is in."""
         return np.minimum(index // self._span, self.num_windows - 1)
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class RowSpec:
     short_row_rate: float = 0.1  # share of rows cut to a random length
     next_sentence: bool = True  # False: one segment of running sentences, as RoBERTa
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, low, high in (
             ("max_length", self.max_length, 8, 2**16),
             ("max_predictions", self.max_predictions, 1, self.max_length),
@@ -87,7 +88,7 @@ def row_index(split: Split, room: int, cache: Path | None = None) -> np.ndarray:
             continue
         if folder == own:  # a cache may hold the indexes of other stores
             _remove_stale(own, name, f"{split.name}-{room}-*.npy")
-        return np.load(folder / name, mmap_mode="r")
+        return cast(np.ndarray, np.load(folder / name, mmap_mode="r"))
     return build_row_index(split, room)
 
 

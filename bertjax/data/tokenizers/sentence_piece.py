@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -97,13 +98,13 @@ class SentencePieceTokenizer(Tokenizer):
             if id < size:
                 self._from_text[id] = self.unk_id
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the model's bytes."""
         return _sentencepiece_from_pickle, (self.content, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
-        return self.encode_sentences([text])[0].tolist()
+        return cast(list[int], self.encode_sentences([text])[0].tolist())
 
     def encode_within(self, text: str) -> list[int]:
         """See `Tokenizer.encode_within`: without the mark of a word's start in the first piece."""

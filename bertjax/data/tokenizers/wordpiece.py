@@ -15,6 +15,7 @@ import string
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -136,7 +137,7 @@ class WordPieceTokenizer(Tokenizer):
         )
         self._cache = _ChunkCache(self.pieces, self.unk_id, lower_case)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without what the cache holds, which would be slower to send than to fill."""
         return _wordpiece_from_pickle, (self.pieces, self.lower_case, self.cache_bytes)
 
@@ -153,11 +154,11 @@ class WordPieceTokenizer(Tokenizer):
     def word_ids(self, word: str) -> list[int]:
         """Return the ids of one word of `basic_tokenize`."""
         ids = self._cache.initial.get(word) or self._cache.split_word(word)
-        return np.frombuffer(ids, self._cache.dtype).tolist()
+        return cast(list[int], np.frombuffer(ids, self._cache.dtype).tolist())
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
-        return self._encode_batch([text])[0].tolist()
+        return cast(list[int], self._encode_batch([text])[0].tolist())
 
     def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Tokenizer.encode_sentences`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jax.experimental import pallas as pl
 from bertjax.models.dropout import drop_threshold, place_bits
 from bertjax.models.layers import product_precision
 from bertjax.models.visibility import Visibility
+
+_Keep = Callable[..., jax.Array]
+_Tile = Callable[..., tuple[jax.Array, ...]]
 
 _MASKED = -1e30  # a score that leaves no probability, and whose difference from any other is finite
 
@@ -58,7 +61,9 @@ def forward_kernel(
         wide = log_sum_exp_ref.dtype
         keep = _mask_of(word_ref, head, dropout_rate, tiling)
 
-        def attend(j: Any, carry: Any, q=q, columns=columns, keep=keep) -> Any:
+        def attend(
+            j: Any, carry: Any, q: Any = q, columns: Any = columns, keep: _Keep = keep
+        ) -> Any:
             highest, total, output = carry
             keys = _block(j, tiling)
             s = _scores(q, k_ref[0, keys, columns], visibility, i, j, tiling, scale)
@@ -111,7 +116,9 @@ def backward_kernel(
         wide = log_sum_exp_ref.dtype
         keep = _mask_of(word_ref, head, dropout_rate, tiling)
 
-        def tile(i: Any, j: Any, head=head, columns=columns, keep=keep) -> tuple:
+        def tile(
+            i: Any, j: Any, head: int = head, columns: Any = columns, keep: _Keep = keep
+        ) -> tuple[jax.Array, ...]:
             """q, dO, the dropped p and the gradient of the scores of block i of queries, j of keys.
 
             The last two are too small by 1 - dropout_rate and too large by that.
@@ -126,12 +133,12 @@ def backward_kernel(
             ds = p * (dp - delta)
             return q, k, gradient, keep(p, i, j).astype(v.dtype), ds.astype(q.dtype)
 
-        def as_keys(i: Any, carry: Any, tile=tile) -> Any:
+        def as_keys(i: Any, carry: Any, tile: _Tile = tile) -> Any:
             q, k, gradient, p, ds = tile(i, here)
             dk, dv = carry[0] + _dot(ds, q, (0, 0)), carry[1] + _dot(p, gradient, (0, 0))
             return (dk, dv, _dot(ds, k, (1, 0))) if num_blocks == 1 else (dk, dv)
 
-        def as_queries(j: Any, dq: Any, tile=tile) -> Any:
+        def as_queries(j: Any, dq: Any, tile: _Tile = tile) -> Any:
             _, k, _, _, ds = tile(here, j)
             return dq + _dot(ds, k, (1, 0))
 
@@ -170,7 +177,7 @@ def _mask_of(word_ref: Any, head: int, rate: float, tiling: Tiling) -> Callable[
         def places(block: Any, axis: int) -> jax.Array:
             shape = (tiling.block, 1) if axis == 0 else (1, tiling.block)
             place = jax.lax.broadcasted_iota(jnp.int32, shape, axis) + block * tiling.block
-            return place.astype(jnp.uint32)
+            return cast(jax.Array, place.astype(jnp.uint32))
 
         bits = place_bits(places(i, 0), places(j, 1), a, b)
         return jnp.where(bits >= drop_threshold(rate), x, 0)

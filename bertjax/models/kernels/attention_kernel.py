@@ -87,8 +87,17 @@ def backward(
     """The gradients of query, key and value.
 
     Args:
-      query: as all that is not named here, what `forward` took and returned.
+      query: [b, t, h, k], as given to `forward`; so are `key` and `value`.
+      key: [b, t, h, k].
+      value: [b, t, h, k].
+      visibility: as given to `forward`.
+      words: uint32 [b, h, 2], as given to `forward`.
+      output: [b, t, h, k], what `forward` returned.
+      log_sum_exp: [b, h, t], what `forward` returned.
       gradient: of the output, [b, t, h, k].
+      dropout_rate: as given to `forward`.
+      tiling: of the device.
+      **call: settings of `pl.pallas_call` for the device.
     """
     # What the softmax subtracts, the sum over keys of p * dp, is that over columns of o * do.
     wide = jnp.promote_types(query.dtype, jnp.float32)
@@ -122,9 +131,16 @@ def _call(
     lanes. Every program of the grid (row, heads, block) sees the whole row of its heads.
 
     Args:
+      kernel: `forward_kernel` or `backward_kernel`.
+      name: of the kernel in the program.
       products: matrix products of [t, t, k] that the kernel computes.
-      rows: [b, t, h, k].
-      scalars: [b, h, t].
+      rows: arrays [b, t, h, k].
+      scalars: arrays [b, h, t].
+      visibility: of b rows of t tokens.
+      words: uint32 [b, h, 2], `dropout.plane_words` of the heads.
+      dropout_rate: of the probabilities; 0 = `words` is not read.
+      tiling: of the device.
+      call: settings of `pl.pallas_call` for the device.
     """
     b, t, h, k = rows[0].shape
     block, g, width = tiling.block, tiling.heads, tiling.head_size

@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton as pl_triton
 from bertjax.models.dropout import plane_words
 from bertjax.models.kernels import attention_kernel
 from bertjax.models.visibility import Visibility
-from bertjax.parallel.partition import split_rows_and_heads
+from bertjax.parallel.partition import Arrays, split_rows_and_heads
 
 _TPU = pl_tpu.CompilerParams(dimension_semantics=("parallel",) * 3)
 # Float32 takes twice the registers: with 4 warps the backward kernel spilled 570 bytes a thread.
@@ -67,7 +67,7 @@ def _attend_forward(dropout_rate: float, *arrays: Any) -> tuple[jax.Array, Any]:
     return output, (*arrays, output, log_sum_exp)
 
 
-def _attend_backward(dropout_rate: float, residuals: Any, gradient: jax.Array) -> tuple:
+def _attend_backward(dropout_rate: float, residuals: Any, gradient: jax.Array) -> tuple[Any, ...]:
     gradients = _run(attention_kernel.backward, dropout_rate, *residuals, gradient)
     return (*gradients, None, None)  # visibility and words are integers
 
@@ -75,27 +75,28 @@ def _attend_backward(dropout_rate: float, residuals: Any, gradient: jax.Array) -
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _run(kernel: Callable[..., tuple], dropout_rate: float, *arrays: Any) -> tuple:
+def _run(kernel: Callable[..., Arrays], dropout_rate: float, *arrays: Any) -> Arrays:
     """Runs a kernel on each device's rows and heads, as the platform that compiles it needs it.
 
     The platform is known when the program is lowered, not before: bertjax.plan compiles for
     devices that the process does not run on.
     """
 
-    def local(*arrays: Any) -> tuple:
+    def local(*arrays: Any) -> Arrays:
         _, *sizes = arrays[0].shape
         gpu = _GPU[min(4, arrays[0].dtype.itemsize)]
 
-        def on(tiling: Callable[..., Any], **call: Any) -> Callable[..., tuple]:
+        def on(tiling: Callable[..., Any], **call: Any) -> Callable[..., Arrays]:
             return functools.partial(
                 kernel, dropout_rate=dropout_rate, tiling=tiling(*sizes), **call
             )
 
-        return jax.lax.platform_dependent(
+        outputs: Arrays = jax.lax.platform_dependent(
             *arrays,
             tpu=on(attention_kernel.tpu_tiling, compiler_params=_TPU),
             cuda=on(attention_kernel.gpu_tiling, compiler_params=gpu),
             cpu=on(attention_kernel.tpu_tiling, interpret=True),
         )
+        return outputs
 
     return split_rows_and_heads(local)(*arrays)

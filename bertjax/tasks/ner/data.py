@@ -41,7 +41,8 @@ def read_conll(
     Args:
         path: the file.
         needs_labels: False reads no tags, and needs no column of them.
-        word_column, tag_column: counted from 0, or from the end: -1 is the last.
+        word_column: of the words, counted from 0, or from the end: -1 is the last.
+        tag_column: of the tags, counted in the same way.
         separator: "whitespace" (any run of blanks and tabs) or "tab".
 
     Raises:

@@ -1,0 +1,58 @@
+"""Runs of recipes/micro.py and what they leave; fixtures `store` and `whole_run`."""
+
+import json
+
+import pytest
+from folders import RECIPE
+from stream_store import make_documents, make_tokenizer
+
+from bertjax.cli import recipes
+from bertjax.data.store.store_writer import write_store
+
+STEPS = 18
+RATES = ("sequences_per_second", "real_tokens_per_second")  # differ from run to run
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "store"
+    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
+    return folder
+
+
+def micro(store, **changes):
+    config = recipes.load_recipe(RECIPE)
+    config.data.store = str(store)
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, field, value)
+    return config
+
+
+def read(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def computed(workdir):
+    """What the steps compute."""
+    return [{k: line[k] for k in line if k not in RATES} for line in read(workdir)]
+
+
+@pytest.fixture(scope="session")
+def whole_run(store, tmp_path_factory):
+    """The run that nothing interrupts."""
+    from bertjax.pretraining.run import pretrain  # imports jax, which few tests need
+
+    workdir = tmp_path_factory.mktemp("train") / "whole"
+    assert pretrain(micro(store), workdir) == 0
+    return workdir
+
+
+def assert_same_run(workdir, whole_run):
+    assert summary(workdir)["params_sha256"] == summary(whole_run)["params_sha256"]
+    assert computed(workdir) == computed(whole_run)
+    assert read(workdir, "evals.jsonl") == read(whole_run, "evals.jsonl")
