@@ -69,6 +69,11 @@ def test_files_of_records_by_their_fields():
     contents = keep(keep(keep(None, {**first, "rows": 0}), second), first)
     assert contents == {"timed": {"a": first, "b": second}}
     assert harness.newest(contents, first) == first
+    keep = harness.rows("what", "chip")
+    assert keep(keep(keep(None, first), second), {**first, "rows": 0}) == [
+        second,
+        {**first, "rows": 0},
+    ]
 
 
 def test_arguments_that_do_not_go_together_end_with_the_usage(tmp_path, capsys):
@@ -90,9 +95,11 @@ def test_a_measurement_may_not_overwrite_the_circumstances(tmp_path):
     name_device = harness.Benchmark(lambda args: {"device": "a chip"})
     run_main(name_device, f"--output={target}")
     assert json.loads(target.read_text())["device"] == "a chip"
+    other = tmp_path / "y.json"
+    versions = harness.Benchmark(lambda args: {"versions": {}}, device="none")
     with pytest.raises(ValueError, match="versions: set by the harness and measured"):
-        run_main(harness.Benchmark(lambda args: {"versions": {}}, device="none"), "--output=x.json")
-    assert not Path("x.json").exists()
+        run_main(versions, f"--output={other}")
+    assert not other.exists()
 
 
 def test_the_commit_is_that_of_this_checkout_or_unknown(tmp_path, monkeypatch):
