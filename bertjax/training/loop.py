@@ -40,6 +40,7 @@ from bertjax.training.compilation import (
     estimate_step_seconds,
     may_not_fit,
 )
+from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
 from bertjax.training.optimizer import Optimizer, make_optimizer
@@ -82,12 +83,13 @@ def run(
     Raises:
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.
       StoreError: the store is missing or damaged.
-      CheckpointError: checkpoints exist but none is sound, or a save failed.
+      CheckpointError: checkpoints exist but none is intact, or a save failed.
       TrainingDivergedError: a loss or gradient is not finite.
       WorkdirInUseError: another process trains in `workdir`.
     """
     start_up = StartUp()
     validate(config)
+    use_compilation_cache()
     distributed.check_alike(
         {
             "version of bertjax": __version__,
@@ -277,7 +279,7 @@ class _Trainer:
         finally:
             beside.shutdown(wait=False, cancel_futures=True)
         _LOG.info(
-            "%s rows an epoch, %.2f epochs in this phase",
+            "%s rows per epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
             self.phases.num_steps(index) * phase.global_batch_size / reader.num_rows,
         )
