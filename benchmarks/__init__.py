@@ -1,1 +1,5 @@
-"""Measurements: `python -m benchmarks.NAME`; what they found is in benchmarks/results/."""
+"""Measurements: `python -m benchmarks` lists them; results are in benchmarks/results.
+
+benchmarks/harness.py says how to write one; `python -m benchmarks.pages` fills the pages of
+docs/results.
+"""
