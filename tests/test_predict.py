@@ -13,6 +13,7 @@ from bertjax.config import ModelConfig
 from bertjax.encoder import Encoder
 from bertjax.models import init_params, make_model
 from bertjax.objectives.fine_tuning import run_model
+from bertjax.testing import make_workdir
 from bertjax.weights.bertjax_checkpoint import write_checkpoint
 from bertjax.weights.weights import Weights
 
@@ -50,8 +51,7 @@ def models(wordpiece, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     for head, count in LABELS.items():
         labels = NAMES if count == 3 else ()
-        weights = Weights("drawn", with_head(head), parameters(head), wordpiece, labels)
-        write_checkpoint(weights, folder / head)
+        make_workdir(folder / head, head, labels, tokenizer=wordpiece)
     return folder
 
 

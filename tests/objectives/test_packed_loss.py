@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer
+from stream_store import make_reader
 
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
 from bertjax.data.store.store_writer import write_store
@@ -22,6 +22,7 @@ from bertjax.objectives.pretraining import (
     pretraining_sums,
 )
 from bertjax.parallel.sharding import make_mesh
+from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 

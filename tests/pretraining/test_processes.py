@@ -11,10 +11,9 @@ import time
 
 import pytest
 from folders import RECIPE, REPOSITORY
-from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store.store_writer import write_store
 from bertjax.parallel.distributed import HEARTBEAT_SECONDS
+from bertjax.testing import make_store
 
 # Dropout is on. A rate at which rounding does not grow; a schedule that every run here shares.
 SETTINGS = (
@@ -28,8 +27,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes") / "store"
-    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
-    return folder
+    return make_store(folder).path
 
 
 class Run:

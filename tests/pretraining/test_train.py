@@ -18,7 +18,6 @@ import jax
 import pytest
 from folders import RECIPE
 from micro_runs import STEPS, assert_same_run, computed, micro, read, summary
-from stream_store import make_documents, make_tokenizer
 
 from bertjax.checkpoints.checkpoint import CheckpointStore
 from bertjax.config import ConfigError, ModelConfig, Phase
@@ -28,6 +27,7 @@ from bertjax.pretraining import job as pretraining_job
 from bertjax.pretraining.run import pretrain
 from bertjax.reports.tracker import Tracker, step_keys
 from bertjax.storage.workdir_lock import WorkdirInUseError
+from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training import loop
 from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer
+from stream_store import make_reader
 
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream import packed_rows
@@ -20,6 +20,7 @@ from bertjax.data.stream.rows import RowSpec
 from bertjax.data.stream.tf_data import BatchStream
 from bertjax.prepare.build_store import prepare
 from bertjax.prepare.options import PrepareOptions
+from bertjax.testing import make_documents, make_tokenizer
 
 SPEC = {"max_length": 64, "max_predictions": 12}
 SPECS = [

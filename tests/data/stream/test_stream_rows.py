@@ -5,12 +5,13 @@ import os
 
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer, shared_store
+from stream_store import make_reader, shared_store
 
 from bertjax.data.store.store import open_store
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream import rows
 from bertjax.data.stream.rows import RowSpec, build_row_index, row_index
+from bertjax.testing import make_documents, make_tokenizer
 
 
 def plain_row_starts(documents, room):
