@@ -2,6 +2,7 @@
 
 import bertjax
 
+bertjax.show_log()
 store = bertjax.build_store("corpus/*.txt", "stores/mine", "train:wordpiece", vocab_size=8_000)
 run = bertjax.pretrain("tiny", "runs/mine", {"data.store": store.path})
 bert = bertjax.load(run.workdir)
@@ -18,6 +19,7 @@ from bertjax.errors import BertjaxError
 from bertjax.version import __version__
 
 if TYPE_CHECKING:
+    from bertjax.cli.command_line import show_log
     from bertjax.cli.recipes import load_recipe
     from bertjax.encoder import Encoder, load
     from bertjax.evaluation import Evaluation, evaluate
@@ -52,6 +54,7 @@ __all__ = [
     "plan_run",
     "pretrain",
     "search_layouts",
+    "show_log",
 ]
 
 _WHERE = {
@@ -72,6 +75,7 @@ _WHERE = {
     "plan_run": "plan.plan_run",
     "pretrain": "pretraining.run",
     "search_layouts": "plan.plan_run",
+    "show_log": "cli.command_line",
 }
 
 moved.install()

@@ -1,6 +1,6 @@
-"""What can go wrong by a setting, a file or a machine: one base class of all our errors.
+"""The base class of all errors that bertjax foresees, and their exit codes.
 
-`cli/command_line.py` is the one place that prints them; docs/decisions/errors.md has the rule.
+Only `cli/command_line.py` prints them; docs/decisions/errors.md has the rule.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_FINISHED = 0
-EXIT_FAILED = 1  # on the way: by a disk, a bucket, another run, the numbers or a bug
+EXIT_FAILED = 1  # during the work: a disk, a bucket, another run, divergence or a bug
 EXIT_REFUSED = 2  # a setting or an input that cannot work
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a supervisor should start the same command again
-EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells count it: 128 + SIGINT
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: run the same command again
+EXIT_INTERRUPTED = 130  # by Ctrl-C: 128 + SIGINT, as in shells
 
 
 class BertjaxError(Exception):
     """An error that bertjax foresees; its message says what was found, expected and what to do.
 
     Attributes:
-      exit_code: of a command that it ends.
-      keeps_traceback: whether a command prints the traceback before the message: for what nobody
-        foresaw and a thread hands on.
+      exit_code: of a command that ends with it.
+      keeps_traceback: whether a command prints the traceback before the message, for an
+        unforeseen error of a thread.
     """
 
     exit_code: int = EXIT_REFUSED

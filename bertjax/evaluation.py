@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax.config import Config, DataConfig
+from bertjax.config import Config, DataConfig, OptimizerConfig
 from bertjax.config.checks import validate
 from bertjax.config.overrides import with_overrides
 from bertjax.encoder import Encoder, HeadError, load
@@ -75,7 +75,10 @@ def evaluate(
 
 
 def _on_store(encoder: Encoder, store: str, overrides: Mapping[str, Any]) -> dict[str, float]:
-    base = Config(model=encoder.config, data=DataConfig(store=store), num_steps=1)
+    optimizer = OptimizerConfig(warmup_steps=0)  # nothing is trained
+    base = Config(
+        num_steps=1, model=encoder.config, data=DataConfig(store=store), optimizer=optimizer
+    )
     config = with_overrides(base, overrides)
     length = config.eval.max_length or min(config.data.max_length, config.model.max_positions)
     config.data.max_length = length

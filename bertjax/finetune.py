@@ -127,10 +127,8 @@ def _fine_tune(values: flags.FlagValues, overrides: Mapping[str, Any]) -> typing
 def _run(values: flags.FlagValues, overrides: Mapping[str, Any]) -> int:
     from bertjax.fine_tuning.fine_tune import run_grid, run_one
     from bertjax.fine_tuning.runs import check_workdir, open_runs
-    from bertjax.training.compilation_cache import use_compilation_cache
     from bertjax.training.loop import TrainingDivergedError
 
-    use_compilation_cache()
     runs = open_runs(
         values.task,
         values.init_from,

@@ -1,7 +1,7 @@
-"""One record per head: what stands on the encoder, and what the package must know of it.
+"""One record per head: the layers on the encoder, and everything the package knows of them.
 
-`config.model.head` names one. No other file compares a head's name: it asks `HEADS[name]`. See
-docs/decisions/heads_and_objectives.md for what a new head takes.
+`config.model.head` names one. No other file compares a head's name: it asks `HEADS[name]`.
+docs/decisions/heads_and_objectives.md says what a new head needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # int32 [b, t] each
 
 
 class Answer(NamedTuple):
-    """An array of a fine-tuning batch that the outputs are compared with."""
+    """An array of a fine-tuning batch with which outputs are compared."""
 
     dtype: str
     per_token: bool = False  # [b, t]; else one per row [b]
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What is known of one head.
+    """The properties of one head.
 
     Dotted names are MODULE:NAME, imported when they are first needed (`resolve`).
 
@@ -36,29 +36,29 @@ class Head:
       module: dotted name of the Flax module, made as `module(config)`.
       trained_on: rows of a store (`bertjax.train`), of a task (`bertjax.finetune`), or nothing.
       objective: dotted name of (config) -> `bertjax.objectives.objective.Objective`.
-      inputs: arrays of a batch that the module is called with, in this order.
+      inputs: arrays of a batch with which the module is called, in this order.
       layers: groups of parameters beside the encoder's: the first parts of their paths.
       pooled: when the pooled output is read.
       can_pack: rows may hold several pairs.
-      num_labels: width of the output where it is always the same (1 = a number, whose axis is
-        dropped); 0 = as many as there are labels.
-      fewest_labels: what `config.model.num_labels` must be at least; 0 = it does not count.
-      labels_have_names: a label is a name, not a number or a position.
-      outputs: of a task's head: {output: the answer that it is compared with}, all float32.
+      num_labels: width of the output if it is always the same (1 = a number, whose axis is
+        dropped); 0 = the number of labels.
+      fewest_labels: least value of `config.model.num_labels`; 0 = it is not used.
+      labels_have_names: whether a label is a name, and not a number or a position.
+      outputs: for a task's head {output: the answer it is compared with}, all float32.
       answers: arrays of a batch with the answers.
-      answer_weights: the answer that weighs the others; "" = each row weighs one.
+      answer_weights: the answer with the weights of the others; "" = each row has weight 1.
       loss: a key of `bertjax.objectives.fine_tuning.LOSSES`.
       per_token: outputs are [b, t, ...], else [b, ...].
-      lowest_at_padding: padding has the lowest number in the outputs, for it cannot be chosen;
+      lowest_at_padding: outputs at padding are the lowest number, so that it is never chosen;
         else 0.
-      task: dotted name of the `Task` that texts are predicted with where the task of the
-        fine-tuning is not known.
-      verbs: what `bertjax.predict` calls what it can do, beside EMBED; the first is the default.
-      architectures: of Hugging Face that are read as this head; the first is written, and the last
-        where the model has no next sentence. Empty = it has no Hugging Face form.
-      problem_type: of Hugging Face's config.json, where heads share an architecture.
+      task: dotted name of the `Task` for predicting texts if the task of the fine-tuning is not
+        known.
+      verbs: the values of `bertjax.predict --do` beside EMBED; the first is the default.
+      architectures: those of Hugging Face that are read as this head. The first is written, or the
+        last for a model without next sentence. Empty = no Hugging Face form.
+      problem_type: in Hugging Face's config.json, if heads share an architecture.
       hugging_face_tensor: a tensor that only folders with this head have.
-      tf1_tensor: the same in a checkpoint of google-research/bert.
+      tf1_tensor: the same for a checkpoint of google-research/bert.
     """
 
     name: HeadName
@@ -90,7 +90,7 @@ class Head:
         return self.pooled == "always" or (self.pooled == "for next sentence" and next_sentence)
 
     def can(self, next_sentence: bool) -> tuple[str, ...]:
-        """What `bertjax.predict` can do with a model of this head, the default first."""
+        """The values of `bertjax.predict --do` for a model of this head, the default first."""
         verbs = (verb for verb in self.verbs if verb != NEXT_SENTENCE or next_sentence)
         return *verbs, EMBED
 
@@ -206,11 +206,11 @@ def heads_trained_on(what: str) -> tuple[str, ...]:
 
 
 def of_width(heads: Iterable[Head], num_labels: int) -> Head:
-    """Of heads that differ in the width of their output alone, the one of so many labels."""
+    """The head for this many labels, among heads that differ only in the output's width."""
     return min(heads, key=lambda head: (head.num_labels != num_labels, head.num_labels != 0))
 
 
 def resolve(dotted: str) -> Any:
-    """Imports what a dotted name MODULE:NAME of a record means."""
+    """Imports the object that a dotted name MODULE:NAME of a record names."""
     module, _, name = dotted.partition(":")
     return getattr(importlib.import_module(module), name)

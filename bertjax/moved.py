@@ -36,7 +36,7 @@ MOVED = {
 class _Finder:
     """Finds a module by the path that it had.
 
-    Not of the classes in `importlib.abc`, which take 5 ms to import.
+    It does not derive from a class in `importlib.abc`, whose import takes 5 ms.
     """
 
     def find_spec(
@@ -53,22 +53,22 @@ class _Finder:
 
     def exec_module(self, module: types.ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state  # the import system put ours there
+        module.__spec__ = module.__spec__.loader_state  # the import system set ours
 
 
 def install() -> None:
     """Makes the paths of MOVED importable."""
-    # First: an old folder that holds byte code still would count as a package.
+    # First, because an old folder that still has byte code would count as a package.
     sys.meta_path.insert(0, _Finder())
 
 
 def forward(package: str, module: str, *names: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that was a module: names that now lie in one of its modules.
+    """The `__getattr__` of a package that was a module: names that are now in one of its modules.
 
     Args:
       package: dotted path.
       module: of the package, where the names are.
-      names: what the documentation named.
+      names: those in the documentation of 0.1.0.
     """
 
     def get(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Every parameter of a model, described once.
 
-Whoever must know of a parameter more than its values reads this table: how it is split over a mesh,
-whether it is decayed, what it costs, what other programs call it. A parameter that has no line here
-is refused wherever it turns up. Paths are a public format: see docs/design/model.md.
+This table says how a parameter is split over a mesh, whether it is decayed, what it costs, and its
+names in other programs. A parameter without a line here is refused everywhere. Paths are a public
+format: see docs/design/model.md.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Parameter(NamedTuple):
       sizes: of its dimensions, [in, out] for a kernel; fields of `ModelConfig`, or numbers.
       axes: logical axis of each dimension, see `bertjax.parallel.partition`; None = never split.
       is_decayed: whether weight decay and LAMB's trust ratio apply.
-      factor: what a matrix product multiplies it with, so many times in a row: "tokens",
+      factor: number of vectors per row that a matrix product multiplies it by: "tokens",
         "predictions" or "pairs"; "" = it is in no matrix product.
-      hugging_face: its name in transformers; "" = it has none. There a kernel lies [out, in].
-      tf1: its name in google-research/bert; "" = it has none. There `output_weights` lie [out, in].
+      hugging_face: its name in transformers, where kernels are [out, in]; "" = it has none.
+      tf1: its name in google-research/bert, where `output_weights` are [out, in]; "" = none.
     """
 
     sizes: tuple[str | int, ...]
@@ -37,7 +37,7 @@ class Parameter(NamedTuple):
     tf1: str
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
-        """Its shape in a model."""
+        """The shape in a model."""
         return tuple(getattr(config, n) if isinstance(n, str) else n for n in self.sizes)
 
 
@@ -50,7 +50,7 @@ def _table(path: str, size: str, axis: str | None, factor: str = "") -> dict[str
 
 
 def _named(folder: str, separator: str, leaf: str) -> str:
-    """A name elsewhere, which a parameter in a folder without a name does not have."""
+    """A name in another program, or "" if the folder has no name there."""
     return folder and f"{folder}{separator}{leaf}"
 
 
@@ -84,8 +84,8 @@ def _dense(
       sizes: (in, out), as in `Parameter`.
       axes: of the kernel, as in `Parameter`.
       factor: of the kernel, as in `Parameter`.
-      hugging_face: its name in transformers; "" = it has none, nor by default one in TF1.
-      tf1: names of kernel and bias; None = as Hugging Face's, with slashes.
+      hugging_face: its name there; "" = it has none, and by default none in TF1.
+      tf1: names of kernel and bias; None = those of Hugging Face, with slashes.
     """
     old = hugging_face.replace("encoder.layer.", "encoder.layer_").replace(".", "/")
     kernel, bias = tf1 or (_named(old, "/", "kernel"), _named(old, "/", "bias"))
@@ -117,7 +117,7 @@ def _output_layer(
 _LAYER, _BERT_LAYER = "encoder/layer_*", "bert.encoder.layer.*"
 _SQUARE = ("hidden_size", "hidden_size")
 
-# Path -> line; * stands for the number of the layer.
+# Path -> line; * is the number of the layer.
 TABLE: dict[str, Parameter] = {
     **_table("word", "vocab_size", "vocab", factor="predictions"),  # it is the decoder too
     **_table("position", "max_positions", None),
@@ -182,17 +182,17 @@ TABLE: dict[str, Parameter] = {
 
 
 def part(path: str) -> str:
-    """The part of a model that a parameter is of: `embeddings`, `encoder`, `pooler` or a head."""
+    """The part of the model of a parameter: `embeddings`, `encoder`, `pooler` or a head."""
     return path.split("/")[0]
 
 
 def has_head(config: ModelConfig) -> bool:
-    """Whether anything stands on the encoder but a pooler."""
+    """Whether the model has a head, apart from a pooler."""
     return bool(HEADS[config.head].layers)
 
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
-    """The parameters of a model by path, names of other programs with the number of the layer."""
+    """The parameters of a model by path; names in other programs have the layer's number."""
     parts = {"embeddings", "encoder", *HEADS[config.head].layers}
     parts |= {"pooler"} if config.pooler else set()
     parts -= set() if config.next_sentence else {"nsp_head"}
@@ -214,7 +214,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def line_of(path: str) -> Parameter:
-    """The line of the parameter at a path, whatever the model.
+    """The line of the parameter at a path, for any model.
 
     Raises:
       ValueError: the table has none.
@@ -229,7 +229,7 @@ def line_of(path: str) -> Parameter:
 
 
 def is_of_layer(path: str) -> bool:
-    """Whether a parameter is one of a stack's layers, the encoder's or another's."""
+    """Whether a parameter belongs to a layer of a stack, the encoder's or another."""
     return "*" in _pattern(path)
 
 
@@ -239,7 +239,7 @@ def _pattern(path: str) -> str:
 
 
 def level(path: str) -> int | None:
-    """Where a parameter lies: 0 in the embeddings, i + 1 in layer i, None above the layers."""
+    """The level of a parameter: 0 in the embeddings, i + 1 in layer i, None above."""
     if layer := re.match(r"encoder/layer_(\d+)/", path):
         return int(layer[1]) + 1
     return 0 if part(path) == "embeddings" else None
@@ -251,15 +251,15 @@ def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: 
     Args:
       config: of the model.
       length: tokens of the row, padding included.
-      max_predictions: masked positions that the row has room for.
-      num_pairs: pairs that it has room for.
+      max_predictions: largest number of masked positions of the row.
+      num_pairs: largest number of pairs of the row.
     """
     head, lines = HEADS[config.head], parameters(config)
     reads_pooled = head.reads_pooled(config.next_sentence)
     times = {
         "tokens": length,
         "predictions": max_predictions if "masked_positions" in head.inputs else 0,
-        # Without next sentence pre-training has a pooler, but does not run it.
+        # Pre-training without next sentence has a pooler, but does not run it.
         "pairs": 0 if head.trained_on == "store" and not reads_pooled else num_pairs,
         "": 0,
     }
@@ -267,13 +267,13 @@ def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: 
 
 
 def kept_values(config: ModelConfig) -> int:
-    """Activations of one token that a layer keeps for the backward pass, beside attention's.
+    """Values per token that a layer keeps for the backward pass, without attention's.
 
-    What goes into its products, once where several have the same, and what comes out of those that
-    do not give hidden states.
+    They are the inputs of its products (a shared input counts once) and the outputs of products
+    that are not hidden states.
     """
     layer = [
-        (path.split("/")[2], line)  # of which sublayer
+        (path.split("/")[2], line)  # the sublayer
         for path, line in parameters(config).items()
         if path.startswith("encoder/layer_0/") and line.factor
     ]

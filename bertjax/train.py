@@ -66,13 +66,11 @@ def _train(values: flags.FlagValues, config: Config) -> typing.NoReturn:
 
     from bertjax.parallel import distributed
     from bertjax.pretraining.run import pretrain
-    from bertjax.training.compilation_cache import use_compilation_cache
 
     with (
         errors_in_one_line(distributed.end),
         distributed.connected(values.coordinator_address, values.num_processes, values.process_id),
     ):
-        use_compilation_cache()
         if jax.process_index() > 0:  # one process speaks for all
             logging.getLogger("bertjax").setLevel(logging.WARNING)
         if not values.workdir:

@@ -22,7 +22,7 @@ from bertjax.encoder import Encoder, HeadError
 from bertjax.models import init_params
 from bertjax.storage.atomic_files import whole_folder
 from bertjax.weights.bertjax_checkpoint import write_checkpoint
-from bertjax.weights.conversion import convert
+from bertjax.weights.conversion import convert_checkpoint
 from bertjax.weights.formats import read_weights
 from bertjax.weights.hugging_face_folder import read_folder, write_folder
 from bertjax.weights.weights import WeightsError, flatten
@@ -37,7 +37,7 @@ def bert():
 def workdir(tmp_path_factory):
     """The pre-training model as a bertjax workdir."""
     folder = tmp_path_factory.mktemp("load") / "workdir"
-    convert(FOLDER / "pretraining", folder)
+    convert_checkpoint(FOLDER / "pretraining", folder)
     return folder
 
 
@@ -191,7 +191,7 @@ def test_inspect_looks_at_the_forward_pass_of_encode(bert, change):
 
 
 def test_a_mask_that_is_not_there_is_an_error(bert):
-    with pytest.raises(ValueError, match=r"has 0 \[MASK\]"):
+    with pytest.raises(ValueError, match=r"text 0: has no \[MASK\]; write it"):
         bert.fill_mask("the cat")
     with pytest.raises(ValueError, match=r"has 2 \[MASK\], of which 1 are among the first 20"):
         bert.fill_mask("[MASK] " + "cat " * 30 + "[MASK]")
@@ -237,7 +237,7 @@ def test_a_damaged_checkpoint_is_refused(workdir, tmp_path):
 
 
 def test_there_and_back_through_a_checkpoint(workdir, tmp_path):
-    convert(workdir, tmp_path / "back")
+    convert_checkpoint(workdir, tmp_path / "back")
     folders = FOLDER / "pretraining", tmp_path / "back"
     before, after = (load_file(folder / "model.safetensors") for folder in folders)
     assert before.keys() == after.keys()
@@ -245,11 +245,11 @@ def test_there_and_back_through_a_checkpoint(workdir, tmp_path):
 
 
 def test_labels_travel(tmp_path):
-    convert(FOLDER / "classification", tmp_path / "workdir")
+    convert_checkpoint(FOLDER / "classification", tmp_path / "workdir")
     labels = json.loads((tmp_path / "workdir" / "labels.json").read_text())
     assert labels == ["no", "yes", "perhaps"]
     (tmp_path / "workdir" / "labels.json").write_text('["bad", "good", "none"]')
-    convert(tmp_path / "workdir", tmp_path / "back")
+    convert_checkpoint(tmp_path / "workdir", tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good", "2": "none"}
     (tmp_path / "workdir" / "labels.json").write_text('["bad"]')
@@ -272,16 +272,16 @@ def test_a_pooler_that_the_head_does_not_read_goes_along(tmp_path, workdir):
 
 def test_an_output_that_is_there_or_fails_is_not_touched(workdir, tmp_path):
     with pytest.raises(WeightsError, match="exists already"):
-        convert(FOLDER / "encoder", workdir)
+        convert_checkpoint(FOLDER / "encoder", workdir)
     with pytest.raises(WeightsError, match="has the format huggingface already"):
-        convert(FOLDER / "encoder", tmp_path / "new", to="huggingface")
+        convert_checkpoint(FOLDER / "encoder", tmp_path / "new", to="huggingface")
     with pytest.raises(WeightsError, match="gs://b/out: is in a bucket; convert to a folder"):
-        convert(FOLDER / "encoder", "gs://b/out")
+        convert_checkpoint(FOLDER / "encoder", "gs://b/out")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # bytes: as on a disk that is full
     try:
         with pytest.raises(WeightsError, match=r"new: cannot be written: .*too large"):
-            convert(workdir, tmp_path / "new")
+            convert_checkpoint(workdir, tmp_path / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     # Fails after the tokenizer's files were written: half of a surrogate pair has no UTF-8.

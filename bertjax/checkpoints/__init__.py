@@ -1,1 +1,1 @@
-"""Checkpoints: sealed, verified, in folders and buckets; and what makes a workdir loadable."""
+"""Checkpoints: sealed and verified, in folders and buckets; and loadable workdirs."""

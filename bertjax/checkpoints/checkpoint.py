@@ -1,9 +1,9 @@
-"""Checkpoints: written in the background, sealed, verified before they are believed.
+"""Checkpoints: written in the background, sealed, and verified before they are used.
 
 Layout: `WORKDIR/checkpoints/step_00001234/{params/, opt_state/, progress.json, config.json,
-SEAL.json}`. A save grows in a hidden directory, is hashed and sealed (`sealing`), and only then
-gets its name (`checkpoint_directory`); in a bucket it grows under its name, and the seal alone
-makes it count (`checkpoint_bucket`). The only file that imports orbax. See
+SEAL.json}`. A save is written to a hidden directory, hashed and sealed (`sealing`), and only then
+gets its name (`checkpoint_directory`). In a bucket it is written under its final name, and counts
+once it is sealed (`checkpoint_bucket`). This is the only file that imports orbax. See
 docs/design/checkpoint.md.
 """
 
@@ -41,7 +41,7 @@ __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "resolve"]
 Tree = Any  # nested dicts of arrays (or of jax.ShapeDtypeStruct)
 
 _log = logging.getLogger(__name__)
-# Each save grows in a directory of its own: a failed one may still be writing to its own.
+# Each save has its own directory, because a failed one may still be writing to its directory.
 _attempts = itertools.count()
 _BARRIER_TIMEOUT_MS = 1_200_000  # as long as orbax waits for a write
 _NO_CHECKPOINT, _FAILED = -1, -2  # what process 0 tells the others instead of a step
@@ -49,7 +49,7 @@ _NO_CHECKPOINT, _FAILED = -1, -2  # what process 0 tells the others instead of a
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, every file of which was found to be what was sealed."""
+    """A verified checkpoint: every file has the size and checksum of the seal."""
 
     path: Path | BucketPath
     step: int
@@ -57,11 +57,11 @@ class Checkpoint:
     config: dict[str, Any]
 
     def restore_params(self, abstract: Tree | None = None) -> Tree:
-        """The parameters alone, on any number of devices, however many wrote them.
+        """Restores the parameters, on any number of devices, whatever number saved them.
 
         Args:
-            abstract: jax.ShapeDtypeStruct for each parameter. Leaves with a sharding come back as
-                jax.Array laid out so, leaves without as numpy arrays. None: all, as numpy arrays.
+            abstract: jax.ShapeDtypeStruct for each parameter. A leaf with a sharding becomes a
+                jax.Array with it, one without a numpy array. None: all as numpy arrays.
 
         Raises:
             CheckpointError: paths, shapes or dtypes differ from `abstract`; lists them.
@@ -69,10 +69,10 @@ class Checkpoint:
         return _restore(self.path / "params", abstract)
 
     def restore_opt_state(self, abstract: Tree | None = None) -> Tree:
-        """The optimiser's state; like `restore_params`, but of any structure.
+        """Restores the optimizer state; like `restore_params`, but for any structure.
 
-        It comes back in that of `abstract`; without, as nested dicts, by the names on disk (see
-        `named_leaves`).
+        The result has the structure of `abstract`; without it, nested dicts by the names on disk
+        (see `named_leaves`).
         """
         folder = self.path / "opt_state"
         if abstract is None:
@@ -81,13 +81,13 @@ class Checkpoint:
 
 
 def resolve(path: Path | BucketPath | str) -> Checkpoint:
-    """The checkpoint that a path means, verified; renames and removes nothing.
+    """The verified checkpoint of a path; renames and removes nothing.
 
     Args:
-        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest sound one.
+        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest intact one.
 
     Raises:
-        CheckpointError: there is none, or none that is sound.
+        CheckpointError: there is none, or none that is intact.
     """
     return _open(checkpoint_bucket.find(_absolute(path)))
 
@@ -95,8 +95,8 @@ def resolve(path: Path | BucketPath | str) -> Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run. The caller holds the workdir's lock (`workdir_lock`).
 
-    With several processes each makes the same calls in the same order, on one shared workdir;
-    process 0 seals, renames and removes.
+    With several processes, each makes the same calls in the same order, on one shared workdir.
+    Process 0 seals, renames and removes.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class CheckpointStore:
         """Opens the store and removes what killed saves left behind.
 
         Args:
-            workdir: the checkpoints are in its folder `checkpoints`, made if need be.
-            keep: how many of the newest checkpoints stay; 0 = all.
-            before_seal: called by process 0, in the background, before a save counts; what it
-                raises fails the save.
+            workdir: the checkpoints are in its folder `checkpoints`, which is made if missing.
+            keep: number of newest checkpoints that stay; 0 = all.
+            before_seal: called by process 0, in the background, before a save counts; its
+                exception fails the save.
 
         Raises:
             CheckpointError: the folder cannot be made or cleaned.
@@ -131,29 +131,29 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"{self.directory}: cannot be used: {error}") from error
         quiet_orbax()
-        # Not compressed: weights are noise; zstd saves 8 % of the bytes and doubles the time.
+        # Not compressed: zstd saves 8 % of the bytes and doubles the time.
         arrays = functools.partial(ocp.PyTreeCheckpointHandler, use_compression=False)
         self._writer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(params=arrays(), opt_state=arrays()),
-            # Else a save that is refused at once may still make directories afterwards.
+            # Otherwise a save that is refused at once may still make directories afterwards.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         self._barrier = ocp.multihost.get_barrier_sync_fn()  # does nothing in a single process
 
     @property
     def last_saved(self) -> int | None:
-        """The newest step that this store has saved whole or found sound."""
+        """The newest step that this store has saved or found intact."""
         return self._last_saved
 
     def latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint; None if the run never finished a save.
+        """The newest intact checkpoint; None if the run never finished a save.
 
-        Newer ones that are unsound are renamed to `unsound_step_*`, with a warning that names each
-        file and what is wrong with it.
+        Newer ones that are corrupt are renamed to `unsound_step_*`, with a warning that names each
+        file and its fault.
 
         Raises:
-            CheckpointError: there are or were checkpoints and none is sound, so that going on
-                would mean to start over.
+            CheckpointError: there are or were checkpoints and none is intact, so the run would
+                start over.
         """
         self.wait()
         path, error, answer = None, None, _NO_CHECKPOINT
@@ -170,7 +170,7 @@ class CheckpointStore:
         if error is not None:
             raise error
         if answer == _FAILED:
-            raise CheckpointError(f"{self.directory}: process 0 found no sound checkpoint")
+            raise CheckpointError(f"{self.directory}: process 0 found no intact checkpoint")
         checkpoint = _open(path) if path else None
         self._last_saved = checkpoint.step if checkpoint else None
         return checkpoint
@@ -185,8 +185,8 @@ class CheckpointStore:
     ) -> None:
         """Starts to save; returns when the arrays may be donated or overwritten.
 
-        Waits for the save before it, if that is still being written. The checkpoint is done when
-        `last_saved` says its step, or `wait` returns.
+        Waits for the previous save, if that is still being written. The checkpoint is complete when
+        `last_saved` is its step, or `wait` returns.
 
         Args:
             step: must be above every step saved so far.
@@ -196,7 +196,7 @@ class CheckpointStore:
             config: JSON: the run's configuration.
 
         Raises:
-            CheckpointError: this save could not start, or the one before it failed.
+            CheckpointError: this save could not start, or the previous one failed.
         """
         self.wait()
         try:
@@ -229,7 +229,7 @@ class CheckpointStore:
         """Waits until no save is in flight; returns `last_saved`.
 
         Raises:
-            CheckpointError: the save failed; its partial output is gone, older checkpoints are not.
+            CheckpointError: the save failed; its partial output is removed, older checkpoints stay.
         """
         if self._thread is not None:
             self._thread.join()
@@ -264,7 +264,7 @@ class CheckpointStore:
         except CheckpointError as save_error:
             if error is None:
                 raise
-            _log.error("%s", save_error)  # the error that ends the block goes on
+            _log.error("%s", save_error)  # the error that ends the block is raised
 
     def _finish(self, step: int, unfinished: Path | BucketPath, texts: dict[str, bytes]) -> None:
         """Background thread: waits for orbax, seals, gives the checkpoint its name, prunes."""
@@ -291,11 +291,11 @@ class CheckpointStore:
                 _log.warning("an old checkpoint could not be removed: %s", error)
 
     def _fail(self, step: int, error: Exception) -> None:
-        """Removes the partial output and keeps what `wait` will raise."""
+        """Removes the partial output and stores the error that `wait` will raise."""
         if jax.process_index() == 0:
             self._checkpoints.remove_failed_save()
         reason, advice = str(error) or repr(error), ""
-        # Tensorstore's errors are not OSErrors, and carry the number in their text.
+        # Tensorstore's errors are not OSErrors, and have the number in their text.
         found = re.search(r"os_error_code='(\d+)'", reason)
         code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
         if code:

@@ -1,8 +1,8 @@
-"""A folder of checkpoints in a bucket, and the way to open one wherever it is.
+"""A folder of checkpoints in a bucket, and functions that open a checkpoint anywhere.
 
-Nothing can be renamed in a bucket, so a checkpoint grows under its own name, and its SEAL.json,
-written last, is what makes it one: a `step_*` without it was never finished, or is on its way out,
-and goes when a run starts. See docs/design/checkpoint.md. No jax and no orbax here.
+A bucket has no rename, so a checkpoint is written under its final name and counts once SEAL.json,
+written last, exists. A `step_*` without it was never finished, or is being removed, and a start of
+the run removes it. See docs/design/checkpoint.md. No jax and no orbax here.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class CheckpointBucket(CheckpointDirectory):
         self.path = self._bucket_path = path
 
     def step_path(self, step: int) -> BucketPath:
-        """Where the checkpoint of a step is, finished or not."""
+        """The folder of a step's checkpoint, finished or not."""
         return self._bucket_path / f"step_{step:08d}"
 
     def unfinished_path(self, step: int, attempt: int) -> BucketPath:
-        """Where the checkpoint of a step grows: under its final name."""
+        """The folder to which a step's checkpoint is written: its final name."""
         return self.step_path(step)
 
     def finished_steps(self) -> list[int]:
-        """Steps that have a sealed checkpoint, sound or not, ascending."""
+        """Steps that have a sealed checkpoint, intact or not, ascending."""
         steps = self._steps()
         sealed = in_parallel(self.is_finished, steps)
         return [step for step, is_sealed in zip(steps, sealed, strict=True) if is_sealed]
@@ -48,11 +48,11 @@ class CheckpointBucket(CheckpointDirectory):
         return (self.step_path(step) / SEAL_NAME).is_file()
 
     def finish(self, unfinished: Path | BucketPath, step: int) -> None:
-        """Seals a checkpoint that has grown."""
+        """Seals a checkpoint that was written."""
         sealing.write_seal(unfinished, step)
 
     def remove_unfinished(self) -> bool:
-        """Removes what a save or a removal that did not come to its end has left; True if any."""
+        """Removes the remains of interrupted saves and removals; returns whether there were any."""
         finished = self.finished_steps()
         unfinished = [self.step_path(step) for step in self._steps() if step not in finished]
         for path in unfinished:
@@ -67,7 +67,7 @@ class CheckpointBucket(CheckpointDirectory):
         return self._bucket_path.folders()
 
     def _remove(self, step: int) -> None:
-        # A process killed in between leaves what the next start removes.
+        # If the process is killed in between, the next start removes the rest.
         self.step_path(step).remove_tree(first=SEAL_NAME)
 
     def _set_aside(self, path: Path | BucketPath) -> str:
@@ -82,18 +82,18 @@ class CheckpointBucket(CheckpointDirectory):
 
 
 def open_directory(path: Path | BucketPath) -> CheckpointDirectory:
-    """The checkpoints in a folder, of a bucket or of a file system."""
+    """The checkpoints in a folder of a bucket or a file system."""
     return CheckpointBucket(path) if isinstance(path, BucketPath) else CheckpointDirectory(path)
 
 
 def find(path: Path | BucketPath) -> Path | BucketPath:
-    """The sound checkpoint that `path` means; renames and removes nothing.
+    """The intact checkpoint of `path`; renames and removes nothing.
 
     Args:
-        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest sound one.
+        path: one checkpoint, or a workdir or its `checkpoints` folder for the newest intact one.
 
     Raises:
-        CheckpointError: there is none, or none that is sound.
+        CheckpointError: there is none, or none that is intact.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; expected a workdir or a checkpoint")
@@ -114,5 +114,5 @@ def find(path: Path | BucketPath) -> Path | BucketPath:
             f"step_* directory with {SEAL_NAME}"
         )
     raise CheckpointError(
-        f"{path}: no sound checkpoint; the last that was tried, {candidate}: {listed(faults)}"
+        f"{path}: no intact checkpoint; the last that was tried, {candidate}: {listed(faults)}"
     )

@@ -1,8 +1,8 @@
-"""A folder of checkpoints: which are there, which are sound, what goes.
+"""A folder of checkpoints: which exist, which are intact, which are removed.
 
-`step_00001234` is a finished checkpoint, `unsound_step_00001234` one that was found damaged and
-set aside for inspection, `.saving_*` and `.removing_*` the unfinished work of a process. In a
-bucket, where nothing can be renamed, see `checkpoint_bucket`. No jax and no orbax here.
+`step_00001234` is a finished checkpoint, `unsound_step_00001234` a corrupt one that was set aside
+for inspection. `.saving_*` and `.removing_*` are unfinished work of a process. Buckets have no
+rename: see `checkpoint_bucket`. No jax and no orbax here.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder of this name is the checkpoint of, if it is one."""
+    """The step of a checkpoint folder, by its name; None for other folders."""
     match = _STEP_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 class CheckpointDirectory:
-    """The checkpoints in a folder of a file system that renames at once."""
+    """The checkpoints in a folder of a file system with atomic renames."""
 
     def __init__(self, path: Path):
         self.path: Path | BucketPath = path
 
     def step_path(self, step: int) -> Path | BucketPath:
-        """Where the finished checkpoint of a step is."""
+        """The folder of a step's finished checkpoint."""
         return self.path / f"step_{step:08d}"
 
     def unfinished_path(self, step: int, attempt: int) -> Path | BucketPath:
-        """Where the checkpoint of a step grows until it is sealed."""
+        """The folder to which a step's checkpoint is written until it is sealed."""
         return self.path / f".saving_step_{step:08d}.{attempt}"
 
     def make(self) -> None:
-        """Makes the folder, if need be."""
+        """Makes the folder if it is missing."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def finished_steps(self) -> list[int]:
-        """Steps that have a finished checkpoint, sound or not, ascending.
+        """Steps that have a finished checkpoint, intact or not, ascending.
 
         Raises:
             CheckpointError: the directory is gone.
@@ -62,18 +62,18 @@ class CheckpointDirectory:
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def is_finished(self, step: int) -> bool:
-        """Whether the checkpoint of a step is finished, sound or not."""
+        """Whether the checkpoint of a step is finished, intact or not."""
         return self.step_path(step).is_dir()
 
     def finish(self, unfinished: Path | BucketPath, step: int) -> None:
-        """Seals a checkpoint that has grown, and gives it its name."""
+        """Seals a checkpoint that was written, and gives it its name."""
         assert isinstance(unfinished, Path)
         sealing.write_seal(unfinished, step)
         unfinished.rename(self.step_path(step))
         sync(unfinished.parent)
 
     def remove_unfinished(self) -> bool:
-        """Removes what a save or a removal that did not come to its end has left; True if any."""
+        """Removes the remains of interrupted saves and removals; returns whether there were any."""
         assert isinstance(self.path, Path)
         unfinished = [*self.path.glob(".saving_*"), *self.path.glob(".removing_*")]
         for path in unfinished:
@@ -82,10 +82,10 @@ class CheckpointDirectory:
         return bool(unfinished)
 
     def remove_failed_save(self) -> None:
-        """Removes what a failed save has left, until it stays gone for a second.
+        """Removes the remains of a failed save, until they have stayed away for a second.
 
-        When one array cannot be written, the writer gives up while others are under way, and these
-        may make the directory anew.
+        If one array cannot be written, the writer gives up while others are in progress, which may
+        create the directory again.
         """
         deadline, clear_since = time.monotonic() + 30, time.monotonic()
         error: OSError | None = None
@@ -106,12 +106,12 @@ class CheckpointDirectory:
                 self._remove(step)
 
     def newest_sound(self) -> Path | BucketPath | None:
-        """The newest sound checkpoint; None if no save was ever finished.
+        """The newest intact checkpoint; None if no save was ever finished.
 
-        Newer ones that are unsound are set aside, each with a warning that names the files.
+        Newer ones that are corrupt are set aside, each with a warning that names the files.
 
         Raises:
-            CheckpointError: there are or were checkpoints and none is sound.
+            CheckpointError: there are or were checkpoints and none is intact.
         """
         for step in reversed(self.finished_steps()):
             path = self.step_path(step)
@@ -123,7 +123,7 @@ class CheckpointDirectory:
         unsound = [name for name in self._names() if name.startswith("unsound_step_")]
         if unsound:
             raise CheckpointError(
-                f"{self.path}: no sound checkpoint is left ({listed(unsound)}), and the run does "
+                f"{self.path}: no intact checkpoint is left ({listed(unsound)}), and the run does "
                 "not start over by itself. Put a good copy of a step_* directory there, or choose "
                 "another --workdir, or remove the unsound_step_* directories to start from scratch"
             )
@@ -134,7 +134,7 @@ class CheckpointDirectory:
         return sorted(os.listdir(self.path))
 
     def _remove(self, step: int) -> None:
-        # Renamed first: a process killed in between must not leave half a checkpoint.
+        # Renamed first, so that a killed process leaves no partial checkpoint.
         path = self.step_path(step)
         assert isinstance(path, Path)
         shutil.rmtree(path.rename(path.with_name(f".removing_{path.name}")))
@@ -157,7 +157,7 @@ class CheckpointDirectory:
 
 
 def find_faults(path: Path | BucketPath) -> list[str]:
-    """What speaks against a checkpoint: its files (`sealing.find_faults`) or its name.
+    """The faults of a checkpoint: of its files (`sealing.find_faults`) or its name.
 
     Raises:
         CheckpointError: as `sealing.find_faults`.

@@ -1,4 +1,4 @@
-"""What a workdir has beside checkpoints to be loadable on its own: tokenizer, labels, scores."""
+"""The files beside checkpoints that make a workdir loadable: tokenizer, labels, scores."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from bertjax.data.tokenizers.tokenizer import load_tokenizer
 from bertjax.data.tokenizers.vocabulary import METADATA_FILE, Tokenizer, TokenizerError
 from bertjax.storage.atomic_files import whole_folder, write_file
 
-# Of a workdir.
+# Files of a workdir.
 TOKENIZER_FOLDER = "tokenizer"
 LABELS = "labels.json"  # names of the labels, in the order of their ids
-SCORES = "scores.json"  # of a fine-tuning that has come to its end: names the best checkpoint
+SCORES = "scores.json"  # of a finished fine-tuning; names the best checkpoint
 
 
 def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> None:
-    """Copies the tokenizer into the workdir, or checks the copy of a run that resumes.
+    """Copies the tokenizer into the workdir, or checks the copy of a resumed run.
 
     Args:
       workdir: of the run; one process calls this.
       tokenizer: of the store.
-      resumed: whether there are checkpoints of this run, trained with it; a copy that an earlier
-        start left without any is replaced.
+      resumed: whether this run has checkpoints, which were trained with the copy. A copy without
+        checkpoints is replaced.
 
     Raises:
-      ConfigError: the copy is damaged or another tokenizer; or the folder is somebody else's.
+      ConfigError: the copy is corrupt or another tokenizer, or the folder is not bertjax's.
     """
     folder = workdir / TOKENIZER_FOLDER
     if (workdir / MANIFEST).exists():
@@ -58,11 +58,11 @@ def keep_tokenizer(workdir: Path, tokenizer: Tokenizer, *, resumed: bool) -> Non
 
 
 def keep_labels(workdir: Path, labels: Sequence[str]) -> None:
-    """Writes the names of the run's labels, or removes those of another run that came to nothing.
+    """Writes the names of the run's labels, or removes those of a run without checkpoints.
 
     Args:
-      workdir: of the run, once it is sure that it is one; one process calls this.
-      labels: in the order of their ids; none of a head without.
+      workdir: of the run, after it was checked; one process calls this.
+      labels: in the order of their ids; () for a head without labels.
     """
     if labels:
         text = json.dumps(list(labels), indent=1, ensure_ascii=False) + "\n"

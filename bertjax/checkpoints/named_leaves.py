@@ -1,9 +1,9 @@
-"""Any tree of arrays as nested dicts, so that a file's names do not depend on its Python classes.
+"""Any tree of arrays as nested dicts, so that names on disk do not depend on Python classes.
 
-An optimiser's state is tuples in tuples of named tuples. On disk an array is named by the
-attributes and dict keys that lead to it, `mu/pooler/kernel`, without the positions in tuples: a
-chain may gain a step that has no state. Where that would not tell all arrays apart, as with two
-counts in one chain, every name has its positions too: `0/mu/pooler/kernel`, `0/count`, `2/count`.
+An optimizer state is nested tuples and named tuples. On disk an array's name consists of the
+attributes and dict keys that lead to it, `mu/pooler/kernel`. It has no positions in tuples, so a
+chain may gain a step without state. If names would not be unique, as with two counts in one chain,
+all names include positions: `0/mu/pooler/kernel`, `0/count`, `2/count`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Tree = Any
 
 
 def to_dicts(tree: Tree) -> dict[str, Any]:
-    """Returns nested dicts with the leaves of `tree`, as they are named on disk.
+    """Returns nested dicts with the leaves of `tree`, by their names on disk.
 
-    Nested dicts themselves come back as they are; a lone leaf is named `state`.
+    Nested dicts are returned unchanged; a single leaf is named `state`.
     """
     dicts: dict[str, Any] = {}
     for name, leaf in zip(_names(tree), jax.tree.leaves(tree), strict=True):

@@ -1,4 +1,4 @@
-"""Keeps orbax from burying what a run says; it logs through absl, asyncio and the interpreter."""
+"""Silences orbax's repeated messages, which it logs through absl, asyncio and stderr."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import warnings
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Silences orbax's INFO lines, and second tellings of errors that `checkpoint` raises.
+    """Silences orbax's INFO lines, and repetitions of errors that `checkpoint` raises.
 
-    When one array cannot be written, orbax leaves the others in flight, and each of these complains
-    on standard error as it ends: tasks never retrieved, coroutines never awaited, callbacks into a
+    If one array cannot be written, orbax leaves the others in progress. Each of these complains on
+    standard error when it ends: tasks never retrieved, coroutines never awaited, callbacks into a
     closed event loop.
     """
     for name in ("absl", "asyncio"):

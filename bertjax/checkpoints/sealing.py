@@ -1,10 +1,10 @@
 """The completeness mark of a checkpoint: a list of its files with checksums, written last.
 
-Orbax restores a flipped bit without a word, takes a half-copied directory for a checkpoint, and has
-named a step that failed for lack of space. So a directory counts as a checkpoint only with a
-`SEAL.json` in it that names every file, its size and its sha256; in a bucket its md5, which the
-bucket keeps for every object and tells in a listing. The format is described in
-docs/design/checkpoint.md. No jax and no orbax here.
+Orbax restores a flipped bit silently, accepts a half-copied directory as a checkpoint, and keeps
+the name of a step that failed for lack of space. So a directory counts as a checkpoint only if it
+has a `SEAL.json` that names every file with its size and sha256. In a bucket the seal has the md5,
+which listings report for every object. docs/design/checkpoint.md describes the format. No jax and
+no orbax here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bertjax.storage.bucket import BucketPath, Stored, in_parallel
 SEAL_NAME = "SEAL.json"
 FORMAT_VERSION = 1  # sha256 of each file
 BUCKET_FORMAT_VERSION = 2  # md5 of each file
-# Errors that say that a file is gone or broken; others may pass.
+# Errors that mean a missing or broken file; others may be temporary.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG)
 _HASHING_THREADS = min(8, num_cores())  # hashlib releases the interpreter lock
 
@@ -74,8 +74,8 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
     """The body of a seal: `format_version`, `step`, `files` ({path: {size, sha256 or md5}}).
 
     Raises:
-        ValueError: the seal is missing or damaged; the message names it and says how.
-        CheckpointError: the seal is whole, but of a format this version does not know.
+        ValueError: the seal is missing or corrupt; the message names it and the fault.
+        CheckpointError: the seal is intact, but of a format that this version does not know.
     """
     try:
         content = (directory / SEAL_NAME).read_bytes()
@@ -84,7 +84,7 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(content)
         del body["sha256"]
-        # Compared byte for byte with what this body is written as, so that no flipped bit passes.
+        # Compared byte for byte with the written form of this body, which finds any flipped bit.
         intact = _render(body) == content
     except (ValueError, TypeError, KeyError):
         intact = False
@@ -100,14 +100,14 @@ def read_seal(directory: Path | BucketPath) -> dict[str, Any]:
 
 
 def find_faults(directory: Path | BucketPath) -> list[str]:
-    """What is wrong with a checkpoint directory, one line a file; empty if it is sound.
+    """The faults of a checkpoint directory, one line per file; empty if it is intact.
 
-    Every file must be there with the size and the checksum that the seal names, and no other. In a
-    bucket the size and the md5 of the listing are believed; what is sealed with a sha256 is read.
+    Every file of the seal must exist with its size and checksum, and no other file. In a bucket the
+    size and md5 of the listing are trusted; files that are sealed with a sha256 are read.
 
     Raises:
-        CheckpointError: the files may not be read, or the format is unknown: no damage, but no
-            answer either.
+        CheckpointError: the files may not be read, or the format is unknown. This does not mean
+            that the checkpoint is corrupt.
     """
     if not directory.is_dir():
         return [f"{directory.name}: not a directory"]
@@ -149,7 +149,7 @@ def find_faults(directory: Path | BucketPath) -> list[str]:
 
 
 def _render(body: dict[str, Any]) -> bytes:
-    """The bytes of a seal: its body as indented JSON, then the sha256 of the body alone."""
+    """The bytes of a seal: its body as indented JSON, with the sha256 of the body."""
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "sha256": checksum}, indent=1) + "\n").encode()
 

@@ -13,7 +13,7 @@ import textwrap
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import flags
 
@@ -192,7 +192,7 @@ def in_paragraphs(text: str, width: int) -> str:
     return "\n\n".join(p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
 
 
-def _describe(flag: flags.Flag, width: int) -> list[str]:
+def _describe(flag: flags.Flag[Any], width: int) -> list[str]:
     """The lines of one flag."""
     text = re.sub(r"^<[^>]*>: |;\s+repeat this option to .*", "", flag.help.strip())  # absl's own
     if flag.default not in _NO_DEFAULT and not isinstance(flag.default, (bool, Config)):
@@ -210,7 +210,7 @@ def in_columns(head: str, text: str, width: int) -> list[str]:
     return [head, *(" " * (_FLAG_WIDTH + 2) + line for line in lines)]
 
 
-def _head(flag: flags.Flag) -> str:
+def _head(flag: flags.Flag[Any]) -> str:
     """A flag as it is written on the command line."""
     if isinstance(flag.default, Config):
         return f"--{flag.name}.FIELD=..."

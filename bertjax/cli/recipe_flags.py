@@ -7,7 +7,6 @@ overridden by its dotted name, e.g. `--config.optimizer.learning_rate=2e-4` or
 
 from __future__ import annotations
 
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -144,8 +143,6 @@ def _run(
             raise ConfigError(
                 f"unexpected argument {rest[0]!r}: fields are set as --config.a.b=value"
             )
-        # TensorFlow only feeds rows here; it would print lines about floating point twice.
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # Lines with the time; of the libraries' own only warnings.
         command_line.show_log("%(asctime)s %(message)s")
         sys.exit(main(values))
@@ -166,7 +163,8 @@ def _define_last(
 
 def _overrides(values: flags.FlagValues) -> dict[str, Any]:
     """The fields that the command line sets, by dotted name without `config.`."""
-    return config_flags.get_override_values(values["config"])
+    found: dict[str, Any] = config_flags.get_override_values(values["config"])
+    return found
 
 
 def _check_reach(config: Config, values: flags.FlagValues) -> None:

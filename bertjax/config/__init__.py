@@ -1,4 +1,4 @@
-"""What a run is: its fields, the checks on them, and the lists of stores."""
+"""The configuration of a run: its fields, their checks, and lists of stores."""
 
 from bertjax.config.schema import (
     MASKINGS,

@@ -1,4 +1,4 @@
-"""What makes a configuration impossible, as far as it can be known without devices and data."""
+"""Checks of a configuration that need neither devices nor data."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from bertjax.heads import HEADS, NEXT_SENTENCE
 
 
 def validate(config: Config) -> None:
-    """Checks everything that can be known without devices and without the store.
+    """Checks everything that needs neither devices nor the store.
 
     Raises:
       ConfigError: naming the fields, what was found, what was expected and what to do.
@@ -47,7 +47,7 @@ def validate(config: Config) -> None:
     _require(
         not model.next_sentence or head.trained_on != "store" or NEXT_SENTENCE in head.verbs,
         f"config.model.next_sentence = True, but config.model.head = {model.head!r} does not learn "
-        "from it: set config.model.next_sentence=false, for rows of running sentences",
+        "from it: set config.model.next_sentence=false, for rows of consecutive sentences",
     )
     _require(
         model.num_labels >= head.fewest_labels,

@@ -1,4 +1,4 @@
-"""The fields of a configuration in words, section by section, read from the fields themselves."""
+"""Descriptions of the fields of a configuration, by section, for help and documentation."""
 
 import dataclasses
 import inspect
@@ -13,40 +13,40 @@ class FieldDescription(NamedTuple):
     """A field as `--help_config` and docs/configuration.md show it."""
 
     name: str  # dotted, such as model.gelu or phases[0].num_steps
-    kind: Any  # the annotated type: int, float, bool, str, a tuple, dict or a Literal
+    kind: Any  # the annotated type: int, float, bool, str, tuple, dict or Literal
     default: Any
     setting: Setting
     may_change: bool
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Its values as a command line gives them, where they can be listed."""
+        """The possible values in the form of the command line; () if they cannot be listed."""
         return ("true", "false") if self.kind is bool else choices_of(self.kind)
 
     @property
     def values(self) -> str:
-        """What single values mean: "0 = all; -1 = as many as fit"."""
+        """The meaning of single values: "0 = all; -1 = as many as fit"."""
         meanings = self.setting.values.items()
         return "; ".join(f"{in_words(value)} = {text}" for value, text in meanings)
 
 
 class Section(NamedTuple):
-    """Fields with one prefix."""
+    """Fields with the same prefix."""
 
-    prefix: str  # empty, or with its dot: "model."
+    prefix: str  # empty, or with a dot: "model."
     meaning: str
     fields: list[FieldDescription]
 
 
 def in_words(value: Any) -> str:
-    """A value as a command line gives it; an empty text in quotes."""
+    """A value in the form of the command line; empty text is in quotes."""
     return str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
 
 def sections(config: Config) -> list[Section]:
     """Every field of a configuration, with its values as defaults.
 
-    Without phases there is one of them, for its fields.
+    Without phases, one default phase is added to describe its fields.
     """
     found: dict[str, Section] = {}
     for name, node, field in walk(dataclasses.replace(config, phases=config.phases or (Phase(),))):

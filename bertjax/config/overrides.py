@@ -36,7 +36,7 @@ def with_overrides(config: _Config, overrides: Mapping[str, Any]) -> _Config:
             field, _, index = section.rstrip("]").partition("[")
             node = getattr(node, field)
             if index and int(index) >= len(node):
-                raise ConfigError(f"config.{name}: there are {len(node)} of config.{field}")
+                raise ConfigError(f"config.{name}: config.{field} has {len(node)}")
             node = node[int(index)] if index else node
         setattr(node, last, os.fspath(value) if isinstance(value, os.PathLike) else value)
     return config

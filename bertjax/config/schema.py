@@ -2,7 +2,8 @@
 
 A recipe (a file in `configs/`) fills a `Config`; the command line overrides fields by dotted name
 (`--config.optimizer.learning_rate=2e-4`, see `bertjax.cli`); `Config.to_json` travels with every
-checkpoint. Rows are sequences: one row is one sentence pair of at most `max_length` tokens.
+checkpoint. A row is one line of a batch: a sentence pair of at most `max_length` tokens, padding
+included, or several pairs where rows are packed.
 """
 
 import dataclasses
@@ -17,20 +18,20 @@ from bertjax.config.setting import setting, setting_of
 from bertjax.errors import ConfigError, closest
 from bertjax.heads import HeadName
 
-# The choices that other rooms pass on; those of one field alone stand at the field.
+# Choices that other packages use; those of a single field stand at the field.
 Attention = Literal["xla", "pallas", "rows"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
 Masking = Literal["token", "whole_word", "span"]
 MASKINGS: tuple[Masking, ...] = typing.get_args(Masking)
 OptimizerName = Literal["bert_adamw", "adamw", "lamb", "lion", "adafactor"]
-Remat = Literal["none", "attention", "layer"]  # the less memory, the later
+Remat = Literal["none", "attention", "layer"]  # from most memory to least
 REMATS: tuple[Remat, ...] = typing.get_args(Remat)
 
 _MASKINGS = {
-    "token": "each by itself",
-    "whole_word": "whole words",
-    "span": "spans (Joshi et al. 2020)",
+    "token": "each token by itself",
+    "whole_word": "all tokens of a word together",
+    "span": "several words in a row (SpanBERT, Joshi et al. 2020)",
 }
 _AS_IN_DATA = {0: "as in data"}
 _FILLS = {-1: "the remaining devices"}
@@ -38,10 +39,10 @@ _FILLS = {-1: "the remaining devices"}
 
 @dataclasses.dataclass(slots=True)
 class ModelConfig:
-    """The encoder and what stands on it (Devlin et al. 2019, section 3)."""
+    """The encoder and its head (Devlin et al. 2019, section 3)."""
 
     vocab_size: int = setting(
-        30_522, "Entries of the word table; must equal the store's vocabulary.", at_least=1
+        30_522, "Entries of the word table; must equal the store's vocabulary size.", at_least=1
     )
     hidden_size: int = setting(768, "Width of the hidden states.", at_least=1)
     num_layers: int = setting(12, "Layers of the encoder.", unit="layers", at_least=1)
@@ -49,96 +50,121 @@ class ModelConfig:
         12, "Attention heads per layer; must divide hidden_size.", unit="heads", at_least=1
     )
     intermediate_size: int = setting(3_072, "Inner width of the feed-forward sublayer.", at_least=1)
-    max_positions: int = setting(512, "The longest sequence.", unit="tokens", at_least=1)
-    num_token_types: int = setting(2, "Token types: sentence A and sentence B.", at_least=1)
+    max_positions: int = setting(512, "Length of the longest row.", unit="tokens", at_least=1)
+    num_token_types: int = setting(
+        2, "Number of token types (segments): sentence A and sentence B.", at_least=1
+    )
     dropout_rate: float = setting(
-        0.1, "Dropout of the embeddings and of both sublayers' outputs.", at_least=0, below=1
+        0.1, "Dropout rate of the embeddings and of both sublayers' outputs.", at_least=0, below=1
     )
     attention_dropout_rate: float = setting(
-        0.1, "Dropout of the attention probabilities.", at_least=0, below=1
+        0.1, "Dropout rate of the attention probabilities.", at_least=0, below=1
     )
     gelu: Gelu = setting(
         "tanh",
         "Form of the GELU.",
-        values={"tanh": "the reference's code at HEAD", "erf": "Hugging Face's weights"},
+        values={
+            "tanh": "the approximation, as in google-research/bert",
+            "erf": "exact, as in most Hugging Face weights",
+        },
     )
-    layer_norm_eps: float = setting(1e-12, "Added to the variance in LayerNorm.", above=0)
+    layer_norm_eps: float = setting(1e-12, "Epsilon that LayerNorm adds to the variance.", above=0)
     initializer_range: float = setting(
-        0.02, "Standard deviation of initial weights, which are truncated at two of it.", above=0
+        0.02, "Standard deviation of initial weights, before truncation at two deviations.", above=0
     )
     next_sentence: bool = setting(
         True,
         "Predict whether the second sentence follows the first (NSP).",
-        values={False: "no NSP head, no NSP loss, rows of running sentences"},
+        values={False: "no NSP head, no NSP loss; a row holds consecutive sentences"},
         not_of_encoder=True,
     )
     pooler: bool = setting(
         True,
-        "Pool the output, which NSP, classification and regression need.",
+        "Have a pooler, a dense layer on [CLS]. NSP, classification and regression need it.",
         not_of_encoder=True,
     )
     head: HeadName = setting(
         "pretraining",
-        "What stands on the encoder; fine-tuning sets it.",
-        values={"encoder": "nothing"},
+        "The layers on the encoder; fine-tuning sets it.",
+        values={
+            "pretraining": "masked tokens, and next sentence where that is on",
+            "encoder": "no head",
+            "classification": "a label for each row",
+            "regression": "a number for each row",
+            "span": "start and end of an answer",
+            "tagging": "a label for each word",
+        },
         not_of_encoder=True,
     )
     num_labels: int = setting(
         0,
-        "Labels of classification and tagging; 1 for regression.",
+        "Number of labels for classification and tagging; 1 for regression.",
         unit="labels",
         at_least=0,
         not_of_encoder=True,
     )
     dtype: Dtype = setting(
         "auto",
-        "Precision of the computation.",
+        "Dtype of matrix products; weights, softmax and losses are always float32.",
         values={"auto": "float32 on CPUs, bfloat16 elsewhere"},
         may_change=True,
     )
     scan_layers: bool = setting(
-        False, "Compile one layer and loop over it, which is faster to compile.", may_change=True
+        False,
+        "Compile one layer and loop over it. The program compiles faster and runs slower.",
+        may_change=True,
     )
     attention: Attention = setting(
         "xla",
         "How attention is computed (docs/design/attention.md).",
         values={
-            "pallas": "kernels of our own, for TPUs and CUDA GPUs",
-            "rows": "row by row, for one CPU device",
+            "xla": "compiled by XLA like the rest of the model",
+            "pallas": "Pallas kernels, for TPUs and CUDA GPUs",
+            "rows": "one row of the batch after the other, for one CPU device",
         },
         may_change=True,
     )
     activation_layout: Literal["compiler", "row_major"] = setting(
         "compiler",
         "Memory layout of hidden states.",
-        values={"compiler": "the compiler chooses", "row_major": "pinned, for GPUs"},
+        values={
+            "compiler": "the compiler chooses",
+            "row_major": "pinned to [b, t, d], for GPUs",
+        },
         may_change=True,
     )
     remat: Remat = setting(
-        "none", "What the backward pass computes again, to save memory.", may_change=True
+        "none",
+        "Rematerialization: activations that the backward pass computes again to save memory.",
+        values={
+            "none": "nothing",
+            "attention": "scores and probabilities of attention",
+            "layer": "everything inside a layer",
+        },
+        may_change=True,
     )
 
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:
-    """Where rows come from and what they look like."""
+    """Where rows come from and how they are made."""
 
     store: str = setting(
         "",
-        "Store that bertjax.prepare wrote: a folder or gs://.",
-        values={"": "the embedded corpus"},
+        "Store that bertjax.prepare wrote: a folder or gs://BUCKET/FOLDER.",
+        values={"": "a store of the documentation of the Python installation"},
         may_change=True,
     )
     stores: str = setting(
         "",
-        "Several stores in place of one: a:0.7,b:0.3 by weights, a,b by sizes, a@0.1 for a share "
-        "of the documents (docs/design/stream.md).",
+        "Several stores in place of one: a:0.7,b:0.3 in these shares, a,b in proportion to their "
+        "sizes, a@0.1 the first tenth of the documents of a (docs/design/stream.md).",
         may_change=True,
     )
     eval_store: str = setting(
         "",
         "Store to evaluate on.",
-        values={"": "the held-out documents of store or of all stores"},
+        values={"": "the held-out documents of store, or of all stores"},
         may_change=True,
     )
     global_batch_size: int = setting(
@@ -149,19 +175,21 @@ class DataConfig:
     )
     max_predictions: int = setting(
         0,
-        "Masked positions per row at most.",
+        "Largest number of masked positions per row.",
         unit="positions",
         at_least=1,
         values={
-            0: "ceil(mask_rate * max_length), or what packed pairs can have, rounded up to a "
-            "multiple of 4: 20 at length 128, 80 at 512"
+            0: "ceil(mask_rate * max_length), or the most that packed pairs can have, rounded up "
+            "to a multiple of 4; 20 at length 128, 80 at 512"
         },
     )
-    mask_rate: float = setting(0.15, "Share of the tokens that are predicted.", above=0, below=1)
+    mask_rate: float = setting(
+        0.15, "Share of the tokens that are masked and predicted.", above=0, below=1
+    )
     masking: Masking = setting("token", "How masked tokens are chosen.", values=_MASKINGS)
     short_row_rate: float = setting(
         0.1,
-        "Share of the rows that are cut to a random length (short_seq_prob of BERT).",
+        "Share of the rows that are cut to a random length (BERT's short_seq_prob).",
         at_least=0,
         below=1,
     )
@@ -170,68 +198,69 @@ class DataConfig:
         "Rows that are read and shuffled together (docs/design/stream.md).",
         unit="rows",
         at_least=256,
-        values={0: "all", -1: "all, or 2**18 of a store with more than 32 GiB of tokens"},
+        values={0: "all", -1: "all, or 2**18 for a store with more than 32 GiB of tokens"},
     )
     num_threads: int = setting(
         0,
-        "Threads of tf.data.",
+        "Threads that make rows.",
         unit="threads",
         at_least=1,
         values={0: "one per core, at most 16"},
         may_change=True,
     )
     prefetch_batches: int = setting(
-        4, "Batches that are kept ready.", unit="batches", at_least=1, may_change=True
+        4, "Batches that are made ahead.", unit="batches", at_least=1, may_change=True
     )
     packing_depth: int = setting(
         1,
-        "Sentence pairs per row at most, which do not see each other (docs/design/packing.md).",
+        "Largest number of sentence pairs per row. Each pair attends to itself only "
+        "(docs/design/packing.md).",
         unit="pairs",
         at_least=1,
-        values={1: "a row is one pair"},
+        values={1: "no packing"},
     )
 
 
 @dataclasses.dataclass(slots=True)
 class OptimizerConfig:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     name: OptimizerName = setting(
         "bert_adamw",
-        "The optimiser (bertjax/training/optimizer.py has the formulas).",
-        values={"bert_adamw": "AdamW without bias correction"},
+        "The optimizer (bertjax/training/optimizer.py has the formulas).",
+        values={"bert_adamw": "AdamW without bias correction, as in google-research/bert"},
     )
     learning_rate: float = setting(1e-4, "Learning rate at the peak.", above=0)
     warmup_steps: int = setting(
-        10_000, "Steps in which the rate rises linearly from 0.", unit="steps", at_least=0
+        10_000, "Steps in which the learning rate rises linearly from 0.", unit="steps", at_least=0
     )
     schedule: Literal["linear", "polynomial", "cosine", "constant"] = setting(
-        "linear", "How the rate falls after the warm-up."
+        "linear", "How the learning rate falls after the warm-up."
     )
     decay_steps: int = setting(
         0,
-        "Step at which the end rate is reached.",
+        "Step at which end_learning_rate is reached.",
         unit="steps",
         at_least=1,
-        values={0: "the sum of the phases"},
+        values={0: "the last step of the last phase"},
     )
     end_learning_rate: float = setting(0.0, "Learning rate at the end of the schedule.", at_least=0)
-    power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
+    power: float = setting(1.0, "Exponent of the polynomial schedule (1 is linear).", above=0)
     weight_decay: float = setting(
-        0.01, "Weight decay, which biases and LayerNorm do not have.", at_least=0
+        0.01, "Weight decay of all parameters except biases and LayerNorm.", at_least=0
     )
     b1: float = setting(0.9, "Decay of the first moment.", at_least=0, below=1)
     b2: float = setting(0.999, "Decay of the second moment.", at_least=0, below=1)
-    eps: float = setting(1e-6, "Added to the root of the second moment.", above=0)
+    eps: float = setting(1e-6, "Epsilon that is added to the root of the second moment.", above=0)
     max_grad_norm: float = setting(
-        1.0, "Gradients are clipped to this global norm.", above=0, values={0: "no clipping"}
+        1.0, "Global norm to which gradients are clipped.", above=0, values={0: "no clipping"}
     )
     layer_decay: float = setting(
-        1.0, "Learning rate of a layer, divided by that of the layer above it.", above=0
+        1.0, "Learning rate of a layer, divided by that of the next higher layer.", above=0
     )
     frozen_layers: int = setting(
         0,
-        "Lowest layers that are not trained, nor are the embeddings then.",
+        "Number of lowest layers that are not trained. Above 0, the embeddings are not either.",
         unit="layers",
         at_least=0,
     )
@@ -239,11 +268,11 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(slots=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1, which fills."""
+    """Devices along each axis of the mesh; one axis may be -1, for all remaining devices."""
 
     data: int = setting(
         -1,
-        "Devices that rows are split over; each has all parameters.",
+        "Devices that rows are split over; each group of fsdp x tensor devices has all parameters.",
         unit="devices",
         at_least=1,
         values=_FILLS,
@@ -266,43 +295,50 @@ class MeshConfig:
 
 @dataclasses.dataclass(slots=True)
 class CheckpointConfig:
-    """When to save, and how many checkpoints to keep."""
+    """When the run saves, and how many checkpoints it keeps."""
 
     every_steps: int = setting(1_000, "Steps from one save to the next.", unit="steps", at_least=1)
     every_minutes: float = setting(
         10.0,
-        "Minutes from one save to the next; the earlier of the two counts.",
+        "Minutes from one save to the next; a save is due by steps or by minutes.",
         unit="minutes",
         above=0,
         values={0: "by steps only"},
     )
     keep: int = setting(
-        3, "Newest checkpoints that are kept.", unit="checkpoints", at_least=1, values={0: "all"}
+        3,
+        "Number of newest checkpoints that are kept.",
+        unit="checkpoints",
+        at_least=1,
+        values={0: "all"},
     )
 
 
 @dataclasses.dataclass(slots=True)
 class EvalConfig:
-    """Evaluation on the held-out rows: the same ones, however the training rows are made.
+    """Evaluation on held-out rows.
 
-    Rows are made as these fields say, and not as those of `data` do, so that runs compare.
+    These fields, and not those of `data`, decide how held-out rows are made, so losses of runs
+    with different training rows are comparable.
     """
 
     every_steps: int = setting(
         1_000,
-        "Steps from one evaluation to the next; there is always one at the end.",
+        "Steps from one evaluation to the next; the last one is at the end of the run.",
         unit="steps",
         at_least=1,
         values={0: "at the end only"},
     )
     max_rows: int = setting(
         4_096,
-        "Held-out rows that are read, the same ones every time.",
+        "Largest number of held-out rows; they are the same in every evaluation.",
         unit="rows",
         at_least=1,
         values={0: "all"},
     )
-    mask_rate: float = setting(0.15, "Share of the tokens that are predicted.", above=0, below=1)
+    mask_rate: float = setting(
+        0.15, "Share of the tokens that are masked and predicted.", above=0, below=1
+    )
     masking: Masking = setting("token", "How masked tokens are chosen.", values=_MASKINGS)
     short_row_rate: float = setting(
         0.1, "Share of the rows that are cut to a random length.", at_least=0, below=1
@@ -317,67 +353,77 @@ class LogConfig:
     """The terminal, metrics.jsonl and TensorBoard."""
 
     every_steps: int = setting(
-        100, "Steps from one line to the next; a line is their mean.", unit="steps", at_least=1
+        100,
+        "Steps from one line to the next; a line has means over them.",
+        unit="steps",
+        at_least=1,
     )
     tensorboard: bool = setting(True, "Write files for TensorBoard.")
 
 
 @dataclasses.dataclass(slots=True)
 class Phase:
-    """A stretch of the run; zero means "as in `data`"."""
+    """A stretch of the run, phases[0], phases[1] and so on. 0 = the value in `data`."""
 
-    num_steps: int = setting(0, "Steps of the phase; must be given.", unit="steps", at_least=1)
+    num_steps: int = setting(0, "Steps of the phase; required.", unit="steps", at_least=1)
     max_length: int = setting(0, "Tokens per row.", unit="tokens", at_least=8, values=_AS_IN_DATA)
     global_batch_size: int = setting(
         0, "Rows per step.", unit="rows", at_least=1, values=_AS_IN_DATA
     )
     max_predictions: int = setting(
-        0, "Masked positions per row at most.", unit="positions", at_least=1, values=_AS_IN_DATA
+        0,
+        "Largest number of masked positions per row.",
+        unit="positions",
+        at_least=1,
+        values=_AS_IN_DATA,
     )
     packing_depth: int = setting(
-        0, "Pairs per row at most.", unit="pairs", at_least=1, values=_AS_IN_DATA
+        0, "Largest number of sentence pairs per row.", unit="pairs", at_least=1, values=_AS_IN_DATA
     )
 
 
 @dataclasses.dataclass(slots=True)
 class Config:
-    """Everything that decides a run. The same config and store give the same run."""
+    """Everything that decides a run: the same configuration and store give the same run."""
 
     seed: int = setting(
         0, "Seed of initial weights, rows, masks and dropout.", at_least=0, below=2**32
     )
     num_steps: int = setting(
         0,
-        "Step at which the run stops early; the schedule stays that of the phases.",
+        "Steps of a run without phases; required there. A run with phases stops early at this "
+        "step, and the schedule still spans all phases.",
         unit="steps",
         at_least=1,
-        values={0: "the sum of the phases"},
+        values={0: "all steps of the phases"},
         may_change=True,
     )
     init_from: str = setting(
         "",
-        "Where parameters are taken from: a workdir or checkpoint (a path or gs://), or hf:FOLDER "
-        "of a Hugging Face model. Heads that are not there are drawn from the seed.",
+        "Initial parameters: a workdir or checkpoint (a path or gs://), or hf:FOLDER of a Hugging "
+        "Face model. Heads that the source lacks are initialized from the seed.",
         may_change=True,
     )
     num_microbatches: int = setting(
         0,
-        "Parts of a batch, computed one after the other.",
-        unit="parts",
+        "Parts of a batch whose gradients are computed one after the other, to save memory.",
+        unit="microbatches",
         at_least=1,
-        values={0: "as few as fit the memory; on a CPU of at most 2,048 tokens each"},
+        values={0: "the fewest that fit the memory; on a CPU at most 2,048 tokens per microbatch"},
         may_change=True,
     )
     profile: str = setting(
         "",
-        "Steps to trace for xprof: 100:110 traces those after the first 100, up to 110 "
+        "Steps to trace for xprof: 100:110 traces the ten steps after step 100 "
         "(docs/design/speed.md).",
         may_change=True,
     )
     model: ModelConfig = setting(ModelConfig)
     data: DataConfig = setting(DataConfig)
     phases: tuple[Phase, ...] = setting(
-        (), "Stretches of the run, one after the other; () = one of num_steps."
+        (),
+        "Stretches of the run, one after the other, each with its own steps, length and batch "
+        "size. () = a single phase of num_steps steps with the values of data.",
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig)
     mesh: MeshConfig = setting(MeshConfig, may_change=True)
@@ -386,7 +432,7 @@ class Config:
     log: LogConfig = setting(LogConfig, may_change=True)
 
     def resolved_phases(self) -> tuple[Phase, ...]:
-        """Returns the phases with every zero filled in; without phases, one of `num_steps`."""
+        """Returns the phases, zeros replaced by the values in `data`; () is one of `num_steps`."""
         phases = self.phases or (Phase(num_steps=self.num_steps),)
         return tuple(
             Phase(
@@ -405,7 +451,7 @@ class Config:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all phases: what the schedule spans."""
+        """Steps of all phases, which the schedule spans."""
         return sum(phase.num_steps for phase in self.resolved_phases())
 
     @property
@@ -414,7 +460,7 @@ class Config:
         return self.num_steps or self.total_steps
 
     def profiled_steps(self) -> range:
-        """Updates made before each of the steps that `profile` names.
+        """For each step that `profile` names, the number of updates before it.
 
         Raises:
           ConfigError: `profile` is not START:END with 0 <= START < END.
@@ -447,31 +493,31 @@ class Config:
 
 @dataclasses.dataclass(slots=True)
 class TaskConfig:
-    """What is fine-tuned for; flags of `bertjax.finetune` set it.
+    """The task of a fine-tuning; flags of `bertjax.finetune` set it.
 
     The task is `bertjax.tasks.registry.make_task(name, options)`.
     """
 
     name: str = setting("", "Name of the task.")
     options: dict[str, Any] = setting(
-        dict, "Options of the task as JSON, names of labels among them."
+        dict, "Options of the task as JSON, including the names of labels."
     )
-    train: str = setting("", "Files of the training examples, or tfds:NAME:SPLIT.", may_change=True)
-    eval: str = setting("", "Files of the examples to score, or tfds:NAME:SPLIT.", may_change=True)
-    max_length: int = setting(128, "Tokens per row at most.", unit="tokens", at_least=1)
+    train: str = setting("", "Files with training examples, or tfds:NAME:SPLIT.", may_change=True)
+    eval: str = setting("", "Files with examples to score, or tfds:NAME:SPLIT.", may_change=True)
+    max_length: int = setting(128, "Largest number of tokens per row.", unit="tokens", at_least=1)
     batch_size: int = setting(32, "Rows per step.", unit="rows", at_least=1)
-    num_epochs: float = setting(3.0, "Times each example is seen.", unit="epochs", above=0)
+    num_epochs: float = setting(3.0, "Passes over the training examples.", unit="epochs", above=0)
 
 
 @dataclasses.dataclass(slots=True)
 class FineTuningConfig(Config):
-    """Everything that decides a run; one of fine-tuning has a task too."""
+    """Everything that decides a run. The task is set by fine-tuning only."""
 
     task: TaskConfig = setting(TaskConfig)
 
 
 def max_predictions(mask_rate: float, max_length: int, packing_depth: int = 1) -> int:
-    """Places for masks that a row needs, rounded up to a multiple of 4."""
+    """The number of masked positions that a row needs, rounded up to a multiple of 4."""
     needed = math.ceil(mask_rate * max_length)
     if packing_depth > 1:
         needed = packed_predictions(mask_rate, max_length, packing_depth)
@@ -479,32 +525,32 @@ def max_predictions(mask_rate: float, max_length: int, packing_depth: int = 1) -
 
 
 def packed_predictions(mask_rate: float, max_length: int, depth: int) -> int:
-    """Masks that a row of up to `depth` pairs can have.
+    """The largest number of masks in a row of up to `depth` pairs.
 
-    A pair of n tokens, at least 3, has max(1, round(mask_rate * n)): at most so much more than
-    mask_rate * n as half a mask, or as one is above 3 * mask_rate.
+    A pair of n tokens, at least 3, has max(1, round(mask_rate * n)) masks. That exceeds
+    mask_rate * n by at most max(0.5, 1 - 3 * mask_rate).
     """
     return math.ceil(mask_rate * max_length + depth * max(0.5, 1 - 3 * mask_rate))
 
 
-# Of configurations that earlier versions wrote: the dotted name of a field, without the index of a
-# phase, and what the field is called now in that section. No field was renamed so far.
+# Fields that were renamed: the old dotted name, without the index of a phase, and the new name in
+# the same section. So configurations of earlier versions can be read. None was renamed so far.
 RENAMED: dict[str, str] = {}
 
 
 def section_type(annotation: Any) -> Any:
-    """The dataclass of a field that is a section, or a tuple of sections; None for any other."""
+    """The dataclass of a field that is a section or a tuple of sections, else None."""
     kind = (*typing.get_args(annotation), annotation)[0]
     return kind if dataclasses.is_dataclass(kind) else None
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The choices of a field, in their written order; none where it is no Literal."""
+    """The choices of a field in their written order; () unless it is a Literal."""
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Every field of a configuration: its dotted name, the section that has it, and the field.
+    """Yields each field of a configuration: dotted name, the section that has it, the field.
 
     A section comes before its fields; those of the first phase are `phases[0].num_steps` and so on.
     """
@@ -553,7 +599,7 @@ def check_types(config: Any) -> None:
             if value not in choices:
                 raise ConfigError(f"{name} = {value!r} is not known; {closest(value, choices)}")
         elif kind is float and type(value) is int:
-            setattr(section, field.name, float(value))  # so that 1 and 1.0 are one configuration
+            setattr(section, field.name, float(value))  # 1 and 1.0 are the same configuration
         elif part not in (None, kind):
             _expect(name, value, tuple)
             for i, item in enumerate(value):
@@ -588,7 +634,7 @@ def may_change(root: type[Config], name: str) -> bool:
 
 
 def is_within(name: str, fields: Iterable[str]) -> bool:
-    """Whether a dotted name is one of some fields, or lies in one of them that is a section."""
+    """Whether a dotted name is one of `fields`, or lies in a section that is one of them."""
     parts = name.replace("[", ".[").split(".")
     return any(parts[: len(field := other.split("."))] == field for other in fields)
 

@@ -1,4 +1,4 @@
-"""What is known of a field of the configuration stands at the field: meaning, unit, bounds."""
+"""Metadata of a configuration field, written at the field: meaning, unit, bounds."""
 
 import dataclasses
 import operator
@@ -14,20 +14,20 @@ _LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What validation, errors, `--help_config` and docs/configuration.md say of a field.
+    """What validation, errors, `--help_config` and docs/configuration.md say about a field.
 
     Attributes:
-      meaning: sentences or phrases, each with its period; a section's is its docstring.
+      meaning: sentences or phrases, each with its period; a section has its docstring instead.
       unit: what a number counts, in the plural.
-      at_least: the smallest number that is accepted.
-      above: a number that every accepted one is greater than.
-      below: a number that every accepted one is less than.
-      values: what single values mean; numbers among them are accepted beside the bounds.
-      may_change: whether it may differ between the run that saved a checkpoint and the run that
-        resumes from it. Such a field, or section, says how to compute the same numbers, when to
-        stop, to save, to evaluate and to report.
-      not_of_encoder: it says nothing of the encoder, only what stands on it, so that two models
-        may differ in it and have the same encoder.
+      at_least: the smallest accepted number.
+      above: every accepted number is greater than this.
+      below: every accepted number is less than this.
+      values: the meaning of single values; numbers among them are accepted beside the bounds.
+      may_change: whether a resumed run may have another value than the run that saved the
+        checkpoint. Such a field, or section, decides how to compute the same numbers, and when to
+        stop, save, evaluate and report.
+      not_of_encoder: the field describes the head and not the encoder, so two models with the same
+        encoder may differ in it.
     """
 
     meaning: str = ""
@@ -45,14 +45,19 @@ class Setting:
         limits = ((words, getattr(self, name)) for name, words, _ in _LIMITS)
         return " and ".join(f"{words} {limit}" for words, limit in limits if limit is not None)
 
+    @property
+    def exceptions(self) -> tuple[Any, ...]:
+        """The values that are accepted although they are beyond the bounds, such as 0 for "all"."""
+        return tuple(value for value in self.values if not self._is_within(value))
+
     def accepts(self, value: Any) -> bool:
-        """Whether a value of the right type lies within the bounds, if any, or is in `values`."""
+        """Whether a value of the right type is within the bounds, if any, or is in `values`."""
         return self._is_within(value) or value in self.values
 
     def expected(self) -> str:
-        """What a number should have been, for an error about one that is not accepted."""
+        """The accepted numbers in words, for an error about another one."""
         what = f"a number of {self.unit}" if self.unit else "a number"
-        others = [f"{v!r} ({text})" for v, text in self.values.items() if not self._is_within(v)]
+        others = [f"{value!r} ({self.values[value]})" for value in self.exceptions]
         return ", or ".join([f"{what}, {self.bounds}", *others])
 
     def _is_within(self, value: Any) -> bool:
@@ -64,7 +69,7 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
     """A field of a dataclass, with a `Setting`.
 
     Args:
-      default: its default value, or what makes one when it is called.
+      default: the default value, or a function that makes it.
       meaning: as in `Setting`.
       **described: the other attributes of `Setting`.
     """
@@ -75,5 +80,5 @@ def setting(default: Any, meaning: str = "", **described: Any) -> Any:
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """What a field of the configuration says of itself."""
+    """The `Setting` of a configuration field."""
     return cast(Setting, field.metadata["setting"])

@@ -1,4 +1,4 @@
-"""The stores that a run reads, as `config.data.stores` names them: a:0.7,b:0.3 or a,b@0.1."""
+"""The stores that a run reads, from `config.data.stores`: a:0.7,b:0.3 or a,b@0.1."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class NamedStore(NamedTuple):
 
 
 def store_list(data: DataConfig) -> tuple[NamedStore, ...]:
-    """The stores of `data.store` or `data.stores`; none where both are empty.
+    """The stores of `data.store` or `data.stores`; () if both are empty.
 
-    STORE@SHARE takes a share of the store's documents. A colon and a weight follow each store, or
-    none. Neither has a slash, so that gs:// needs no quoting.
+    STORE@SHARE takes a share of the store's documents. Either every store is followed by a colon
+    and a weight, or none is. Shares and weights have no slash, so gs:// needs no quoting.
 
     Raises:
       ConfigError: both fields are set, an entry is empty, a store comes twice, a weight is no
@@ -70,7 +70,7 @@ def _entry(entry: str, where: str) -> NamedStore:
 
 
 def _split_off(text: str, mark: str) -> tuple[str, str | None]:
-    """What stands before and after the last mark; a mark before a slash is part of a path."""
+    """The text before and after the last mark; a mark before a slash is part of a path."""
     before, found, after = text.rpartition(mark)
     return (before, after) if found and "/" not in after else (text, None)
 

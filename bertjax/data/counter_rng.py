@@ -1,12 +1,12 @@
-"""Random numbers that are a pure function of where they are used: hashes of key and counter.
+"""Random numbers as a pure function of the place where they are used: hashes of key and counter.
 
 A key is 64 bits from (seed, stream, purpose) and a position; element c of a key's sequence is a
-hash of the key and c. Nothing is drawn in order, so any row can be made alone, in any batch, on any
-machine, with the same result. Only unsigned integers that wrap around are used: no platform,
-NumPy version or thread count can change them.
+hash of the key and c. There is no order of draws, so any row can be made separately, in any batch
+and on any machine, with the same result. Only unsigned integers that wrap around are used: no
+platform, NumPy version or thread count can change them.
 
-The 64-bit hash is SplitMix64's finaliser (Steele, Lea and Flood 2014), the 32-bit one is lowbias32
-(Wellons 2018), with the key's high half put in between its two multiplications.
+The 64-bit hash is SplitMix64's finalizer (Steele, Lea and Flood 2014), the 32-bit one is lowbias32
+(Wellons 2018), with the key's high half added between its two multiplications.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def uniform_float(bits: np.ndarray) -> np.ndarray:
 
 
 def coin_flips(keys: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """How many of `flips` fair coins show heads: exact draws from Binomial(flips, 1/2).
+    """Exact draws from Binomial(flips, 1/2).
 
     Args:
         keys: uint64 [n].
@@ -115,9 +115,9 @@ def coin_flips(keys: np.ndarray, flips: np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, n: int, keys: np.ndarray) -> npt.NDArray[np.int64]:
     """Shuffles [0, n) without a table: where a keyed permutation sends each index.
 
-    A Feistel network over a x b >= n with modular addition in place of exclusive or, walked until
-    it comes back below n (Black and Rogaway 2002). a and b are about sqrt(n), so that next to
-    nothing lies above n and one walk is nearly always enough.
+    A Feistel network over a x b >= n with modular addition in place of exclusive or, applied until
+    the result is below n (Black and Rogaway 2002). a and b are about sqrt(n), so hardly any result
+    is above n, and one application is nearly always enough.
 
     Args:
         index: integer [m], in [0, n).
@@ -151,7 +151,7 @@ def _feistel(x: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
 
 
 def mix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """uint64 [n] mixed by splitmix64's finaliser: every bit moves every bit of the result."""
+    """uint64 [n] mixed by splitmix64's finalizer: each bit influences each bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -47,8 +47,8 @@ def make_row(
 ) -> Row:
     """Joins the ids of one text or two, cut to `max_length` tokens with the special ones.
 
-    One text is cut at its end; of two, the longer one is, token by token, the second where they are
-    alike (google-research/bert, run_classifier.py).
+    One text is cut at its end. From two texts, tokens are removed one by one from the longer one,
+    the second if they are equally long (google-research/bert, run_classifier.py).
     """
     if second is None:
         a, b = min(len(first), max_length - 2), 0
@@ -66,7 +66,7 @@ def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:
     """The row of a text or of a pair of texts.
 
     Raises:
-      TypeError: it is neither.
+      TypeError: the argument is neither.
     """
     if isinstance(text, str):
         return make_row(tokenizer, tokenizer.encode(text), None, max_length)
@@ -77,9 +77,9 @@ def encode_text(tokenizer: Tokenizer, text: Text, max_length: int) -> Row:
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text in which [MASK] stands for a masked token; no other piece is special.
+    """The ids of a text in which [MASK] means a masked token; no other text is special.
 
-    What follows a mask without a space does not begin a word, as behind any other piece.
+    Text that follows a mask without a space continues the word.
     """
     ids = tokenizer.encode((parts := text.split("[MASK]"))[0])
     for part in parts[1:]:
@@ -92,7 +92,7 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
 def pad_rows(
     rows: Sequence[Row], num_rows: int, length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows as one batch, filled up with padding and with rows of nothing else.
+    """Rows as one batch, filled up with padding and with rows of padding.
 
     Returns:
       input_ids, token_type_ids and attention_mask, each int32 [num_rows, length].

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bertjax.checkpoints.loadable_workdir import SCORES
 from bertjax.storage.atomic_files import write_file
-from bertjax.weights.bertjax_checkpoint import SCORES
 
 TABLE = "table.json"
 _SETTING = ("learning_rate", "batch_size", "num_epochs")

@@ -1,1 +1,1 @@
-"""What is wrong with a corpus or a store."""
+"""Checks of a corpus or a store."""

@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The findings of checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """Largest share that is no fault, and what to do about more of it."""
+    """The largest share that is not a finding, and what to do about a larger one."""
 
     share: float
     what: str

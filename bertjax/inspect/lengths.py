@@ -1,4 +1,4 @@
-"""How long documents are, what padding their rows cost and what packing would save."""
+"""Lengths of documents, the padding of their rows, and the saving by packing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Lengths:
 
 
 def row_lengths(split: Split, length: int) -> Lengths:
-    """Measures the rows of a pair task, three special tokens each."""
+    """Measures rows of sentence pairs, with three special tokens each."""
     starts = build_row_index(split, length - 3)
     tokens = np.diff(split.sentence_offsets[starts].view(np.int64))
     used = np.minimum(tokens + 3, length)

@@ -1,4 +1,4 @@
-"""The result of all checks, and how it is gathered from files or from a store."""
+"""Runs all checks of files or of a store, and reports their result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MASKED, _PLAIN = "\x1b[7m", "\x1b[0m"  # reversed colours
 
 @dataclasses.dataclass
 class Report:
-    """What was looked at and what was found."""
+    """What was checked and what was found."""
 
     name: str
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -41,11 +41,11 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """Everything as JSON-able values."""
         return dataclasses.asdict(self)
 
     def text(self, colours: bool) -> str:
-        """Everything to read; with colours, masked tokens are reversed, else in brackets."""
+        """Everything as text; masked tokens are reversed with colours, else in brackets."""
         lines = [self.name]
         lines += [f"  letters of {source}: {_mix(found)}" for source, found in self.scripts.items()]
         lines += [
@@ -109,13 +109,13 @@ def inspect_texts(
     data_dir: str | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Report:
-    """Checks files or other sources, given as to `prepare --input`.
+    """Checks files or other sources, named as for `prepare --input`.
 
     Args:
         patterns: as `prepare --input`.
         language: of the sentence splitter.
         data_dir: of TFDS data sets.
-        tokenizer: that is to be used with them; None = casing and [UNK] are not compared with any.
+        tokenizer: for these texts; None = casing and [UNK] are not compared.
 
     Raises:
         CorpusError: an input cannot be read.

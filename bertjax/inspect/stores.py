@@ -1,4 +1,4 @@
-"""Checks of a store: its ids, its documents, and what the tokenizer made of the text."""
+"""Checks of a store: its ids, its documents, casing and [UNK]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unknown_share(split: Split, unk_id: int) -> float:
 
 
 def store_findings(store: Store) -> Iterator[Finding]:
-    """What is wrong with the ids, the casing, [UNK] and the documents, split by split."""
+    """Findings about ids, casing, [UNK] and documents, split by split."""
     tokenizer = store.tokenizer()
     if isinstance(tokenizer, WordPieceTokenizer):
         uncased = guess_casing(tokenizer.pieces)

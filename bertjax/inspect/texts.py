@@ -1,4 +1,4 @@
-"""Checks of documents and their lines, and of what a vocabulary would make of them."""
+"""Checks of documents and their lines, and of their tokens in a vocabulary."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.inspect.findings import Finding, Limit
 
 _EXAMPLES = 3
-_LETTERS = 10_000  # of each source a script's name is looked up for, about; names are slow
-_TOKENS = 100_000  # of each source are made of the first documents, then of one in a hundred
-_TEXTS, _TEXT_CHARACTERS = 500, 100  # whose language is looked for, of each source
+_LETTERS = 10_000  # per source whose script is looked up, about; the lookup is slow
+_TOKENS = 100_000  # per source from the first documents, then from one in a hundred
+_TEXTS, _TEXT_CHARACTERS = 500, 100  # per source whose language is detected
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff]")
 
-# Shares measured on the clean corpora lie well below: docs/design/inspect.md.
+# Clean corpora have much smaller shares.
 UNKNOWN = Limit(
     0.01,
     "of the tokens are [UNK]",
@@ -69,12 +69,12 @@ class TextChecks:
     """Counts over the documents of one source."""
 
     def __init__(self, source: str, language: str, tokenizer: Tokenizer | None = None):
-        """Begins with nothing counted.
+        """Starts with all counts 0.
 
         Args:
             source: name of the source.
             language: of the sentence splitter.
-            tokenizer: also counts what it does not know; one that lowers text takes any casing.
+            tokenizer: for counting [UNK]; an uncased one accepts any casing.
         """
         self.source = source
         self._tokenizer = tokenizer
@@ -84,7 +84,7 @@ class TextChecks:
         self.num_lines = 0
         self.counts: collections.Counter[str] = collections.Counter()
         self.scripts: collections.Counter[str] = collections.Counter()
-        self._sample: list[str] = []  # texts whose language is looked for
+        self._sample: list[str] = []  # texts whose language is detected
         self._examples: dict[str, list[str]] = collections.defaultdict(list)
 
     def add(self, document: Document) -> None:
@@ -122,7 +122,7 @@ class TextChecks:
         return dict(found.most_common())
 
     def add_problem(self, problem: Problem) -> None:
-        """Counts what could not be read."""
+        """Counts problems of reading."""
         if problem.kind in ("not_utf8", "invalid_json", "nul", "surrogate", "no_text"):
             self.num_lines += 1
             self.counts["unreadable"] += 1
@@ -136,7 +136,7 @@ class TextChecks:
             self._examples[kind].append(f"{where}: {line[:80]!r}")
 
     def shares(self) -> dict[str, float]:
-        """Of the lines; of the documents for `one_sentence`, of the tokens for `unknown`."""
+        """Share of the lines; of documents for `one_sentence`, of tokens for `unknown`."""
         shares = {
             kind: self.counts[kind]
             / max(1, self.num_documents if kind == "one_sentence" else self.num_lines)
@@ -147,7 +147,7 @@ class TextChecks:
         return shares
 
     def findings(self) -> Iterator[Finding]:
-        """What exceeds its limit."""
+        """The findings: shares above their limits."""
         lowers = self._tokenizer is not None and self._tokenizer.lower_case
         for kind, share in self.shares().items():
             limit = LIMITS.get(kind, UNKNOWN)
@@ -179,7 +179,7 @@ def _faults(line: str) -> Iterator[str]:
 
 
 def _has_script(character: str) -> bool:
-    return character.isalpha() and unicodedata.category(character) != "Lm"  # modifiers have none
+    return character.isalpha() and unicodedata.category(character) != "Lm"  # modifiers
 
 
 def _script(letter: str) -> str:

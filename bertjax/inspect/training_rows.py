@@ -1,4 +1,4 @@
-"""A few training rows as text, with what is masked marked."""
+"""A few training rows as text, with masked tokens marked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertjax.data.stream.rows import RowSpec
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A token of a row; `original` is what a masked one was, else empty."""
+    """A token of a row; `original` is the token before masking, else empty."""
 
     text: str
     original: str

@@ -1,4 +1,4 @@
-"""Which works stand in a corpus twice: duplicates gathered by what their documents belong to."""
+"""Works that are in a corpus twice: duplicates grouped by the work of their documents."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def work_pairs(duplicates: Iterable[Duplicate], totals: dict[Work, int]) -> list
 
 
 def duplicate_findings(duplicates: list[Duplicate], num_documents: int) -> Iterator[Finding]:
-    """A finding a pair of sources with documents that `--drop_duplicates` would leave out.
+    """One finding per pair of sources with documents that `--drop_duplicates` would leave out.
 
-    Pairs within a source are a finding above DROPPED_LIMIT of all documents, others always are.
+    Pairs within a source are a finding above DROPPED_LIMIT of all documents, other pairs always.
     """
     groups: dict[tuple[str, str], list[Duplicate]] = collections.defaultdict(list)
     for duplicate in duplicates_to_drop(duplicates):

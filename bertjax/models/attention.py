@@ -1,4 +1,4 @@
-"""Multi-head self-attention (Vaswani et al. 2017, section 3.2) as BERT has it."""
+"""Multi-head self-attention (Vaswani et al. 2017, section 3.2), as in BERT."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PROBABILITIES = "probabilities"  # in the collection "intermediates": see bert.p
 
 
 def attention_probabilities(query: jax.Array, key: jax.Array, visibility: Visibility) -> jax.Array:
-    """What each query takes from each key, [b, h, t, t]; see `dot_product_attention`."""
+    """Attention probabilities, query by key, [b, h, t, t]; see `dot_product_attention`."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     precision = product_precision(query.dtype)
     scores = jnp.einsum(
         "bqhk,bshk->bhqs", query, key, precision=precision, preferred_element_type=wide
     )
     scores = scores / query.shape[-1] ** 0.5
-    # The lowest finite number, not -inf: a row that is all padding stays free of NaN.
+    # The lowest finite number and not -inf: so a row of padding alone has no NaN.
     scores = jnp.where(visibility.mask(), scores, jnp.finfo(wide).min)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
@@ -59,9 +59,9 @@ def dot_product_attention(
 
 
 def by_rows(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`attend` of one row after the other: [h, t, t] stays in the caches of a CPU.
+    """Applies `attend` to one row after the other: [h, t, t] stays in the caches of a CPU.
 
-    The backward pass computes the probabilities again, so that none of them reach main memory.
+    The backward pass computes the probabilities again, so they never reach main memory.
     """
 
     def attend_row(row: tuple[Any, ...]) -> jax.Array:
@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
             attend = by_rows(attend)
         elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
             attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
-        if self.is_mutable_collection("intermediates"):  # someone looks inside
+        if self.is_mutable_collection("intermediates"):  # the caller inspects the model
             probabilities = attention_probabilities(query, key, visibility)
             self.sow("intermediates", PROBABILITIES, probabilities)
         context = attend(query, key, value, visibility, row_keys)

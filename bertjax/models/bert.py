@@ -1,7 +1,7 @@
 """The BERT encoder (Devlin et al. 2019; google-research/bert at eedf571, modeling.py).
 
-Parameters are one subtree a layer with 2-D kernels [in, out], in memory as on disk; their paths and
-shapes are a public format. See docs/design/model.md.
+Parameters are one subtree per layer with 2-D kernels [in, out], in memory as on disk. Their paths
+and shapes are a public format. See docs/design/model.md.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LAYERS, LAYER_INPUT = "layers", "input"  # in the collection "intermediates": se
 
 
 class Packing(NamedTuple):
-    """Where the pairs of packed rows stand; it takes the attention mask's place."""
+    """The places of the pairs in packed rows; it replaces the attention mask."""
 
     segment_ids: jax.Array  # int [b, t], 1 for the first pair, 2 for the second, 0 = padding
     position_ids: jax.Array  # int [b, t], 0 at the first token of each pair
-    cls_positions: jax.Array  # int [b, p], each in [0, t), p pairs; unused places hold any of them
+    cls_positions: jax.Array  # int [b, p], each in [0, t); unused entries are arbitrary
 
 
 class Embeddings(nn.Module):
@@ -63,15 +63,15 @@ class Embeddings(nn.Module):
                 f"input_ids has rows of {length} tokens, the model has {self.config.max_positions} "
                 "positions (model.max_positions): use shorter rows or a model with more positions"
             )
-        # The lookups stay in float32, so that the rows of a frequent token add up their gradients
-        # in float32 whatever the compute dtype.
+        # The lookups stay in float32, so that gradients of a frequent token's row add up in float32
+        # with any compute dtype.
         x = jnp.take(self.word.embedding, input_ids, axis=0)
         if position_ids is None:
             x += self.position.embedding[:length]
         else:
             x += jnp.take(self.position.embedding, position_ids, axis=0)
         # A product with a one-hot matrix: with a gather, the gradient of two table rows would be a
-        # scatter of all tokens onto two places. HIGHEST keeps the product exact.
+        # scatter of all tokens onto two rows. HIGHEST keeps the product exact.
         types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)
         x += jnp.matmul(types, self.token_type.embedding, precision=jax.lax.Precision.HIGHEST)
         x = self.layer_norm(hidden_rows(self.config, x))
@@ -119,8 +119,8 @@ class EncoderLayer(nn.Module):
 class LayerStack(nn.Module):
     """The layers one after the other: unrolled, or one compiled layer in a `jax.lax.scan`.
 
-    The parameters are `layer_0`, `layer_1`, ... either way. Layers run as pure functions of their
-    subtree, so that scan and remat are plain JAX around the same function and change no number.
+    The parameters are `layer_0`, `layer_1`, ... in both cases. Layers run as pure functions of
+    their subtree, so scan and remat are plain JAX around the same function and change no number.
     """
 
     config: ModelConfig
@@ -131,9 +131,9 @@ class LayerStack(nn.Module):
     ) -> jax.Array:
         """Maps hidden_states [b, t, d] to [b, t, d]; `layer_keys` has one item per layer.
 
-        Where the collection "intermediates" is mutable, what each layer sows there is stacked and
-        sown as `layers`, scanned or not: `input` [layers, b, t, d], `attention/probabilities`
-        [layers, b, h, t, t].
+        If the collection "intermediates" is mutable, the values that the layers sow there are
+        stacked and sown as `layers`, scanned or not: `input` [layers, b, t, d] and
+        `attention/probabilities` [layers, b, h, t, t].
         """
         config = self.config
         if self.is_initializing():
@@ -174,15 +174,15 @@ class LayerStack(nn.Module):
 
 
 def _stack(trees: list[Any]) -> Any:
-    """The trees as one, whose leaves have an axis more, the first."""
+    """Stacks trees into one, whose leaves have a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
-    """A layer's parameters in the compute dtype, which its own modules would cast them to.
+    """A layer's kernels in the compute dtype, to which its modules would cast them anyway.
 
-    So the copies that a scan stacks and that fsdp gathers are small. What is in no product stays as
-    it is: LayerNorm's parameters are used in float32; biases too, whose gradients are summed so.
+    So the copies that a scan stacks and that fsdp gathers are small. Other parameters stay float32:
+    LayerNorm uses its parameters so, and gradients of biases are summed so.
     """
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
@@ -193,7 +193,7 @@ def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
 
 
 class BertEncoder(nn.Module):
-    """Embeddings, layers and pooler: what pre-training leaves for fine-tuning.
+    """Embeddings, layers and pooler: the part of the model that fine-tuning takes over.
 
     `config.dtype` must be resolved (see `compute_dtype`).
     """
@@ -220,19 +220,19 @@ class BertEncoder(nn.Module):
         row_keys: jax.Array | None = None,
         packing: Packing | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Encodes rows of tokens; `LayerStack` says what can be seen of it on the way.
+        """Encodes rows of tokens; see `LayerStack` for intermediate values.
 
         Args:
           input_ids: [b, t], each in [0, v).
           token_type_ids: [b, t], 0 = sentence A, 1 = sentence B.
-          attention_mask: [b, t], 1 = a real token, 0 = padding; None with `packing`, which says it.
+          attention_mask: [b, t], 1 = a real token, 0 = padding; None with `packing`.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic. A row's masks depend
-            on its key alone.
-          packing: of rows that hold several pairs, which do not see each other; None = one each.
+            only on its key.
+          packing: for rows with several pairs, which attend to themselves; None = one pair each.
 
         Returns:
           hidden_states [b, t, d], and pooled [b, d] (tanh of a dense layer on token 0), [b, p, d]
-          with `packing` (on the first token of each pair), or None where `config.pooler` is off;
+          with `packing` (on the first token of each pair), or None if `config.pooler` is off;
           both in the compute dtype.
 
         Raises:

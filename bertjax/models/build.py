@@ -36,7 +36,7 @@ def compute_dtype(config: ModelConfig, backend: str) -> Dtype:
 
 
 def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
-    """The same model, with attention and layout as they suit a backend without gradients."""
+    """The same model, with attention and layout that a backend can run without gradients."""
     attention: Attention
     if backend == "cpu" and num_devices == 1:
         attention = "rows"
@@ -49,10 +49,10 @@ def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> Mo
 
 
 def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
-    """Checks that attention and layout can be had on a JAX backend, and says where they are slow.
+    """Checks that a JAX backend has the attention and layout; warns where they are slow.
 
     Raises:
-      ConfigError: one of them cannot.
+      ConfigError: the backend does not have one of them.
     """
     if config.activation_layout != "compiler" and backend != "gpu":
         raise ConfigError(
@@ -81,21 +81,21 @@ def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
 def apply_model(
     model: nn.Module, params: Mapping[str, Any], *inputs: Any, mutable: Any = False
 ) -> Any:
-    """`model.apply` of parameters that may be split over `fsdp`; each layer gathers its own."""
+    """`model.apply` for parameters that may be split over `fsdp`; each layer gathers its own."""
     return model.apply({"params": gather_params(params)}, *inputs, mutable=mutable)
 
 
 def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
-    """Draws the parameters of the model that `config.head` names.
+    """Initializes the parameters of the model that `config.head` names.
 
-    Each one is drawn from a key that depends on the seed and its own path, so the other layers,
-    heads and settings do not change it. Pure: may be traced, `seed` too.
+    Each parameter has a key that depends on the seed and its own path, so other layers, heads and
+    settings do not change it. Pure: may be traced, including `seed`.
 
     Returns:
       Nested dict of float32 arrays: kernels and tables from a normal cut at two standard
       deviations (`initializer_range`), biases 0, LayerNorm scales 1.
     """
-    # The forward pass of initialisation only declares shapes; one token of one row is enough.
+    # The forward pass of initialization only declares shapes; one token of one row is enough.
     ids = jnp.zeros((1, 1), jnp.int32)
     model = make_model(dataclasses.replace(config, dtype="float32"))
     inputs = HEADS[config.head].inputs

@@ -1,11 +1,11 @@
-"""Dropout whose mask is a function of the row alone, never of the batch it stands in.
+"""Dropout whose mask is a function of the row, and not of the batch that contains it.
 
-Every row brings its own key. A row therefore draws the same mask in one microbatch or in eight, on
-any mesh, in a scanned or an unrolled stack of layers, and again when it is recomputed (remat).
+Every row has its own key. So a row has the same mask in one microbatch or in eight, on any mesh, in
+a scanned or an unrolled stack of layers, and when it is recomputed (remat).
 
-The bits come from a counter-based hash of the key and the element's place, not from JAX's
-generator: its threefry spends over a hundred operations an element, this about ten, and a hash
-of places can be drawn inside a fused kernel as well. See docs/design/model.md.
+The bits are a counter-based hash of the key and the element's place. JAX's generator, threefry,
+needs over a hundred operations per element, this hash about ten, and a fused kernel can compute it
+too. See docs/design/model.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def split_row_keys(row_keys: jax.Array | None, count: int) -> list[jax.Array | N
     """Derives the keys of the layers, or of the dropout sites of one layer.
 
     Args:
-      row_keys: typed PRNG keys [b], or None where nothing is dropped.
-      count: how many sets of keys; more of them do not change the first ones.
+      row_keys: typed PRNG keys [b], or None = no dropout.
+      count: number of sets of keys; a larger number does not change the first ones.
 
     Returns:
       `count` times keys [b], or None where `row_keys` is None.
@@ -42,7 +42,7 @@ def dropout(x: jax.Array, rate: float, row_keys: jax.Array | None) -> jax.Array:
     Args:
       x: activations [b, ..., columns].
       rate: probability of a zero, in [0, 1), resolved to 2**-32.
-      row_keys: typed threefry keys [b], one a row; None = deterministic, x is returned as it is.
+      row_keys: typed threefry keys [b], one per row; None = no dropout, x is returned unchanged.
 
     Returns:
       An array like `x`.
@@ -55,19 +55,19 @@ def dropout(x: jax.Array, rate: float, row_keys: jax.Array | None) -> jax.Array:
     if row_keys.shape != x.shape[:1]:
         raise ValueError(
             f"dropout got row_keys of shape {row_keys.shape} for activations {x.shape}; it needs "
-            f"one typed key a row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
+            f"one typed key per row, shape {x.shape[:1]} (jax.random.key, not PRNGKey)"
         )
     keep = random_bits(row_keys, x.shape[1:]) >= drop_threshold(rate)
-    # 1 / (1 - rate) rounded to bfloat16 is off by 0.2 %, so the product is formed in float32.
+    # 1 / (1 - rate) rounded to bfloat16 is off by 0.2 %, so the product is computed in float32.
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.where(keep, wide / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def random_bits(row_keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random words, each a function of its row's key and its place in the row alone.
+    """Random words, each a function of its row's key and its place in the row.
 
     With (w0, w1) the words of the key, the element at line r and column c of plane g (a head; the
-    only plane where `shape` has fewer than three dimensions) is
+    only plane if `shape` has fewer than three dimensions) is
 
         mix(mix(r * 0x9E3779B1 + a) + mix(c * 0x85EBCA77 + b)),
         a = mix(g * 0x9E3779B1 + w0),  b = mix(g * 0x85EBCA77 + w1),
@@ -76,7 +76,7 @@ def random_bits(row_keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     Args:
       row_keys: typed threefry keys [n].
-      shape: of what is drawn for one row, (..., lines, columns).
+      shape: of the words of one row, (..., lines, columns).
 
     Returns:
       uint32 [n, *shape].
@@ -119,8 +119,8 @@ def plane_words(row_keys: jax.Array, num_planes: int) -> tuple[jax.Array, jax.Ar
 def place_bits(line: jax.Array, column: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """The bits of the elements at the lines and columns of the planes whose words are a and b.
 
-    All uint32, of shapes that broadcast. No array but the arguments is read, so that a kernel can
-    draw any block of a plane.
+    All uint32, with shapes that broadcast. Only the arguments are read, so a kernel can compute any
+    block of a plane.
     """
     return _mix(_mix(line * _ROW_STEP + a) + _mix(column * _COLUMN_STEP + b))
 

@@ -1,7 +1,7 @@
 """Fine-tuning: the encoder and one small layer (Devlin et al. 2019, section 4 and figure 4).
 
-The names of the new layers' parameters say the task: `classification_head`, `span_head`,
-`tagging_head`. Their logits are float32.
+The parameters of the new layers are named by the task: `classification_head`, `span_head`,
+`tagging_head`. Logits are float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BertForClassification(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        """Declares encoder and head; the encoder's parameters stand at the root."""
+        """Declares encoder and head; the encoder's parameters are at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
         self.classification_head = output_layer(self.config, self.config.num_labels)
@@ -52,7 +52,7 @@ class BertForTagging(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        """Declares encoder and head; the encoder's parameters stand at the root."""
+        """Declares encoder and head; the encoder's parameters are at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
         self.tagging_head = output_layer(self.config, self.config.num_labels)
@@ -79,7 +79,7 @@ class BertForSpans(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        """Declares encoder and head; the encoder's parameters stand at the root."""
+        """Declares encoder and head; the encoder's parameters are at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
         self.span_head = output_layer(self.config, 2)
@@ -98,7 +98,7 @@ class BertForSpans(nn.Module):
 
 
 def name_outputs(head: str, outputs: Any) -> dict[str, jax.Array]:
-    """What the model of a head returns, by name.
+    """The outputs of a head's model, by name.
 
     Returns:
       Float32 arrays: classification `logits` [b, c]; regression `values` [b]; span `start_logits`

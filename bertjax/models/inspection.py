@@ -1,4 +1,4 @@
-"""What the layers of an encoder make of its input: every hidden state and attention probability."""
+"""Every hidden state and attention probability of an encoder, for looking inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bertjax.models.build import apply_model
 def inspect_layers(
     model: BertEncoder, params: Mapping[str, Any], *inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the model, without dropout, and returns what its layers leave. Pure; may be compiled.
+    """Runs the model without dropout and returns the values of its layers. Pure; may be compiled.
 
     Args:
       model: its dtype resolved.
@@ -25,8 +25,7 @@ def inspect_layers(
 
     Returns:
       hidden_states [1 + layers, b, t, d], of the embeddings and of each layer, and attentions
-      [layers, b, h, t, t]: what each query (the axis before the last) takes from each key (the
-      last); both in float32.
+      [layers, b, h, t, t], by query and key; both in float32.
     """
     (last, _), sown = apply_model(model, params, *inputs, mutable=["intermediates"])
     of_layers = sown["intermediates"]["encoder"][LAYERS][0]["intermediates"]

@@ -1,4 +1,4 @@
-"""The pieces that the encoder and the heads are made of: dense layer, LayerNorm, GELU, layout."""
+"""Parts of the encoder and the heads: dense layer, LayerNorm, GELU, layout."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jax.typing import DTypeLike
 from bertjax.config import ModelConfig
 from bertjax.parallel.partition import multiply_gathered, split_rows
 
-# What is cheap to compute is computed again in the backward pass, from its input alone: a scan over
-# layers would keep every array in between (half of BASE's activations). Unrolled, XLA decides.
+# Cheap functions are computed again in the backward pass, from their input. Otherwise a scan over
+# layers would keep every intermediate array (half of BASE's activations). Unrolled, XLA decides.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
-    """The initialiser of every kernel and table: a normal cut at two standard deviations.
+    """The initializer of every kernel and table: a normal truncated at two standard deviations.
 
     Not rescaled, as in `tf.truncated_normal_initializer` (google-research/bert, modeling.py), so
-    the standard deviation that comes out is 0.88 times `initializer_range`.
+    the resulting standard deviation is 0.88 times `initializer_range`.
     """
     return nn.initializers.truncated_normal(config.initializer_range, lower=-2.0, upper=2.0)
 
@@ -33,7 +33,7 @@ def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
 class Dense(nn.Module):
     """A dense layer with bias: kernel [in, out] and bias [out] in float32, the product in `dtype`.
 
-    Unlike `flax.linen.Dense` it sums the gradient of the bias in float32: over 65,536 tokens a sum
+    Unlike `flax.linen.Dense` it sums the gradient of the bias in float32. A sum over 65,536 tokens
     in bfloat16 is off by 2 to 5 % of its norm.
 
     Attributes:
@@ -65,14 +65,14 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds bias [d] to x [..., d], in the dtype of x; sums the bias's gradient in float32."""
+    """x [..., d] + bias [d], in the dtype of x; the gradient of bias is summed in float32."""
     return x + bias.astype(x.dtype)
 
 
 def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     if gradient.dtype != bias.dtype:
-        # Else XLA takes the cast to float32 together with the one from float32 before it, and
-        # writes the whole gradient in float32 too, for the sum alone.
+        # Otherwise XLA cancels the cast to float32 against the cast before it, and writes the
+        # whole gradient in float32 too, just for this sum.
         gradient = jax.lax.optimization_barrier(gradient)
     axes = tuple(range(gradient.ndim - 1))
     return gradient, jnp.sum(gradient, axes, dtype=bias.dtype)
@@ -90,10 +90,10 @@ def dense(
     """A dense layer with bias, in the compute dtype.
 
     Args:
-      config: compute dtype, range of the initialiser, and whether layers are scanned.
+      config: compute dtype, range of the initializer, and whether layers are scanned.
       features: columns of the output.
       name: of the layer's parameters; None = Flax numbers them.
-      kernel_axes: of a layer of the encoder: the logical axes of its kernel, which it gathers.
+      kernel_axes: for a layer of the encoder, the logical axes of its kernel, which it gathers.
     """
     multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
     return Dense(
@@ -106,7 +106,7 @@ def dense(
 
 
 def output_layer(config: ModelConfig, features: int) -> Dense:
-    """The last layer of a head: as `dense`, but float32, so that logits are not rounded before."""
+    """The last layer of a head: like `dense`, but in float32, so that logits are not rounded."""
     wide: Any = wide_dtype(config).name
     return dense(dataclasses.replace(config, dtype=wide), features)
 
@@ -117,7 +117,7 @@ def wide_dtype(config: ModelConfig) -> jnp.dtype:
 
 
 def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """How the matrix products of a dtype are computed: those of float32 in float32.
+    """The precision of matrix products in a dtype: products of float32 are computed in float32.
 
     By default a GPU rounds their factors to TF32 and a TPU to bfloat16. None = the default.
     """
@@ -125,7 +125,7 @@ def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, returned in the compute dtype.
+    """Layer normalization over the last axis, returned in the compute dtype.
 
     Always computed in float32: in bfloat16 an epsilon of 1e-12 would vanish.
     """
@@ -160,17 +160,17 @@ def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
         wide = x.astype(wide_dtype(config))
         return jax.nn.gelu(wide, approximate=config.gelu == "tanh").astype(x.dtype)
 
-    # In 16 bits XLA would find the tanh in the forward pass and keep it, in float32. (A scan keeps
-    # the passes apart by itself.)
+    # In 16 bits XLA would reuse the tanh of the forward pass and keep it in float32. (A scan keeps
+    # the passes apart anyway.)
     apart = x.dtype != wide_dtype(config) and not config.scan_layers
     return cast(jax.Array, jax.checkpoint(activate, prevent_cse=apart)(x))
 
 
 def hidden_rows(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """Says how hidden states [b, t, d] lie: each row on its device, its values in order.
+    """Constrains hidden states [b, t, d]: each row on its device, with its values in order.
 
-    The order is left to the compiler unless `config.activation_layout` is "row_major". For GPUs
-    XLA may lay padded rows out as [t, d, b], and then transposes them before every product.
+    The compiler chooses the order unless `config.activation_layout` is "row_major". For GPUs XLA
+    may lay padded rows out as [t, d, b], and then transposes them before every product.
     """
     x = split_rows(x)
     if config.activation_layout == "row_major":

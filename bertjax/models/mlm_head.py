@@ -19,7 +19,7 @@ from bertjax.parallel.partition import RULES, constrain, split_rows
 
 
 class TiedDecoder(nn.Module):
-    """Projects onto the vocabulary with the word table; its own parameter is the bias [v] alone."""
+    """Projects onto the vocabulary with the word table; its only parameter is the bias [v]."""
 
     config: ModelConfig
 
@@ -29,7 +29,7 @@ class TiedDecoder(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros_init(), (self.config.vocab_size,), jnp.float32
         )
-        # Split over the vocabulary even where the table at rest is not.
+        # Split over the vocabulary even if the table is stored whole.
         table = constrain(word_table.astype(hidden_states.dtype), RULES["vocab"], None)
         logits = jnp.einsum(
             "bmd,vd->bmv",
@@ -60,7 +60,7 @@ class MaskedLanguageModelHead(nn.Module):
         Returns:
           Float32 logits [b, m, v].
         """
-        # Gathered before the dense layer: about seven times less work than on all positions.
+        # Gathered before the dense layer, for about seven times less work than on all positions.
         x = jnp.take_along_axis(hidden_states, masked_positions[:, :, None], axis=1)
         x = hidden_rows(self.config, x)
         x = gelu(self.config, dense(self.config, self.config.hidden_size, name="dense")(x))

@@ -17,7 +17,7 @@ class BertForPreTraining(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        """Declares encoder and heads; the encoder's parameters stand at the root."""
+        """Declares encoder and heads; the encoder's parameters are at the root."""
         self.bert = BertEncoder(self.config)
         nn.share_scope(self, self.bert)
         self.mlm_head = MaskedLanguageModelHead(self.config)
@@ -39,13 +39,13 @@ class BertForPreTraining(nn.Module):
           input_ids: [b, t]; it and the next two as in `BertEncoder`.
           token_type_ids: [b, t].
           attention_mask: [b, t], or None with `packing`.
-          masked_positions: [b, m], each in [0, t); unused places hold any of them.
+          masked_positions: [b, m], each in [0, t); unused entries are arbitrary.
           row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
           packing: as in `BertEncoder`.
 
         Returns:
           Float32 MLM logits [b, m, v], and float32 NSP logits [b, 2] (0 = B is the real next,
-          1 = random), [b, p, 2] with `packing`, or None where `config.next_sentence` is off.
+          1 = random), [b, p, 2] with `packing`, or None if `config.next_sentence` is off.
 
         Raises:
           ValueError: as in `BertEncoder`.

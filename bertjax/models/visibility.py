@@ -1,6 +1,6 @@
-"""Which keys each query may see: the record that every attention path and every kernel asks.
+"""Which keys each query may see: the record that every attention path and kernel uses.
 
-docs/design/attention.md says where causal and windowed forms go.
+docs/design/attention.md says how to add causal and windowed attention.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """A token sees the tokens of its row, or of its segment; padding is seen by no token.
+    """A token sees the tokens of its row, or of its segment; no token sees padding.
 
-    A pytree. Its arrays are [b, t], so whatever splits rows (`jax.lax.map`, `shard_map`) splits
-    them too. The other facts are static: a program is compiled for them.
+    A pytree. Its arrays are [b, t], so functions that split rows (`jax.lax.map`, `shard_map`) split
+    them too. The other fields are static: a program is compiled for their values.
 
     Attributes:
       segment_ids: int32 [b, t], 0 = padding. An attention mask (1 = a token) is one segment. Inside
         a kernel it is a reference to one row of `laid_out`, [1, 1, t].
-      packed: rows hold several segments, and a token sees its own alone.
+      packed: rows hold several segments, and a token sees only its own.
     """
 
     segment_ids: Any
@@ -32,7 +32,7 @@ class Visibility:
     def mask(self) -> jax.Array:
         """Bool, query by key: [b, 1, t, t], or [b, 1, 1, t] where all queries see the same keys.
 
-        What a padded query sees reaches no loss, so without `packed` it sees every token.
+        A padded query reaches no loss, so without `packed` it sees every token.
         """
         visible: jax.Array = self.segment_ids[:, None, None, :] > 0
         if self.packed:
@@ -59,9 +59,9 @@ class Visibility:
         """
         query_ids: jax.Array = self.segment_ids[0, :, queries].T
         key_ids = self.segment_ids[0, :, keys]
-        key_ids = jnp.where(key_ids == 0, -1, key_ids)  # so that padding meets no padding
+        key_ids = jnp.where(key_ids == 0, -1, key_ids)  # so that padding does not match padding
         return query_ids == key_ids
 
     def sees_any(self, queries: Any) -> jax.Array:
-        """Bool [queries, 1] inside a kernel: a token sees itself at least, padding nothing."""
+        """Bool [queries, 1] inside a kernel: a token sees at least itself, padding nothing."""
         return cast(jax.Array, self.segment_ids[0, :, queries].T != 0)

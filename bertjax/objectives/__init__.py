@@ -1,1 +1,1 @@
-"""What runs minimise: losses as sums."""
+"""What runs minimize: losses as sums."""

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises, by head; losses as sums, as in `objectives`.
+"""What fine-tuning minimizes, by head; losses are sums, as in `objective`.
 
 | head | loss of a row | reference |
 |---|---|---|
@@ -7,7 +7,7 @@
 | span | mean of the cross-entropies of start and end, over all positions | run_squad.py |
 | tagging | sum of the cross-entropies of the tokens with a tag | Devlin et al. 2019, section 5.3 |
 
-The loss of a batch is the mean over rows, for tagging over tags. Rows that only fill up the batch
+The loss of a batch is the mean over rows, or over tags for tagging. Rows that fill up the batch
 have `row_weights` 0.
 """
 
@@ -42,7 +42,7 @@ class Loss(NamedTuple):
       sums: (outputs, the answer of each, weights of the answers) -> loss_sum, weight and, where
         `has_accuracy`, correct.
       unit: of the loss.
-      has_accuracy: an answer is right or wrong.
+      has_accuracy: whether an answer is right or wrong.
     """
 
     sums: Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], Sequence[jax.Array]]
@@ -53,7 +53,7 @@ class Loss(NamedTuple):
 def _cross_entropy(
     outputs: Sequence[jax.Array], answers: Sequence[jax.Array], weights: jax.Array
 ) -> Sequence[jax.Array]:
-    """The mean of the cross-entropies of all outputs; correct where all of them are."""
+    """The mean of the cross-entropies of all outputs; correct if all of them are."""
     parts = [weighted_sums(*pair, weights) for pair in zip(outputs, answers, strict=True)]
     if len(parts) == 1:
         return parts[0]
@@ -77,7 +77,7 @@ LOSSES = {  # by `Head.loss`
 
 
 def fine_tuning_objective(config: ModelConfig) -> Objective:
-    """The objective of `config.head`; its metric is `accuracy`, where its loss has one."""
+    """The objective of `config.head`; its metric is `accuracy`, if its loss has one."""
     model, loss = make_model(config), LOSSES[HEADS[config.head].loss]
     return Objective(
         model=model,
@@ -115,7 +115,7 @@ def run_model(
 
 
 def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batch: Batch) -> Sums:
-    """Sums what the loss and the metrics are made of.
+    """Computes the sums for the loss and the metrics.
 
     Args:
       config: of the model; its head says which loss.
@@ -123,7 +123,7 @@ def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batc
       batch: the answers of the head, and row_weights float32 [b].
 
     Returns:
-      Float32 scalars loss_sum, weight (rows, or tags) and, where the loss has it, correct.
+      Float32 scalars loss_sum, weight (rows, or tags) and, if the loss has it, correct.
     """
     head = HEADS[config.head]
     sums = LOSSES[head.loss].sums(
@@ -148,7 +148,7 @@ def fine_tuning_fields(config: ModelConfig, phase: Phase) -> Fields:
 
 
 def _weights(config: ModelConfig, batch: Batch) -> jax.Array:
-    """Of each answer: [b], or [b, t] where the head weighs its answers."""
+    """The weight of each answer: [b], or [b, t] if the head weighs its answers."""
     name = HEADS[config.head].answer_weights
     rows = batch["row_weights"]
     return batch[name] * rows[:, None] if name else rows

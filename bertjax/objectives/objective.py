@@ -1,9 +1,9 @@
-"""What an objective is: all that a run asks of what it minimises.
+"""The interface of an objective: the loss that a run minimizes, with its arrays and metrics.
 
 Losses are sums, divided by weights of the whole global batch. A mean of microbatch means is not the
 mean of the batch, because rows have different numbers of masked tokens. So a microbatch yields
-sums, the denominators come from the global batch before any model runs, and the gradient of the
-loss adds up over microbatches to that of the batch.
+sums, and the denominators come from the global batch before any model runs. Then the gradients of
+the microbatches add up to that of the batch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Fields = dict[str, tuple[tuple[int, ...], Any]]  # name of an array -> its shape
 
 
 class Metric(NamedTuple):
-    """What is told of one number of a run; empty = not told there.
+    """Where and how one number of a run is reported; an empty field = not reported there.
 
     Attributes:
       name: in metrics.jsonl; with `heldout_` in evals.jsonl.
       progress: its format in the line of a step.
       title: of its panel in curves.png.
       unit: of its panel.
-      baseline: what `Objective.baselines` calls a trivial predictor's score, drawn dashed.
-      baseline_label: of the dashed line.
+      baseline: the name of its baseline in `Objective.baselines`, a dashed line.
+      baseline_label: label of the dashed line.
       summary: format of (held-out value, baseline) in the line at the end of a run.
     """
 
@@ -57,23 +57,23 @@ def no_baselines(
 
 
 class Objective(NamedTuple):
-    """What a run minimises, with the model that it trains.
+    """What a run minimizes, with the model that it trains.
 
     Attributes:
       model: the Flax module.
       fields: phase -> the arrays of one global batch.
       sums: (params, batch or part of one, dropout_keys, sampling_keys) -> float32 scalars that add
         up over the parts of a batch. The keys are typed PRNG keys [b], one per row. Those of
-        dropout are None in an evaluation; the others are for what the objective itself draws, in
-        an evaluation the same each time.
+        dropout are None in an evaluation. The others are for random draws of the objective
+        itself, and are the same in each evaluation.
       denominators: batch -> float32 scalars of the whole global batch.
       loss: (sums, denominators) -> the loss; linear in the sums.
-      metrics: sums of whole batches -> what is logged, by the names in `reported`.
-      reported: what is told of each metric, in the order of metrics.jsonl, where one that `metrics`
-        leaves out is null.
+      metrics: sums of whole batches -> the logged numbers, by the names in `reported`.
+      reported: a `Metric` for each, in the order of metrics.jsonl; one that `metrics` leaves out is
+        null there.
       row_flops: phase -> floating-point operations to train on one row.
-      baselines: (held-out batches on the host, how often each id occurs in the training tokens [v])
-        -> scores of trivial predictors on the same targets, by name.
+      baselines: (held-out batches on the host, count of each id in the training tokens [v]) ->
+        scores of trivial predictors on the same targets, by name.
       loss_unit: of the loss.
     """
 
@@ -123,14 +123,14 @@ def row_flops(model: ModelConfig, phase: Phase) -> float:
 
 
 def is_packed(batch: Mapping[str, Any]) -> bool:
-    """Whether rows hold several pairs: known by the names of the arrays, as the step is traced."""
+    """Whether rows hold several pairs, by the names of the arrays, when the step is traced."""
     return "segment_ids" in batch
 
 
 def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
     """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct.
 
-    Cross-entropy is -log softmax(logits)[label], in nats, formed without a copy of the logits; a
+    Cross-entropy is -log softmax(logits)[label], in nats, computed without a copy of the logits. A
     label is correct if no logit is larger than its own.
 
     Args:

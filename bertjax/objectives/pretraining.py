@@ -1,4 +1,4 @@
-"""The objective of BERT: masked tokens and next sentence (Devlin et al. 2019, section 3.1)."""
+"""BERT's objective: masked tokens and next sentence (Devlin et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NSP_ACCURACY = Metric(
 
 
 def pretraining_objective(config: ModelConfig) -> Objective:
-    """Masked tokens and, unless the model goes without, next sentence."""
+    """The objective of masked tokens and, with `config.next_sentence`, next sentence."""
     model, next_sentence = BertForPreTraining(config), config.next_sentence
     return Objective(
         model=model,
@@ -68,7 +68,7 @@ def pretraining_objective(config: ModelConfig) -> Objective:
 def pretraining_sums(
     model: BertForPreTraining, params: Any, batch: Batch, row_keys: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Runs the model on a batch or a microbatch and sums what the loss and the metrics are made of.
+    """Runs the model on a batch or microbatch and computes the sums for loss and metrics.
 
     Args:
       model: with `config.dtype` resolved.
@@ -81,8 +81,8 @@ def pretraining_sums(
 
     Returns:
       Float32 scalars mlm_loss_sum, mlm_weight, mlm_correct, nsp_loss_sum, nsp_weight,
-      nsp_correct: losses in nats, weights and correct in labels. The NSP ones are 0 where the
-      model has no NSP head.
+      nsp_correct: losses in nats, weights and correct in labels. The NSP sums are 0 if the model
+      has no NSP head.
     """
     packing = None
     if is_packed(batch):
@@ -136,7 +136,7 @@ def pretraining_loss(
         themselves in an evaluation.
     """
     mlm_loss = sums["mlm_loss_sum"] / (denominators["mlm_weight"] + 1e-5)
-    # No row at all, or no NSP head: 0 / 1. Otherwise there is at least one row of weight 1.
+    # 0 / 1 without any row or NSP head. Otherwise there is at least one row of weight 1.
     nsp_loss = sums["nsp_loss_sum"] / jnp.maximum(denominators["nsp_weight"], 1.0)
     return mlm_loss + nsp_loss
 
@@ -164,11 +164,11 @@ def pretraining_metrics(
 def frequency_baselines(
     batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray, *, next_sentence: bool
 ) -> dict[str, float]:
-    """What a model that has learned frequencies alone scores.
+    """The baselines: scores of a model that knows only frequencies.
 
     Args:
       batches: held-out rows, one pair each.
-      unigrams: how often each id occurs in the training tokens [v].
+      unigrams: count of each id in the training tokens [v].
       next_sentence: whether the rows have next-sentence labels.
 
     Returns:
@@ -191,7 +191,7 @@ def frequency_baselines(
 
 
 def pretraining_fields(phase: Phase) -> Fields:
-    """One global batch: b rows of t tokens, m of them masked, in p pairs at most."""
+    """One global batch: b rows of t tokens, at most m of them masked, at most p pairs."""
     b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
     fields: Fields = {
         "input_ids": ((b, t), jnp.int32),

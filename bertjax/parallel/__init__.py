@@ -1,1 +1,1 @@
-"""The mesh, what lies where on it, and the processes of a run."""
+"""The mesh, the placement of arrays on it, and the processes of a run."""

@@ -1,7 +1,7 @@
 """Several processes as one run: how they find each other, agree, and end when one is lost.
 
-Each process calls the same functions in the same order. What one process alone can see (a signal,
-its clock, its memory, its disk) is agreed on before anybody acts on it.
+Each process calls the same functions in the same order. Facts that only one process knows (a
+signal, its clock, its memory, its disk) are agreed on before any process acts on them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from bertjax.storage.bucket import BucketPath
 
 _LOG = logging.getLogger(__name__)
 
-# A process that was not heard of for so long is dead; the others then end within this time again.
+# A process without a heartbeat for this time is dead; the others then end within the same time.
 HEARTBEAT_SECONDS = 30
-START_SECONDS = 600  # to wait for the others at the start: machines of a slice come up one by one
+START_SECONDS = 600  # to wait for the others at the start: machines of a slice start one by one
 _LOSS = re.compile(
     "gloo|nccl|heartbeat|coordination service|unavailable|socket closed|connection (reset|refused)",
     re.IGNORECASE,
@@ -37,17 +37,14 @@ _LOSS = re.compile(
 
 
 class PeerLostError(BertjaxError, RuntimeError):
-    """Another process of the run is gone or was never there.
-
-    The same command goes on from the newest checkpoint.
-    """
+    """Another process of the run is gone or never came; the same command resumes the run."""
 
     exit_code = EXIT_PREEMPTED
 
     def __init__(self, reason: object):
         super().__init__(
             f"another process of this run is gone: {reason}\n"
-            "run the same command again on all machines to go on"
+            "run the same command again on all machines to resume"
         )
 
 
@@ -59,30 +56,30 @@ def connected(
 
     Without arguments the processes are found as `jax.distributed.initialize` finds them: on Cloud
     TPU, GKE, Slurm and Open MPI, or by JAX_COORDINATOR_ADDRESS; there may be none. Call it before
-    anything of JAX.
+    any other function of JAX.
 
     Args:
       coordinator_address: HOST:PORT of process 0.
       num_processes: processes of the run.
-      process_id: which of them this one is, counted from 0.
+      process_id: number of this process, from 0.
 
     Raises:
       ConfigError: some of the three are given and others not, or they contradict each other.
-      PeerLostError: not all processes came, or an error in the block says that one is gone.
+      PeerLostError: not all processes came, or an error in the block means that one is gone.
     """
     _connect(coordinator_address, num_processes, process_id)
     several = jax.process_count() > 1
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        # JaxRuntimeError is a RuntimeError; some of its statuses come as ValueError.
+        # JaxRuntimeError is a RuntimeError; some of its statuses are raised as ValueError.
         if several and not isinstance(error, BertjaxError) and _LOSS.search(str(error)):
             raise PeerLostError(error) from error
         raise
 
 
 def _connect(coordinator_address: str, num_processes: int, process_id: int) -> None:
-    """Joins the other processes, where there are any; see `connected`."""
+    """Joins the other processes, if there are any; see `connected`."""
     given = {
         "--coordinator_address": bool(coordinator_address),
         "--num_processes": num_processes > 0,
@@ -111,14 +108,14 @@ def _connect(coordinator_address: str, num_processes: int, process_id: int) -> N
             coordinator_address,
             START_SECONDS,
         )
-    # A signal is the business of `preemption`; JAX's own handler would swallow it.
+    # `preemption` handles signals; JAX's own handler would swallow them.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address or None,
             num_processes or None,
             process_id if process_id >= 0 else None,
-            # By default a process that was started by hand has all devices of its machine.
+            # By default a manually started process has all devices of its machine.
             cluster_detection_method="deactivate" if coordinator_address else None,
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -133,10 +130,10 @@ def _connect(coordinator_address: str, num_processes: int, process_id: int) -> N
 
 
 def end(exit_code: int) -> typing.NoReturn:
-    """Ends a command that trains, at once where a normal exit would wait.
+    """Ends a command that trains, at once if a normal exit would wait.
 
-    It would wait for the step or the compiler at work, after a signal, and for the other
-    processes, after an error.
+    After a signal, a normal exit would wait for the step or the compiler. After an error, it would
+    wait for the other processes.
     """
     if exit_code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (
         exit_code and jax.distributed.is_initialized()
@@ -146,9 +143,9 @@ def end(exit_code: int) -> typing.NoReturn:
 
 
 def leave(exit_code: int) -> typing.NoReturn:
-    """Ends this process at once, where a normal exit would wait for the others to end as well.
+    """Ends this process at once; a normal exit would wait for the other processes.
 
-    They notice within `HEARTBEAT_SECONDS` and end too.
+    The others notice within `HEARTBEAT_SECONDS` and end too.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -157,10 +154,10 @@ def leave(exit_code: int) -> typing.NoReturn:
 
 
 class Agreement:
-    """Decisions that all processes take alike: yes where any of them says yes."""
+    """Decisions that all processes take together: yes if any of them says yes."""
 
     def __init__(self, mesh: Mesh):
-        """Prepares to ask; with a single process the answer is its own."""
+        """Compiles the reduction; with a single process the answer is its own."""
         self._alone = jax.process_count() == 1
         self._mesh = mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -175,10 +172,10 @@ class Agreement:
         return answers if self._alone else tuple(np.asarray(self._ask(answers)).tolist())
 
     def soon(self, *answers: bool) -> tuple[bool, ...]:
-        """As `now`, without waiting: what was agreed at the call before.
+        """As `now`, without waiting: the answer of the previous call.
 
-        So the devices go on. Each process must ask at every step; a single process is told its
-        answers at once.
+        So the devices do not wait. Each process must ask at every step. A single process gets its
+        own answers at once.
         """
         if self._alone:
             return answers
@@ -193,7 +190,7 @@ class Agreement:
 
 
 def smallest(value: int) -> int:
-    """The smallest of a number that each process knows for itself, up to 2^62."""
+    """The smallest value, over all processes, of a number up to 2^62."""
     if jax.process_count() == 1:
         return value
     halves = np.array([value >> 31, value & (2**31 - 1)], np.int32)
@@ -202,7 +199,7 @@ def smallest(value: int) -> int:
 
 
 def check_alike(what: Mapping[str, str]) -> None:
-    """Checks that all processes were started alike.
+    """Checks that all processes were started with the same values.
 
     Args:
       what: texts by name, the same names everywhere: the recipe, hashes, versions.
@@ -230,10 +227,10 @@ def check_alike(what: Mapping[str, str]) -> None:
 
 
 def check_shared(workdir: Path | BucketPath) -> None:
-    """Checks that all processes see one and the same workdir, made if need be.
+    """Checks that all processes see the same workdir, which is made if missing.
 
     Raises:
-      ConfigError: in every process, naming those that see another folder.
+      ConfigError: in every process, naming the processes that see another folder.
     """
     if jax.process_count() == 1:
         return
@@ -257,6 +254,6 @@ def check_shared(workdir: Path | BucketPath) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when all processes have come to this point."""
+    """Returns when all processes have reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

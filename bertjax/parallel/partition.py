@@ -2,8 +2,8 @@
 
 `data` splits rows, `fsdp` splits rows and, at rest, parameters, `tensor` splits heads, the
 feed-forward layer and the vocabulary. `bertjax.parameters` gives every parameter its logical axes,
-and rules map logical axes to mesh axes (the names are those of T5X and MaxText). Where no mesh
-is set every constraint here does nothing.
+and rules map logical axes to mesh axes (the names are those of T5X and MaxText). Without a mesh,
+every constraint here does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bertjax.parameters import is_of_layer, line_of
 Arrays = tuple[jax.Array, ...]
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # of every array whose first dimension is rows
+ROWS = ("data", "fsdp")  # these split the first dimension of arrays of rows
 
 RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
@@ -46,10 +46,10 @@ def logical_axes(path: str, shape: Sequence[int]) -> tuple[str | None, ...]:
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:
-    """Where the parameter at `path` lies between two steps.
+    """The sharding of the parameter at `path` between two steps.
 
-    A vocabulary that `tensor` does not divide (30,522 on 8) is stored whole: JAX splits arguments
-    evenly only. The decoder still splits it, for the compiler pads inside a program.
+    A vocabulary that `tensor` does not divide (30,522 by 8) is stored whole, because JAX splits
+    arguments evenly only. The decoder still splits it, since the compiler pads inside a program.
 
     Raises:
       ValueError: as `logical_axes`.
@@ -64,13 +64,13 @@ def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int
 
 
 def gather_params(params: Any) -> Any:
-    """Parameters outside the layers as a step computes with them: whole over `fsdp`.
+    """Gathers parameters outside the layers for a step: whole over `fsdp`.
 
-    Backwards the gradients are summed and split again, so that under fsdp a step holds all-gathers
-    and reduce-scatters and activations never leave their rows.
+    The backward pass sums and splits the gradients again. So under fsdp a step has all-gathers and
+    reduce-scatters, and activations stay with their rows.
 
     Args:
-      params: all parameters; those of layers stay split, for each layer gathers its own.
+      params: all parameters; those of layers stay split, because each layer gathers its own.
     """
     sizes = _mesh_sizes()
     if sizes is None:
@@ -88,12 +88,12 @@ def gather_params(params: Any) -> Any:
 
 
 def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
-    """`jax.lax.dot_general` of rows [b, ...] by a kernel that is split over `fsdp` at rest.
+    """`jax.lax.dot_general` of rows [b, ...] by a kernel that is stored split over `fsdp`.
 
-    Each device gathers the kernel for the product, and again for the product's gradient, which is
-    summed and split again at once (a reduce-scatter). Left to the compiler, a scan would stack the
-    whole kernels of all layers on every device, and their whole gradients. Where `fsdp` is 1 it is
-    the plain product: a constraint that does nothing would still make the scan keep a copy.
+    Each device gathers the kernel for the product, and again in the backward pass. The kernel's
+    gradient is summed and split at once (a reduce-scatter). The compiler alone would stack the
+    whole kernels of all layers on every device in a scan, and their whole gradients. With `fsdp`
+    = 1 this is the plain product: even a constraint without effect makes the scan keep a copy.
 
     Args:
       axes: the kernel's logical axes.
@@ -107,10 +107,10 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
             return jax.lax.dot_general(x, kernel, dimensions, precision)
 
         sizes = _mesh_sizes()
-        # The one row that initialisation traces with is not split.
+        # Initialization traces with one row, which is not split.
         if sizes is None or sizes["fsdp"] == 1 or not _divides(rows := _row_axes(), x):
             return multiply(x, kernel)
-        # By hand over the axes of the rows; `tensor` stays the compiler's.
+        # Manual over the axes of the rows; the compiler handles `tensor`.
         gathered: Callable[..., jax.Array] = jax.checkpoint(
             jax.shard_map(
                 lambda x, part: multiply(
@@ -131,8 +131,8 @@ def split_rows_and_heads(function: Callable[..., Arrays]) -> Callable[..., Array
     """Makes each device run `function` on its own rows and heads.
 
     For kernels, which the compiler cannot split. Arguments and results are [b, t, h, k],
-    [b, h, ...] of three dimensions, [b, t], or trees of these, the first an array. Where no mesh is
-    set, and where its devices do not divide the rows, `function` runs on the whole arrays.
+    [b, h, ...] of three dimensions, [b, t], or trees of these; the first is an array. Without a
+    mesh, or if its devices do not divide the rows, `function` runs on the whole arrays.
     """
 
     def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
@@ -154,19 +154,19 @@ def split_rows_and_heads(function: Callable[..., Arrays]) -> Callable[..., Array
 
 
 def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Makes each part of `data` run `function` on its own rows, and sums the results, once.
+    """Makes each part of `data` run `function` on its own rows, and sums the results once.
 
-    For gradients that add up in a loop: left to the compiler, each turn of it would sum them over
-    all devices.
+    For gradients that add up in a loop: the compiler alone would sum them over all devices in each
+    iteration.
 
     Args:
-      function: (parameters, tree of rows [n, b, ...]) -> tree of sums over the rows. Within it
-        `data` has gone, and the other axes are as outside.
+      function: (parameters, tree of rows [n, b, ...]) -> tree of sums over the rows. Inside it
+        there is no axis `data`, and the other axes are as outside.
     """
 
     def call(params: Any, rows: Any) -> Any:
         sizes = _mesh_sizes()
-        # With all three axes XLA's partitioner aborts (jax 0.10.2): then the compiler's way it is.
+        # With all three axes XLA's partitioner aborts (jax 0.10.2), so the compiler decides then.
         if sizes is None or sizes["data"] == 1 or min(sizes["fsdp"], sizes["tensor"]) > 1:
             return function(params, rows)
         return jax.shard_map(
@@ -174,31 +174,31 @@ def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
             in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
             out_specs=PartitionSpec(),
             axis_names={"data"},
-            check_vma=False,  # with it the gradients of each turn would be summed
+            check_vma=False,  # with it the gradients of each iteration would be summed
         )(params, rows)
 
     return call
 
 
 def split_rows(x: jax.Array, *others: str | None) -> jax.Array:
-    """Says that the rows of an activation [b, ...] stay on their devices.
+    """Constrains the rows of an activation [b, ...] to stay on their devices.
 
     Args:
       x: [b, ...].
-      *others: mesh axis of each dimension after the first; without one it is whole.
+      *others: mesh axes of the dimensions after the first; none = not split.
     """
     return constrain(x, _row_axes(), *others)
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Says how `x` is split, by the mesh axes of its first dimensions; the rest is whole."""
+    """Constrains how `x` is split, by the mesh axes of its first dimensions."""
     if _mesh_sizes() is None:
         return x
     return cast(jax.Array, jax.lax.with_sharding_constraint(x, PartitionSpec(*axes)))
 
 
 def _row_axes() -> tuple[str, ...]:
-    """The axes that split rows here: within `sum_over_data` only `fsdp`."""
+    """The axes that split rows here: inside `sum_over_data` only `fsdp`."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return tuple(axis for axis in ROWS if axis not in manual)
 
@@ -209,6 +209,6 @@ def _divides(axes: Sequence[str], x: jax.Array) -> bool:
 
 
 def _mesh_sizes() -> Mapping[str, int] | None:
-    """Sizes of the mesh that is set, by axis; None where there is none, or not one of ours."""
+    """Sizes of the present mesh by axis; None if there is none, or it has other axes."""
     mesh = jax.sharding.get_abstract_mesh()
     return dict(mesh.shape) if set(AXES) <= set(mesh.axis_names) else None

@@ -1,6 +1,6 @@
 """The device mesh, and the shardings of rows and parameters on it (see `parallel.partition`).
 
-Of several slices each takes its part of `data`, the axis that talks least.
+With several slices, each takes its part of `data`, the axis that communicates least.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from bertjax.parallel.partition import AXES, ROWS, parameter_spec, path_name
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices (default: all) as `config` says; -1 takes what the others leave.
+    """Arranges the devices (default: all) as `config` says; -1 = the remaining devices.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices, or `data` does not divide
-        over the slices.
+      ConfigError: the product of the axes is not the number of devices, or the slices do not
+        divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
@@ -90,14 +90,14 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
-    """Returns a tree like an optimiser's state with a `NamedSharding` at each leaf.
+    """Returns a tree like an optimizer state with a `NamedSharding` at each leaf.
 
-    An array that has a parameter's shape, and a path that ends with the parameter's, lies as the
-    parameter does. All others are whole on each device: counts, and the row and column means of
-    factored moments, which are as small as biases.
+    An array with a parameter's shape, and a path that ends with the parameter's, has its sharding.
+    All others are whole on each device: counts, and the row and column means of factored moments,
+    which are as small as biases.
 
     Args:
-      state: what the optimiser makes of `params`: arrays or shapes, in any structure.
+      state: the optimizer state for `params`: arrays or shapes, in any structure.
       params: nested dicts of arrays or shapes.
       mesh: with the axes of `partition.AXES`.
     """
@@ -120,9 +120,9 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
-    """Which rows of a global batch lie on the devices of this process, int64 [b], ascending.
+    """The rows of a global batch on the devices of this process, int64 [b], ascending.
 
-    Processes that share rows (a tensor axis that spans them) each get all of theirs.
+    If processes share rows (a tensor axis spans them), each gets all of its rows.
     """
     places = row_sharding(mesh).addressable_devices_indices_map((global_batch_size,))
     rows = np.arange(global_batch_size)
@@ -130,5 +130,5 @@ def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """A sharding with the same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

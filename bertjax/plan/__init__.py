@@ -1,1 +1,1 @@
-"""Does a run fit, and how fast can it be?"""
+"""Plans: whether a run fits, and how fast it can be."""

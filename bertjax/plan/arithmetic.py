@@ -1,7 +1,7 @@
-"""A plan without a compiler: what the sizes alone say, for chips that cannot be compiled for here.
+"""A plan by arithmetic from the sizes, for chips without a compiler on this machine.
 
-Also used to try many meshes before a few are compiled. Memory is a fair guess, traffic a rough one:
-see docs/design/plan.md for both against a compiled step.
+The search also uses it, to try many meshes before a few are compiled. Memory is a fair estimate,
+traffic a rough one: docs/results/design_measurements.md compares both with a compiled step.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from bertjax.training.start import lay_out_state
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one chip does in one step, by arithmetic.
+    """The work of one chip in one step, by arithmetic.
 
     Attributes:
       memory: kind -> bytes.
-      flops: of matrix products, those of remat included.
+      flops: of matrix products, including those of remat.
       hbm_bytes: to and from main memory, roughly.
-      collectives: what it sends.
+      collectives: their bytes.
       num_microbatches: parts of the batch.
     """
 
@@ -106,7 +106,7 @@ def estimate(
     return Estimate(
         memory=memory(parts),
         flops=flops * (1 + remat) / sizes["tensor"],
-        # Parameters, the optimiser's state and gradients are read and written; the copies written
+        # Parameters, the optimizer state and gradients are read and written; the copies are written
         # once and read by each microbatch, forward and backward; activations written, and read
         # three times.
         hbm_bytes=2 * (state + params)
@@ -125,7 +125,7 @@ def _collectives(
     parts: int,
     num_slices: int,
 ) -> list[Collective]:
-    """What the compiler makes of the three axes: see docs/design/plan.md."""
+    """The collectives that the compiler makes for the three axes: see docs/design/plan.md."""
     itemsize = jnp.dtype(config.model.dtype).itemsize
     shard = shard_bytes * itemsize / 4  # of the parameters, in the compute dtype
     found = []

@@ -1,4 +1,4 @@
-"""What the devices send each other in one step, read from the optimised program.
+"""The communication of the devices in one step, read from the optimized program.
 
 Sizes are of the whole array that a collective works on, on one device: the operand of an
 all-reduce, a reduce-scatter, an all-to-all or a permute, the result of an all-gather. In a ring of
@@ -28,12 +28,12 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      axes: mesh axes that its groups span; empty where each device stands alone.
-      group_size: devices that take part in one group.
+      axes: mesh axes that its groups span; empty if each device is alone.
+      group_size: devices in one group.
       count: executions in one step.
       bytes_each: of the whole array, see the top of this file.
-      across_slices: some group has devices of several slices.
-      arrays: what it works on, as on one device.
+      across_slices: whether a group has devices of several slices.
+      arrays: its operands, as on one device.
     """
 
     kind: str
@@ -59,10 +59,10 @@ def read_collectives(
 ) -> list[Collective]:
     """Finds the collectives of a program, each with its count over all loops.
 
-    A TPU program runs one collective in pieces, inside several fusions: pieces share a channel and
-    are counted once. An all-reduce of which each device keeps its slice, which is how the same
-    compiler writes a reduce-scatter, counts as that. Between slices it has no collective: each
-    chip hands its share to the runtime ("megascale") as a send that names what is done with it.
+    A TPU program runs one collective in pieces, inside several fusions. Pieces share a channel and
+    are counted once. The compiler writes a reduce-scatter as an all-reduce of which each device
+    keeps its slice; this counts as a reduce-scatter. Between slices there is no collective: each
+    chip passes its share to the runtime ("megascale") as a send that names the operation.
 
     Args:
       module: the compiled program of one device.
@@ -70,7 +70,7 @@ def read_collectives(
       slice_of_device: slice number of each device in mesh order; None = one slice.
 
     Returns:
-      One entry a collective; those of one device are left out.
+      One entry per collective; those of one device are left out.
     """
     owners = _owners(module)
     found: dict[tuple[str, ...], Collective] = {}
@@ -94,7 +94,7 @@ def read_collectives(
             )
             key: tuple[str, ...] = (name, instruction.name)
             if name in module.fused and (channel := instruction.attribute("channel_id")):
-                # The pieces of one collective differ in nothing else.
+                # The pieces of one collective agree in everything else.
                 key = (owners[name], collective.kind, channel, str(collective.arrays))
             found.setdefault(key, collective)
     return list(found.values())
@@ -115,12 +115,12 @@ def _read(
         if instruction.opcode.endswith("-start"):
             arrays = arrays[len(arrays) // 2 :]  # (operands, results)
     elif instruction.opcode == "send":
-        arrays = arrays[:1]  # what is sent, a context and a token
+        arrays = arrays[:1]  # the data, a context and a token
     elif kind != "all-reduce":
         arrays = tuple(a for x in instruction.operands for a in around[x].arrays)
     sliced = any(x.opcode == "dynamic-slice" for x in around.values())
     if kind == "all-reduce" and computation in module.fused and sliced:
-        kind = "reduce-scatter"  # each device keeps the slice that its number says
+        kind = "reduce-scatter"  # each device keeps the slice of its number
     slices = [{slice_of_device[i] for i in group} for group in groups] if slice_of_device else []
     return Collective(
         kind=kind,
@@ -134,7 +134,7 @@ def _read(
 
 
 def _fellows(slice_of_device: Sequence[int]) -> list[list[int]]:
-    """The devices of the same place in each slice: they exchange what goes between slices."""
+    """The devices at the same place in each slice, which communicate between slices."""
     slices: dict[int, list[int]] = {}
     for device, slice_number in enumerate(slice_of_device):
         slices.setdefault(slice_number, []).append(device)

@@ -1,7 +1,7 @@
-"""Reads the text of an optimised XLA program: instructions, shapes, and how often each one runs.
+"""Reads the text of an optimized XLA program: instructions, shapes, and executions of each.
 
-XLA's own cost analysis counts the body of a loop once, and a step is loops over layers and
-microbatches; so instructions are counted here, with the trip counts of the loops around them.
+XLA's own cost analysis counts the body of a loop once, but a step has loops over layers and
+microbatches. So instructions are counted here, with the trip counts of the loops around them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=\
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array as it lies in the memory of a device."""
+    """One array in the memory of a device."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -38,11 +38,11 @@ class Array:
 
     @property
     def padded_bytes(self) -> float:
-        """Bytes with the minor dimensions rounded up to whole tiles, as a TPU keeps them."""
+        """Bytes with the minor dimensions rounded up to whole tiles, as on a TPU."""
         order, _, tiles = self.layout.partition(":")
         tile = re.match(r"T\(([\d,]+)\)", tiles)
         axes = [int(axis) for axis in order.split(",") if axis]  # minor first
-        # A part that a gather reads may have fewer dimensions than the array that it lies in.
+        # A part that a gather reads may have fewer dimensions than the array.
         if tile is None or len(axes) != len(self.dims):
             return self.num_bytes
         sizes = [self.dims[axis] for axis in axes]
@@ -54,7 +54,7 @@ class Array:
 
     @property
     def in_main_memory(self) -> bool:
-        """False where the layout names another memory space: a TPU's VMEM, SMEM or the host."""
+        """False if the layout names another memory space: a TPU's VMEM, SMEM or the host."""
         return re.search(r"S\(([1-9]\d*)\)", self.layout) is None
 
 
@@ -66,8 +66,8 @@ class Instruction:
     opcode: str
     shape: str
     operands: tuple[str, ...]
-    arguments: str  # what stands between the parentheses
-    attributes: str  # what follows them
+    arguments: str  # the text between the parentheses
+    attributes: str  # the text after them
     is_root: bool
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class Instruction:
         return tuple(name.strip().lstrip("%") for name in found)
 
     def attribute(self, name: str) -> str | None:
-        """Text of `name={...}` without braces, or of `name=word`; None where it is absent."""
+        """Text of `name={...}` without braces, or of `name=word`; None if it is absent."""
         match = re.search(rf"\b{name}=(?:\{{(.*?)\}}(?=,|$)|([^\s,]+))", self.attributes)
         if match is None:
             return None
@@ -96,10 +96,10 @@ class Module:
     Attributes:
       computations: name -> its instructions by name, in their order.
       entry: name of the computation that a step runs.
-      executions: name -> how often a step runs it; 0 for what only combines two numbers.
-      fused: computations that are the inside of one fusion.
+      executions: name -> number of times that a step runs it; 0 for combiners of two numbers.
+      fused: computations inside a fusion.
       loops_of_unknown_length: while instructions whose trip count could not be read, taken as 1.
-      donated: numbers of the arguments whose memory the outputs take over.
+      donated: numbers of the arguments whose memory the outputs reuse.
     """
 
     computations: dict[str, dict[str, Instruction]]
@@ -203,7 +203,7 @@ def _trip_count(
     around: dict[str, Instruction],
     computations: dict[str, dict[str, Instruction]],
 ) -> int | None:
-    """Length of a counted loop: what XLA noted, else the limit in its condition less the start."""
+    """Trip count of a loop: as XLA annotates it, else the limit in its condition minus start."""
     known = re.search(r'known_trip_count"?[=:]\s*\{"?n"?:"?(\d+)', loop.attributes)
     if known:
         return int(known[1])

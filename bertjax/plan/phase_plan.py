@@ -1,4 +1,4 @@
-"""The plan of one phase: compiled where the target can be compiled for, else by arithmetic."""
+"""The plan of one phase: compiled if there is a compiler for the target, else by arithmetic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPILED, ARITHMETIC = "compiled", "arithmetic"
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """What is known of one phase on the target.
+    """The plan of one phase on the target.
 
     Attributes:
       index: of the phase in the recipe.
@@ -34,15 +34,15 @@ class PhasePlan:
       mesh: axis -> size.
       remat: as planned.
       num_microbatches: parts of the batch.
-      memory: kind -> bytes of one chip; where a program does not fit, one kind, "needed".
-      hbm_bytes: that a program can have on one chip; 0 where it is not known.
-      fits: the memory is enough.
+      memory: kind -> bytes of one chip; if a program does not fit, one kind, "needed".
+      hbm_bytes: available to a program on one chip; 0 if not known.
+      fits: whether the memory is enough.
       flops: of matrix products of one chip and step.
-      useful_flops: of them, what the objective counts: without remat and one-hot products.
+      useful_flops: those that the objective counts: without remat and one-hot products.
       traffic_bytes: to and from main memory of one chip and step.
       collectives: of one chip and step.
       checks: name -> True, or what was found instead; empty by arithmetic.
-      roofline: the bound; None where the peaks of the device are not known, or nothing compiled.
+      roofline: the bound; None if the peaks of the device are not known, or nothing compiled.
       compile_seconds: 0 by arithmetic.
     """
 
@@ -70,7 +70,7 @@ class PhasePlan:
 
 
 def resolve(config: Config, target: Target) -> Config:
-    """The recipe with the dtype that the target computes in."""
+    """The recipe with the dtype of the target's computation."""
     return dataclasses.replace(config, model=resolve_model(config, target))
 
 
@@ -140,7 +140,7 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
 
 
 def estimate_phase(config: Config, index: int, target: Target) -> PhasePlan:
-    """The same by arithmetic alone; the target must be in the table of chips.
+    """Plans one phase by arithmetic; the target must be in the table of chips.
 
     Raises:
       ConfigError: the recipe does not divide over the mesh.
@@ -158,7 +158,7 @@ def estimate_phase(config: Config, index: int, target: Target) -> PhasePlan:
         num_microbatches=found.num_microbatches,
         memory=found.memory,
         hbm_bytes=target.chip.hbm_bytes,
-        # Where the memory decides, training leaves as much free.
+        # If the memory decides, training leaves the same share free.
         fits=sum(found.memory.values())
         <= (1.0 if config.num_microbatches else USABLE) * target.chip.hbm_bytes,
         flops=found.flops,
@@ -174,10 +174,10 @@ def estimate_phase(config: Config, index: int, target: Target) -> PhasePlan:
 
 
 def advise(config: Config, plan: PhasePlan, target: Target) -> list[str]:
-    """Flags with each of which a phase that does not fit would, by arithmetic.
+    """Flags, each of which makes a phase fit, by arithmetic.
 
-    Of each kind the least: more microbatches, then remat, then fsdp, the latter two with the
-    number of microbatches left to the memory.
+    The least change of each kind: more microbatches, then remat, then fsdp. For the last two the
+    memory decides the number of microbatches.
     """
     if target.chip is None:
         return []

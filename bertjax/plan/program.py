@@ -23,16 +23,16 @@ from bertjax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What one device does in one step.
+    """The work of one device in one step.
 
     Attributes:
       memory: kind -> bytes, see `bertjax.training.compilation.program_bytes`.
       flops: of matrix products.
-      hbm_bytes: to and from main memory, about.
-      collectives: what it sends, by kind.
+      hbm_bytes: to and from main memory, approximately.
+      collectives: one entry per collective.
       checks: name -> True, or what was found instead.
       num_microbatches: parts of the batch.
-      compile_seconds: of the last program that was tried and the ones before it.
+      compile_seconds: of all programs that were tried.
     """
 
     memory: dict[str, int]
@@ -65,7 +65,7 @@ def compile_phase(
       phase: to compile.
       target: whose backend and devices the program is for.
       mesh: of the target's devices.
-      memory: bytes that a program can have on one device; None = as the device says.
+      memory: bytes available to a program on one device; None = ask the device.
 
     Raises:
       DoesNotFitError: no allowed number of microbatches fits.
@@ -100,7 +100,7 @@ def read_program(
     found = collectives.read_collectives(module, dict(mesh.shape), slices)
     state = make_state(config, mesh)
     shapes = {x.shape for x in jax.tree.leaves(state.params)}
-    # None, which is no leaf, for what the program does not read: Adafactor has arrays for form.
+    # None, which is not a leaf, for unused arguments: Adafactor has placeholder arrays.
     read = jax.tree.leaves(compiled.input_shardings[0][0])
     rows = phase.global_batch_size // num_microbatches
     return Program(
@@ -122,15 +122,15 @@ def check_program(
     num_state_arrays: int,
     num_slices: int = 1,
 ) -> dict[str, bool | str]:
-    """What a good step does with its state and its collectives: see docs/design/plan.md.
+    """Checks of a step's state and collectives: see docs/design/plan.md.
 
     Args:
       module: the compiled program of one device.
       found: its collectives.
       mesh: that it was compiled for.
-      num_state_arrays: arrays that the step is given to overwrite, its first arguments.
-      num_slices: between which an all-reduce becomes three stages: scatter inside each slice,
-        reduce between them, gather again.
+      num_state_arrays: number of the first arguments, which the step may overwrite.
+      num_slices: with several, an all-reduce has three stages: scatter inside each slice, reduce
+        between slices, gather again.
 
     Returns:
       Name -> True, or what was found instead.
@@ -148,9 +148,9 @@ def check_program(
     if mesh.shape["fsdp"] > 1:
         absent = {"all-gather", "reduce-scatter"} - kinds
         if mesh.devices.flat[0].platform == "cpu":
-            absent -= {"reduce-scatter"}  # XLA's CPU compiler reduces all and slices
-        # The step asks for both (parallel/partition.py); over 16 chips of a v5e, libtpu 0.0.42
-        # makes all-reduces of the reduce-scatters.
+            absent -= {"reduce-scatter"}  # XLA's CPU compiler uses all-reduce and a slice
+        # The step requests both (parallel/partition.py). Over 16 chips of a v5e, libtpu 0.0.42
+        # replaces the reduce-scatters by all-reduces.
         checks["fsdp gathers parameters and scatters gradients"] = (
             not absent or f"the compiler left no {' and no '.join(sorted(absent))}"
         )
@@ -170,22 +170,22 @@ def check_activations(
     model: ModelConfig,
     parameter_shapes: set[tuple[int, ...]],
 ) -> dict[str, bool | str]:
-    """That no device has activations of all rows: the hidden columns of each token, or more.
+    """Checks that no device has activations of all rows, with hidden columns of each token.
 
-    Ids, labels, keys and weights of rows may be whole: they are small. An activation is known by
-    the number of rows, first or behind the dimension of a scan, with the length or the number of
-    predictions after it, or by their product.
+    Ids, labels, keys and weights of rows may be whole, because they are small. An activation has
+    the number of rows as its first dimension (or second, after that of a scan), followed by the
+    length or the number of predictions, or it has their product.
 
     Args:
       module: the compiled program of one device.
       mesh: that it was compiled for.
-      rows: of the part of the batch that runs at a time, over all devices.
+      rows: of one microbatch, over all devices.
       phase: has the length and the number of predictions.
       model: has the hidden size.
-      parameter_shapes: that happen to look like it.
+      parameter_shapes: shapes of parameters, which may look like activations.
 
     Returns:
-      Name -> True, or shapes that were found; empty where rows are not split.
+      Name -> True, or shapes that were found; empty if rows are not split.
     """
     if mesh.shape["data"] * mesh.shape["fsdp"] == 1:
         return {}

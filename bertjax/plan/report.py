@@ -14,7 +14,7 @@ from bertjax.plan.topology import Target
 
 
 def collectives_table(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
-    """Sums by kind and mesh axes: executions, bytes of the whole arrays, and sent by a chip."""
+    """Sums by kind and mesh axes: executions, bytes of whole arrays, bytes sent by a chip."""
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for c in sorted(collectives, key=lambda c: (KINDS.index(c.kind), c.axes)):
         axes = " x ".join(c.axes)
@@ -37,7 +37,7 @@ def collectives_table(collectives: Sequence[Collective]) -> list[dict[str, Any]]
 
 
 def phase_json(plan: PhasePlan, advice: Sequence[str]) -> dict[str, Any]:
-    """One phase with the names of the JSON output."""
+    """One phase, with the keys of the JSON output."""
     roofline = plan.roofline
     return {
         "phase": plan.index,
@@ -70,8 +70,8 @@ def plan_json(
 ) -> dict[str, Any]:
     """The whole plan.
 
-    `fits` and `peak_bytes_per_chip` are of the worst phase; what belongs to one step stands at the
-    top for the phase that takes the most of the bound's time, and in `phases` for each.
+    `fits` and `peak_bytes_per_chip` are those of the worst phase. Figures of a step are in `phases`
+    for each phase, and at the top level for the phase that takes most of the bound's time.
     """
     phases = [phase_json(plan, tips) for plan, tips in zip(plans, advice, strict=True)]
 
@@ -104,7 +104,7 @@ def plan_json(
 
 
 def bound_days(config: Config, plans: Sequence[PhasePlan]) -> float | None:
-    """Days that the schedule takes at the bound; None unless every phase has one."""
+    """Days of the schedule at the bound; None unless every phase has a bound."""
     seconds = [plan.roofline.step_seconds for plan in plans if plan.roofline]
     if len(seconds) != len(config.resolved_phases()):
         return None
@@ -112,7 +112,7 @@ def bound_days(config: Config, plans: Sequence[PhasePlan]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a plan."""
+    """Versions of everything that decides a plan."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:
@@ -125,11 +125,11 @@ def versions() -> dict[str, str]:
 def plan_text(
     config: Config, recipe: str, target: Target, plans: Sequence[PhasePlan], advice: Sequence[Any]
 ) -> str:
-    """The whole plan as a table a phase."""
+    """The whole plan as text, one table per phase."""
     slices = f", {target.num_slices} slices" if target.num_slices > 1 else ""
     lines = [f"{recipe} on {target.name}{slices}: {target.num_chips} x {target.device_kind}"]
     if plans[0].source == ARITHMETIC:
-        lines.append("by arithmetic alone: no compiler for this chip here")
+        lines.append("by arithmetic: no compiler for this chip here")
     for plan, tips in zip(plans, advice, strict=True):
         lines += ["", *_phase_lines(plan, tips)]
     days = bound_days(config, plans)
@@ -149,7 +149,7 @@ def _phase_lines(plan: PhasePlan, advice: Sequence[str]) -> list[str]:
     ]
     kinds = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
     limit = f" of {plan.hbm_bytes / 1e9:.2f} GB" if plan.hbm_bytes else ""
-    lines.append(_row("memory a chip", f"{plan.peak_bytes / 1e9:.2f} GB{limit} ({kinds})"))
+    lines.append(_row("memory per chip", f"{plan.peak_bytes / 1e9:.2f} GB{limit} ({kinds})"))
     if plan.fits:
         lines.append(_row("fits", "yes"))
     else:
@@ -160,12 +160,12 @@ def _phase_lines(plan: PhasePlan, advice: Sequence[str]) -> list[str]:
         return lines
     lines.append(
         _row(
-            "arithmetic a chip",
+            "arithmetic per chip",
             f"{plan.flops / 1e12:.3f} TFLOP a step, {plan.useful_flops / plan.flops:.1%} of it the "
             "model's own",
         )
     )
-    lines.append(_row("memory traffic", f"{plan.traffic_bytes / 1e9:.2f} GB a chip and step"))
+    lines.append(_row("memory traffic", f"{plan.traffic_bytes / 1e9:.2f} GB per chip and step"))
     for row in collectives_table(plan.collectives):
         where = f"over {row['axes']}" + (", across slices" if row["across_slices"] else "")
         lines.append(

@@ -1,7 +1,7 @@
-"""How fast a step can be at best: the slowest of arithmetic, memory and links.
+"""The lower bound of a step's time: the slowest of arithmetic, memory and links.
 
-Each is taken at its published peak and as if it hid behind the others (Williams et al. 2009,
-"Roofline"), so the bound is above what a run reaches.
+Each runs at its published peak and as if the others were hidden behind it (Williams et al. 2009,
+"Roofline"), so no run is faster than the bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DAY = 24 * 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that one step takes at least.
+    """The least seconds of one step.
 
     Attributes:
       seconds: "compute", "memory", "links" (inside a slice or machine) and "network" (between
@@ -69,8 +69,8 @@ def bound(
 def split_bytes(collective: Collective, num_slices: int) -> tuple[float, float]:
     """Bytes that one chip sends in a step to chips of its slice, and to other slices.
 
-    What spans slices is done in two stages: in each slice, and then between slices by every chip
-    for its share of the array.
+    A collective across slices has two stages: within each slice, and then between slices by every
+    chip for its share of the array.
     """
     if not collective.across_slices:
         return collective.sent_bytes, 0.0
@@ -83,7 +83,7 @@ def split_bytes(collective: Collective, num_slices: int) -> tuple[float, float]:
 
 
 def schedule_days(config: Config, step_seconds: Sequence[float]) -> float:
-    """Days that the recipe's steps take, given the seconds of a step of each phase."""
+    """Days of the recipe's steps, from the seconds per step of each phase."""
     seconds, left = 0.0, config.last_step
     for phase, each in zip(config.resolved_phases(), step_seconds, strict=True):
         steps = min(left, phase.num_steps)

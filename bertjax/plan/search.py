@@ -1,4 +1,4 @@
-"""Compares layouts: meshes, remat and microbatches; arithmetic first, so that few are compiled."""
+"""Compares layouts (mesh, remat, microbatches) by arithmetic first, and compiles a few."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bertjax.plan.topology import Target
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 12  # layouts in the table
-_MAX_TENSOR = 8  # more splits of an encoder's layers leave too little to each chip
+_MAX_TENSOR = 8  # more splits of an encoder's layers leave each chip too little work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Layout:
     """One way to run the recipe.
 
     Attributes:
-      config: the recipe with mesh and remat of the layout, microbatches chosen by the memory.
+      config: the recipe with mesh and remat of the layout; the memory decides the microbatches.
       plans: of the phases, by arithmetic or compiled.
     """
 
@@ -32,12 +32,12 @@ class Layout:
 
     @property
     def fits(self) -> bool:
-        """All phases do."""
+        """Whether all phases fit."""
         return all(plan.fits for plan in self.plans)
 
     @property
     def seconds(self) -> float:
-        """Of the phases' steps, at their bounds."""
+        """Seconds of all steps of the phases at their bounds."""
         return sum(
             plan.phase.num_steps * plan.roofline.step_seconds if plan.roofline else math.inf
             for plan in self.plans
@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def flags(self) -> str:
-        """What to add to the training command."""
+        """The flags to add to the training command."""
         mesh = self.config.mesh
         return (
             f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
@@ -55,15 +55,15 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """All layouts that divide, the best first; compiled ones before those by arithmetic."""
+    """All possible layouts, the best first; compiled ones before those by arithmetic."""
 
     target: Target
     layouts: tuple[Layout, ...]
-    refused: int  # layouts that heads, widths or batch do not divide over
+    refused: int  # layouts that do not divide heads, widths or batch
 
     @property
     def best(self) -> Layout | None:
-        """The recommended layout; None where nothing fits."""
+        """The recommended layout; None if nothing fits."""
         return next((layout for layout in self.layouts if layout.fits), None)
 
     @property
@@ -108,7 +108,7 @@ class SearchResult:
             f"{recipe} on {self.target.name}{slices}: {self.target.num_chips} x "
             f"{self.target.device_kind}; {len(self.layouts)} layouts, {self.refused} more do not "
             "divide",
-            f"{'data x fsdp x tensor':<22}{'remat':<11}{'microbatches':<14}{'GB a chip':<11}"
+            f"{'data x fsdp x tensor':<22}{'remat':<11}{'microbatches':<14}{'GB/chip':<11}"
             f"{'bound, h':<10}{'limit':<10}source",
         ]
         for layout in self.layouts[:_SHOWN]:
@@ -135,8 +135,8 @@ class SearchResult:
         plan = max(best.plans, key=lambda plan: plan.phase.num_steps)
         assert plan.roofline is not None
         reasons = [
-            f"{plan.source}: {plan.peak_bytes / 1e9:.2f} of {plan.hbm_bytes / 1e9:.2f} GB a chip, "
-            f"bound by {plan.roofline.limit} at {plan.roofline.sequences_per_second:,.0f} "
+            f"{plan.source}: {plan.peak_bytes / 1e9:.2f} of {plan.hbm_bytes / 1e9:.2f} GB per "
+            f"chip, bound by {plan.roofline.limit} at {plan.roofline.sequences_per_second:,.0f} "
             "sequences/s"
         ]
         others = [x for x in self.layouts if x is not best and x.fits]
@@ -159,10 +159,10 @@ def search(
       config: from `phase_plan.resolve`.
       phases: to plan for.
       target: with a chip in the table.
-      num_compiles: layouts to compile, where the target can be compiled for.
+      num_compiles: number of layouts to compile, if there is a compiler for the target.
 
     Raises:
-      ConfigError: the target's figures are not known, so there is nothing to compare by.
+      ConfigError: the figures of the target are not known.
     """
     if target.chip is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From the name of a slice to devices that a program can be compiled for, owned or not."""
+"""From the name of a slice to devices for compilation, whether or not they are there."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bertjax.config import ConfigError, closest
 from bertjax.plan.chips import CHIPS, Chip, chip_of
 
 _EXAMPLES = {1: "8", 2: "4x4", 3: "2x2x4"}
-# What libtpu would ask the metadata server of a Cloud TPU for, or complain about on stderr.
+# Values that libtpu would ask a metadata server for, or complain about on stderr.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any that it knows
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any known type
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_LOG_DIR": "disabled",
     "TPU_STDERR_LOG_LEVEL": "3",
-    # Compiling takes no chip: it may go on beside the process that holds the lock, or held it
-    # when it was killed.
+    # Compiling uses no chip, so it may run beside the process that holds the lock, or held it when
+    # it was killed.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
@@ -34,16 +34,16 @@ class TopologyError(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a plan is made for.
+    """The target of a plan.
 
     Attributes:
       name: "v5e:16x16", or "this machine".
       num_slices: slices, or machines with GPUs, joined by a network.
       num_chips: over all slices.
-      chip: published figures; None where the device is not in the table.
+      chip: published figures; None if the device is not in the table.
       backend: "tpu", "gpu" or "cpu".
-      devices: to compile for; empty where only arithmetic is possible.
-      owned: the devices are there, and say themselves how much memory they have.
+      devices: to compile for; empty if only arithmetic is possible.
+      owned: whether the devices exist here; then they report their memory.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def device_kind(self) -> str:
-        """What JAX calls the device."""
+        """The device's name in JAX."""
         return self.chip.device_kind if self.chip else self.devices[0].device_kind
 
 
@@ -66,7 +66,7 @@ def open_target(name: str, num_slices: int, compiles: bool = True) -> Target:
     Args:
       name: such as "v5e:16x16" or "h100:8"; "" = the devices of this machine.
       num_slices: equal slices (TPU) or machines (GPU).
-      compiles: False = for arithmetic alone, without devices of a slice and without libtpu.
+      compiles: False = arithmetic only, without devices of a slice and without libtpu.
 
     Raises:
       TopologyError: the name is not known, or libtpu is missing, locked or refuses the shape.
@@ -82,7 +82,7 @@ def open_target(name: str, num_slices: int, compiles: bool = True) -> Target:
         return Target("this machine", 1, len(devices), chip, platform, devices, owned=True)
     chip, shape = parse_topology(name)
     num_chips = math.prod(shape) * num_slices
-    # Nothing below may take a chip of this machine, or its memory.
+    # Nothing below may use a chip of this machine, or its memory.
     jax.config.update("jax_platforms", "cpu")
     backend = "tpu" if chip.device_kind.startswith("TPU") else "gpu"
     if backend == "gpu" or not compiles:

@@ -1,4 +1,4 @@
-"""The arithmetic and the memory traffic of one step on one device, from the optimised program."""
+"""Arithmetic and memory traffic of one step on one device, from the optimized program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bertjax.plan.hlo import Array, Instruction, Module
 
-# Name, or rename, memory; move nothing.
+# These name memory and move nothing.
 _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier",
@@ -27,9 +27,9 @@ _READS_A_PART = ("dynamic-slice", "slice", "gather")
 def matmul_flops(module: Module) -> float:
     """Floating-point operations of matrix products on one device in one step.
 
-    Products, and convolutions as which a TPU program writes them, times the executions of the
-    loops around them, and what kernels say of themselves (see `uncounted_kernels`). Elementwise
-    work is not counted: the matrix units do not do it.
+    Counts products (which a TPU program writes as convolutions) times the executions of the loops
+    around them, and the stated cost of kernels (see `uncounted_kernels`). Elementwise work does not
+    count, because the matrix units do not do it.
     """
     total = 0.0
     for name, instructions in module.computations.items():
@@ -41,7 +41,7 @@ def matmul_flops(module: Module) -> float:
 
 
 def instruction_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
-    """What one instruction adds to `matmul_flops`; `around` is its computation."""
+    """The part of one instruction in `matmul_flops`; `around` is its computation."""
     if instruction.opcode == "dot":
         contracting = instruction.attribute("lhs_contracting_dims") or ""
         return _product_flops(instruction, around, contracting)
@@ -57,10 +57,10 @@ def instruction_flops(instruction: Instruction, around: dict[str, Instruction]) 
 
 
 def uncounted_kernels(module: Module) -> list[str]:
-    """Names of the kernels of a step whose arithmetic is not known, and so not in `matmul_flops`.
+    """Names of the kernels whose arithmetic is not known, and so not in `matmul_flops`.
 
-    A kernel is a program of its own: nothing but what its author says of it can be read. XLA's
-    text has that on TPU, and leaves it out on GPU.
+    A kernel is a separate program: only the cost that its author states can be read. XLA's text
+    contains it on TPU, and leaves it out on GPU.
     """
     return sorted(
         instruction.name
@@ -72,13 +72,13 @@ def uncounted_kernels(module: Module) -> list[str]:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether it is a program of its own that the compiler only calls, as our attention is."""
+    """Whether it is a separate program that the compiler only calls, such as our attention."""
     target = instruction.attribute("custom_call_target") or ""
     return instruction.opcode == "custom-call" and bool(_KERNELS.search(target))
 
 
 def _kernel_flops(instruction: Instruction) -> float | None:
-    """What the author of a kernel says it does; for ours see `models/kernels`."""
+    """The cost that the author of a kernel states; for attention see `models/kernels`."""
     if not is_kernel(instruction):
         return None
     stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
@@ -96,7 +96,7 @@ def _product_flops(
 def _convolution_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
     """2 * (places of the result) * (kernel elements that meet a real input there) * inputs.
 
-    A batched product becomes a convolution over a dilated input, of which most places are holes.
+    A batched product becomes a convolution over a dilated input, most of whose places are holes.
     """
     left, right = (around[name].arrays[0].dims for name in instruction.operands)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
@@ -150,12 +150,12 @@ def _meetings(
 
 
 def memory_bytes(module: Module) -> float:
-    """Bytes that one device reads from and writes to its main memory in one step, about.
+    """Approximate bytes that one device reads from and writes to its main memory in one step.
 
-    Each instruction outside a fusion reads its operands and writes its result once; what a fusion
-    keeps inside, and what a layout places in VMEM, costs nothing; of an operand that is only
-    sliced or gathered from, and of a result that is updated in place, the part counts. On a TPU
-    the bytes include the padding of tiles. Caches could make it less, spills more.
+    Each instruction outside a fusion reads its operands and writes its result once. Values inside a
+    fusion, and arrays in VMEM, cost nothing. If an operand is only sliced or gathered from, or a
+    result is updated in place, only that part counts. On a TPU the bytes include the padding of
+    tiles. Caches could make the traffic smaller, spills larger.
     """
     total = 0.0
     for name, instructions in module.computations.items():
@@ -169,13 +169,13 @@ def memory_bytes(module: Module) -> float:
 def instruction_bytes(
     instruction: Instruction, around: dict[str, Instruction], module: Module
 ) -> float:
-    """What one instruction adds to `memory_bytes`; `around` is its computation."""
+    """The part of one instruction in `memory_bytes`; `around` is its computation."""
     arrays = _traffic(instruction, around, module)
     return sum(array.padded_bytes for array in arrays if array.in_main_memory)
 
 
 def is_free(instruction: Instruction) -> bool:
-    """Whether it only names memory, or rules what others do: nothing runs for it."""
+    """Whether it only names memory or controls other instructions: nothing runs for it."""
     target = (instruction.attribute("custom_call_target") or "").strip('"')
     return instruction.opcode in _FREE or target in _FREE_CALLS
 
@@ -207,7 +207,7 @@ def _traffic(
         for operand in operands:
             yield from operand.arrays
         product = _PRODUCTS.search(instruction.attribute("custom_call_target") or "")
-        # The room for its work that cuBLAS asks for stands among the results.
+        # cuBLAS's workspace is among the results.
         yield from (a for a in instruction.arrays if not (product and a.dtype == "s8"))
 
 
@@ -234,7 +234,7 @@ def _parts_read(
     for user in inside.values():
         if name not in user.operands:
             continue
-        follow = user.opcode in ("bitcast", "copy")  # computed for the parts that are asked for
+        follow = user.opcode in ("bitcast", "copy")  # computed for the requested parts
         if user.opcode in _READS_A_PART and user.operands[0] == name:
             parts += user.arrays
         elif user.opcode == "fusion":
@@ -262,7 +262,7 @@ def _parts_read(
 
 
 def _written(module: Module, inside: dict[str, Instruction]) -> Iterator[Array]:
-    """What a fusion writes: its results, of one that is updated in place the part."""
+    """Bytes that a fusion writes: its results, or the part that is updated in place."""
     root = next(x for x in inside.values() if x.is_root)
     for result in [inside[x] for x in root.operands] if root.opcode == "tuple" else [root]:
         whole = result.arrays

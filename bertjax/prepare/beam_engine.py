@@ -1,10 +1,10 @@
-"""The blocks of a corpus encoded by Apache Beam instead of by processes of our own.
+"""Encodes the blocks of a corpus with Apache Beam instead of local processes.
 
     sources ─▶ cut into blocks ─▶ reshuffle ─▶ encode, stage ─▶ (files in STORE/unfinished/blocks)
                                                              or in gs://OUTPUT/unfinished
 
 Cutting and encoding are the functions of the local engine, and `build_store` appends what was
-staged in the order of the input, so the store has the same bytes whoever encoded it. Beam may run a
+staged in the order of the input, so the store has the same bytes with either engine. Beam may run a
 block twice; the same file then appears twice under one name.
 """
 
@@ -35,7 +35,7 @@ from bertjax.prepare.watched_group import GroupError, GroupKilled, run_watched
 from bertjax.storage.bucket import BucketPath
 
 _EXTRA = "pip install 'bertjax[beam]'"
-_KNOWS_ALL_OPTIONS = ("DirectRunner", "DataflowRunner")  # others have job servers with their own
+_KNOWS_ALL_OPTIONS = ("DirectRunner", "DataflowRunner")  # others have job servers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Encode:
     """Encodes blocks and stages them; a worker loads the tokenizer once."""
 
     staged: StagedBlocks
-    tokenizer: Path | BucketPath  # folder; beside it the list of duplicates, if there is one
+    tokenizer: Path | BucketPath  # folder, with the list of duplicates beside it, if any
     language: str
     heldout_share: float
 
@@ -67,7 +67,7 @@ class Encode:
         self._encoder: Encoder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_encoder": None}  # it does not travel
+        return self.__dict__ | {"_encoder": None}  # not pickled
 
     def __call__(self, numbered: NumberedBlock) -> None:
         """Stages one block of `Cut`."""
@@ -96,7 +96,7 @@ def pipeline_options(options: PrepareOptions) -> Any:
     Raises:
         PrepareError: Beam is not installed, or does not know an option or the runner.
     """
-    logging.disable(logging.WARNING)  # of Beam's modules for services that nobody uses here
+    logging.disable(logging.WARNING)  # of Beam's modules for unused services
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
@@ -109,8 +109,8 @@ def pipeline_options(options: PrepareOptions) -> Any:
     if options.runner == "DirectRunner":
         arguments = [
             "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={options.num_workers}",  # 0 = one a core, for Beam too
-            "--allow_unsafe_triggers",  # there are none; without it a runner is downloaded: Prism
+            f"--direct_num_workers={options.num_workers}",  # 0 = one per core, for Beam too
+            "--allow_unsafe_triggers",  # none; else Beam downloads Prism
             *arguments,
         ]
     usage = io.StringIO()
@@ -120,7 +120,7 @@ def pipeline_options(options: PrepareOptions) -> Any:
             chosen = PipelineOptions(arguments)
             given = chosen.get_all_options(retain_unknown_options=True)
         wrong = PipelineOptionsValidator(chosen, runner).validate()
-    except SystemExit:  # by argparse, which printed
+    except SystemExit:  # by argparse, which has printed the error
         wrong = [usage.getvalue().strip().rpartition("error: ")[2]]
     except Exception as error:
         wrong = [str(error).partition("\n")[0]]
@@ -142,7 +142,7 @@ def stage_blocks(
 ) -> StagedBlocks:
     """Runs the pipeline until every block of every source is staged.
 
-    The direct runner is started again when a worker of it dies; other runners do that themselves.
+    The direct runner is started again if one of its workers dies; other runners do that themselves.
 
     Args:
         sources: of the corpus.
@@ -163,7 +163,7 @@ def stage_blocks(
             if options.runner == "DirectRunner":
 
                 def told() -> None:
-                    progress.write("a worker process died: going on after the encoded blocks")
+                    progress.write("a worker process died: continuing after the encoded blocks")
 
                 run_watched(_run_pipeline, arguments, STARTS, log, told)
             else:
@@ -173,7 +173,7 @@ def stage_blocks(
                 _run_pipeline(*arguments)
     except GroupKilled:
         raise PrepareStoppedError(
-            f"worker processes of {options.runner} died {STARTS} times, most often for want of "
+            f"worker processes of {options.runner} died {STARTS} times, most often for lack of "
             f"memory; {stay}, with fewer --num_workers if there is little memory ({log})"
         ) from None
     except GroupError as error:
@@ -192,7 +192,7 @@ def _staging_folders(
     if not options.staging:
         (work / BLOCKS).mkdir(exist_ok=True)
         return StagedBlocks(work / BLOCKS), store / "tokenizer"
-    # Another command, from whatever machine, has another folder.
+    # Another command, on any machine, has another folder.
     command = hashlib.sha256((work / COMMAND).read_bytes()).hexdigest()[:16]
     folder = BucketPath(options.staging) / command
     for file in [*(store / "tokenizer").iterdir(), store / DUPLICATES]:
@@ -218,7 +218,7 @@ def _run_pipeline(
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong: Beam's messages are tracebacks of workers, which end with it."""
+    """The error: Beam's messages are tracebacks of workers, whose last line has it."""
     lines = [line for line in str(error).split("\n") if line.strip()]
     traceback = [n for n, line in enumerate(lines) if line.startswith("Traceback")]
     if not traceback:
@@ -255,7 +255,7 @@ def _progress(staged: StagedBlocks, total: int) -> Iterator[tqdm]:
 
         def follow() -> None:
             while not ended.wait(0.5 if terminal and not in_bucket else 10):
-                with contextlib.suppress(OSError):  # the next listing may do
+                with contextlib.suppress(OSError):  # the next listing may work
                     show()
 
         thread = threading.Thread(target=follow, daemon=True)

@@ -1,4 +1,4 @@
-"""A store of the embedded corpus, for a run that names no other."""
+"""A store of the embedded corpus, for a run without a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HELDOUT_SHARE = 0.05
 
 
 def prepare_embedded(folder: str | os.PathLike[str], vocab_size: int) -> Store:
-    """Makes a store of the embedded corpus, or opens the one in `folder`, and says so.
+    """Makes a store of the embedded corpus, or opens the one in `folder`, with a log line.
 
     Args:
         folder: of the store.

@@ -26,7 +26,7 @@ from bertjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from bertjax.prepare.spawn import without_main
 
 _LOG = logging.getLogger(__name__)
-STARTS = 4  # of the worker processes, before a run in which they die is given up
+STARTS = 4  # of the worker processes, before `prepare` gives up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EncodedSplit:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedBlock:
-    """What became of a block."""
+    """The result of a block."""
 
     splits: dict[str, EncodedSplit]
     problems: list[Problem]
@@ -49,7 +49,7 @@ class EncodedBlock:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """How documents become ids."""
+    """Turns documents into ids."""
 
     tokenizer: Tokenizer
     language: str
@@ -80,7 +80,7 @@ class Encoder:
                 sentences += split_sentences(self.language, paragraph)
             counts.append(len(sentences) - before)
         tokens, lengths = self.tokenizer.encode_sentences(sentences)
-        # A sentence of control characters has no token, and a document of such has no sentence.
+        # A sentence of control characters has no token; a document of such sentences has none.
         owners = np.repeat(np.arange(len(documents)), counts)
         document_lengths = np.bincount(owners[lengths > 0], minlength=len(documents))
         for kind, length in (("empty_document", 0), ("one_sentence", 1)):
@@ -102,7 +102,7 @@ def make_encoder(folder: Path, language: str, heldout_share: float) -> Encoder:
 
 
 def is_held_out(text: bytes, share: float) -> bool:
-    """Whether a document is held out: decided by its text alone, so it never changes sides.
+    """Whether a document is held out. Only its text decides, so this never changes.
 
     Args:
         text: the document's paragraphs, stripped, joined by newlines, in UTF-8.
@@ -117,8 +117,8 @@ def encode_blocks(
 ) -> Generator[tuple[Block, EncodedBlock], None, None]:
     """Encodes blocks in `num_workers` processes; yields them in order.
 
-    At most two blocks a worker are under way, so memory does not grow with the input. One worker
-    means this very process. Where a worker dies, all are started anew, `STARTS` times in all.
+    Each worker has at most two blocks in progress, so memory does not grow with the input. One
+    worker means this process. If a worker dies, all are started again, up to `STARTS` times.
 
     Args:
         blocks: the input.
@@ -155,7 +155,7 @@ def encode_blocks(
                 pool.shutdown(wait=True, cancel_futures=True)
                 if num_starts == STARTS:
                     raise
-                _LOG.warning("a worker process died: going on with new ones")
+                _LOG.warning("a worker process died: continuing with new ones")
                 num_starts += 1
                 pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
                 under_way = collections.deque(
@@ -170,7 +170,7 @@ def encode_blocks(
 
 
 def _submit(pool: ProcessPoolExecutor, block: Block) -> Future[EncodedBlock]:
-    """A future, which raises BrokenProcessPool itself where the pool is broken already."""
+    """A future; it raises BrokenProcessPool if the pool is broken already."""
     try:
         with without_main():
             return pool.submit(_encode_in_worker, block)
@@ -189,13 +189,13 @@ _encoder: Encoder  # of this worker process
 
 def _start_worker(folder: Path, language: str, heldout_share: float) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = make_encoder(folder, language, heldout_share)
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the main process was killed: its end of the queue would never close."""
+    """Ends this worker if the main process was killed, since the queue would never close."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""What `prepare` finds in its output folder, and whether it may go on there."""
+"""Whether `prepare` may write to its output folder, or continue there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bertjax.prepare.staged_blocks import BLOCKS, SUFFIX
 from bertjax.storage.atomic_files import write_file
 from bertjax.storage.bucket import BucketPath, in_parallel, is_bucket_path
 
-COMMAND = "command.json"  # in the work folder: what the store is made with and from
+COMMAND = "command.json"  # in the work folder: settings and input of the store
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def locked(output: Path) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it; the lock ends with the process.
 
     Raises:
-        PrepareError: it cannot be made, another run holds it, or it holds something else.
+        PrepareError: it cannot be made, another run holds it, or it contains something else.
     """
     if (output / MANIFEST).exists():  # finished: nothing will be written
         yield
@@ -56,7 +56,7 @@ def locked(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(output: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that says what to do."""
+    """Turns an OSError of writing into an error that says what to do."""
     try:
         yield
     except OSError as error:
@@ -86,11 +86,11 @@ def check_finished(output: Path, settings: dict[str, Any], sources: list[Source]
             f"{output}: holds a finished store, but {difference}; choose another --output or "
             "delete this one"
         )
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)  # left over by a kill at the very end
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)  # left by a kill at the end
 
 
 def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Source]) -> None:
-    """Refuses to go on with a store that was begun otherwise; notes how a new one is begun.
+    """Refuses to continue a store with other settings; records those of a new store.
 
     Raises:
         PrepareError: names the first difference.
@@ -105,7 +105,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
         if any(work.glob("part-*.json")) or any(work.glob(f"{BLOCKS}/*{SUFFIX}")):
             raise PrepareError(
                 f"{output}: holds an unfinished store that was begun otherwise: {difference}; "
-                "run that command again to finish it, or delete the folder to begin anew"
+                "run that command again to finish it, or delete the folder to start over"
             )
         shutil.rmtree(output / "tokenizer", ignore_errors=True)  # may come from other text
         (output / DUPLICATES).unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def check_unfinished(output: Path, settings: dict[str, Any], sources: list[Sourc
 
 
 def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None:
-    """Refuses an input that was written to while it was read.
+    """Refuses an input that changed while it was read.
 
     Args:
         before: `source_states` from before the first byte was read.
@@ -122,14 +122,14 @@ def check_unchanged(before: dict[str, list[int]], sources: list[Source]) -> None
     if difference := _difference(before, source_states(sources)):
         raise PrepareError(
             f"the input changed while it was read (size and time of {difference}): delete the "
-            "output folder and run the command again when nobody writes to the input"
+            "output folder and run the command again when nothing writes to the input"
         )
 
 
 def source_states(sources: list[Source]) -> dict[str, list[int]]:
-    """Bytes and time of the last change (nanoseconds) of each source, by name.
+    """Size and time of the last change (nanoseconds) of each source, by name.
 
-    The time is 0 where the source is no file; in a bucket the generation stands in its place.
+    The time is 0 where the source is not a file; in a bucket it is the generation.
     """
     in_bucket = [source for source in sources if is_bucket_path(source.name)]
     generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
@@ -153,7 +153,7 @@ def _content_sha256(source: Source) -> str:
 
 
 def _of_content(settings: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions noted options that do not decide the content."""
+    """Drops options that earlier versions recorded and that do not decide the content."""
     options = settings.get("options") or {}
     return settings | {"options": {k: v for k, v in options.items() if k not in OF_THE_RUN}}
 

@@ -1,8 +1,8 @@
-"""Encoded blocks on their way to a store, each a file or object that appears whole.
+"""Encoded blocks between encoding and the store, each an atomic file or object.
 
-Where blocks are encoded by processes that the one that writes the store does not feed itself (see
-`beam_engine`), this is what lies between. A file is named by the numbers of its source and of the
-block in it, so a block that is there is never encoded again, by whomever.
+Beam's workers (see `beam_engine`) stage blocks here, and the process that writes the store reads
+them. A file is named by the numbers of its source and of the block in it, so a staged block is
+never encoded again.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(EncodedSplit))
 
 @dataclasses.dataclass(frozen=True)
 class NumberedBlock:
-    """A block and where it stands in the corpus."""
+    """A block and its place in the corpus."""
 
     source_number: int
     number: int  # in the source, from 0
-    num_bytes: int  # of the source that it stands for, in units of Source.num_bytes
+    num_bytes: int  # bytes of the source in this block, in units of Source.num_bytes
     block: Block
 
     @property
     def file_name(self) -> str:
-        """Of the staged block: what becomes of one input has one name."""
+        """The file name of the staged block; the same input has the same name."""
         return f"{self.source_number:05d}-{self.number:07d}-{self.num_bytes}{SUFFIX}"
 
 
@@ -55,17 +55,17 @@ class StagedBlocks:
     folder: Path | BucketPath
 
     def names(self) -> set[str]:
-        """The file names of those that are there."""
+        """The file names of the staged blocks."""
         if isinstance(self.folder, BucketPath):
             return {name for name in self.folder.files() if name.endswith(SUFFIX)}
         return {entry.name for entry in os.scandir(self.folder) if entry.name.endswith(SUFFIX)}
 
     def has(self, numbered: NumberedBlock) -> bool:
-        """Whether a block is there."""
+        """Whether a block is staged."""
         return (self.folder / numbered.file_name).is_file()
 
     def write(self, numbered: NumberedBlock, encoded: EncodedBlock) -> None:
-        """Stages what became of a block, without its text."""
+        """Stages the result of a block, without its text."""
         block = dataclasses.replace(numbered.block, data=b"")
         header = {
             "block": dataclasses.asdict(block) | {"data": ""},
@@ -89,7 +89,7 @@ class StagedBlocks:
         """All blocks in the order of the input.
 
         Raises:
-            PrepareStoppedError: one of them is damaged or not there.
+            PrepareStoppedError: one of them is corrupt or missing.
         """
         names = {tuple(map(int, name.split("-")[:2])): name for name in self.names()}
         places = iter(sorted(names))
@@ -116,7 +116,7 @@ class StagedBlocks:
 
 
 def staged_bytes(name: str) -> int:
-    """Bytes of the source that a staged block of this file name stands for."""
+    """Bytes of the source in a staged block, by its file name."""
     return int(name.removesuffix(SUFFIX).split("-")[2])
 
 
@@ -130,7 +130,7 @@ def _read(path: Path | BucketPath) -> tuple[Block, EncodedBlock]:
             }
     except OSError as error:
         raise PrepareStoppedError(
-            f"{path}: cannot be read: {error}; run the same command again to go on"
+            f"{path}: cannot be read: {error}; run the same command again to continue"
         ) from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PrepareStoppedError(

@@ -1,7 +1,7 @@
 """A function in a process group of its own, started again when one of its processes is killed.
 
-Beam's direct runner waits for ever for a worker that was killed: only a thread of it ends with an
-error. So it runs in a process that ends itself and its workers when that happens, or when the
+Beam's direct runner waits forever for a worker that was killed: only one of its threads ends with
+an error. So it runs in a process that then ends itself and its workers. It also ends when the
 process that started it is gone.
 """
 
@@ -31,7 +31,7 @@ class GroupError(BertjaxError, RuntimeError):
 
 
 class GroupKilled(BertjaxError, RuntimeError):
-    """Processes of the group were killed as often as it was started."""
+    """Processes of the group were killed at every start."""
 
     exit_code = EXIT_FAILED
 
@@ -46,10 +46,10 @@ def run_watched(
     """Calls the function until it returns.
 
     Args:
-        function: goes on where it was killed; can be pickled, with its arguments.
+        function: continues after a kill; can be pickled, with its arguments.
         arguments: of the function.
-        num_starts: how often the group is started before it is given up.
-        log: where its processes' output is appended.
+        num_starts: number of starts before it gives up.
+        log: file to which the output of its processes is appended.
         told: is called before the group is started again.
 
     Raises:

@@ -91,9 +91,8 @@ class Data:
         counts = np.array([split.unigrams for split in self.train])
         tokens = np.array([split.num_tokens for split in self.train])
         shares = tokens if self.weights is None else np.array(self.weights)
-        return (counts * (shares / shares.sum() * tokens.sum() / counts.sum(axis=1))[:, None]).sum(
-            axis=0
-        )
+        scales = shares / shares.sum() * tokens.sum() / counts.sum(axis=1)
+        return np.asarray((counts * scales[:, None]).sum(axis=0))
 
     def _readers(
         self,

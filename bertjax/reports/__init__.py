@@ -1,1 +1,1 @@
-"""What a run tells: metrics, curves, throughput, profiles."""
+"""Reports of a run: metrics, curves, throughput, profiles."""

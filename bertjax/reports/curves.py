@@ -1,4 +1,4 @@
-"""curves.png: how a run went, from metrics.jsonl and evals.jsonl."""
+"""curves.png: the curves of a run, from metrics.jsonl and evals.jsonl."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from bertjax.storage.atomic_files import write_file
 
 CURVES = "curves.png"
 
-_TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # told apart by the colour-blind
+_TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # distinguishable by the colour-blind
 _SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
 
 
 def plot_curves(workdir: Path, metrics: Sequence[Metric]) -> Path:
-    """Draws the metrics that have a title, three at most, and the learning rate over the steps.
+    """Plots the metrics that have a title, at most three, and the learning rate over the steps.
 
-    Training values are drawn pale, with their running mean on top; held-out values have markers.
-    A dashed line is a trivial predictor's score, a dotted one is where a new phase begins. The
-    title has what summary.json says, where there is one: parameters, steps, hardware and time.
+    Training values are pale, with their running mean on top; held-out values have markers. A dashed
+    line is a baseline, and a dotted line is the start of a phase. The title has parameters, steps,
+    hardware and time from summary.json, if that exists.
 
     Args:
-      workdir: folder of the run; it may be still going.
+      workdir: folder of the run, which may still be running.
       metrics: of the run.
 
     Returns:
       The path of the picture, WORKDIR/curves.png.
     """
-    from matplotlib.figure import Figure  # slow to import; a Figure of our own has no global state
+    from matplotlib.figure import Figure  # slow to import; a Figure has no global state
 
     steps, evals = read_lines(workdir / METRICS), read_lines(workdir / EVALS)
     path = workdir / SUMMARY

@@ -11,11 +11,11 @@ from typing import Any
 
 
 class EventWriter:
-    """Appends scalars to one TensorBoard run, in an event file of its own a start.
+    """Appends scalars to one TensorBoard run, with a new event file for each start.
 
-    The file begins with a session start at the step after `resume_step`. TensorBoard then drops
-    what earlier files hold from that step on: the steps that a killed run had taken beyond its
-    last checkpoint, which are about to be taken again.
+    The file begins with a session start at the step after `resume_step`. TensorBoard then ignores
+    later steps in earlier files: those that a killed run had taken after its last checkpoint, and
+    that the resumed run repeats.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -36,7 +36,7 @@ class EventWriter:
         self._write(event_pb2.Event(step=resume_step + 1, session_log=start))
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the scalars of one step; they can be seen at once."""
+        """Writes the scalars of one step; they are visible at once."""
         values = [
             self._summary_pb2.Summary.Value(tag=tag, simple_value=value)
             for tag, value in scalars.items()

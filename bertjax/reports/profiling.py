@@ -18,8 +18,8 @@ FOLDER = "profile"  # in the workdir
 class Profile:
     """Traces the steps of `config.profile` into FOLDER of the workdir, in process 0.
 
-    A trace has what the host and this process's devices did. A run that starts inside the range
-    traces what is left of it; one that ends inside it keeps what it has.
+    A trace contains the work of the host and of this process's devices. A run that starts inside
+    the range traces the rest of it; a run that ends inside keeps its part.
     """
 
     def __init__(self, config: Config, workdir: Path):
@@ -47,7 +47,8 @@ class Profile:
 
         Args:
           step: updates made.
-          computed: what the step before came to; waited for, so that it is in no other trace.
+          computed: the result of the previous step, which is waited for, so that it is in no other
+            trace.
         """
         self._step = step
         if (step in self._steps) == (self._since is not None):

@@ -1,4 +1,4 @@
-"""How long a run takes from its command to its first step, part by part."""
+"""The time of a run from its command to its first step, part by part."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 
 
 class StartUp:
-    """Seconds from the command to the first step, by the part of the start that they went into.
+    """Seconds from the command to the first step, by part of the start.
 
-    Of several runs of one process (`bertjax.finetune` with lists) the first began with the command,
-    the others with themselves.
+    If one process has several runs (`bertjax.finetune` with lists), the first is counted from the
+    command, and the others from their own beginning.
     """
 
     _began = 0  # runs of this process
 
     def __init__(self) -> None:
-        """The command's first part is what came before: importing, connecting, finding devices."""
+        """The first part is everything before: importing, connecting, finding devices."""
         is_first = StartUp._began == 0
         StartUp._began += 1
         self._of = "command" if is_first else "run"
@@ -24,7 +24,7 @@ class StartUp:
         self._since = time.monotonic()
 
     def ends(self, part: str) -> None:
-        """Ends a part, which began where the last one ended."""
+        """Ends a part, which began at the end of the previous one."""
         now = time.monotonic()
         self.parts[part] = now - self._since
         self._since = now
@@ -35,7 +35,7 @@ class StartUp:
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started; where /proc does not tell, its CPU time."""
+    """Seconds since this process was started; without /proc, its CPU time."""
     try:
         with open("/proc/self/stat", encoding="utf-8") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22 of proc(5)

@@ -1,4 +1,4 @@
-"""How fast rows go by, and how long the rest will take."""
+"""Rows per second, and the time that is left."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 
 class Rates(NamedTuple):
-    """What `Throughput.measure` found."""
+    """The result of `Throughput.measure`."""
 
     sequences_per_second: float
     real_tokens_per_second: float
 
 
 class Throughput:
-    """Measures the steady rate of training, and foretells its end.
+    """Measures the steady rate of training, and estimates its end.
 
-    A step counts when the device is known to have finished it, that is when its metrics were
-    fetched. The first step only starts the clock, because it waits for the compiler; so does the
-    first after `restart`. Time inside `paused` (evaluation, a blocking save) is left out of the
-    rates, but not of the time left, as it will come again.
+    A step counts when its metrics were fetched, because then the device has finished it. The first
+    step, and the first after `restart`, only start the clock, because they wait for the compiler.
+    Time inside `paused` (evaluation, a blocking save) does not count in the rates, but in the time
+    left, because it will occur again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -29,10 +29,10 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets everything. To be called where a step of another shape will be compiled."""
-        self._start: float | None = None  # when the clock began, and what was done since
+        """Resets everything. Call it when a step of another shape will be compiled."""
+        self._start: float | None = None  # when the clock began, and the work since then
         self._flops = 0.0
-        self._window = 0.0  # when the last measurement ended, and what was done since
+        self._window = 0.0  # when the last measurement ended, and the work since then
         self._rows = self._real_tokens = 0
         self._paused_seconds = 0.0
 
@@ -56,7 +56,7 @@ class Throughput:
             self._paused_seconds += self._clock() - begin
 
     def measure(self) -> Rates | None:
-        """The rates since the last measurement; None where no step was counted since."""
+        """The rates since the last measurement; None if no step was counted since."""
         now = self._clock()
         seconds = now - self._window - self._paused_seconds
         if self._rows == 0 or seconds <= 0:
@@ -66,9 +66,9 @@ class Throughput:
         return rates
 
     def seconds_left(self, flops_left: float) -> float | None:
-        """How long `flops_left` more of work will take, by the pace since the clock started.
+        """The expected time of `flops_left` more FLOPs, by the pace since the clock started.
 
-        Work is counted in FLOPs because a row of a later phase may be longer. None where no work
+        Work is counted in FLOPs because a row of a later phase may be longer. None if no work
         with FLOPs was counted yet.
         """
         if self._start is None or self._flops == 0:

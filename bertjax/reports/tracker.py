@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, evals.jsonl, the terminal and TensorBoard."""
+"""Records a run while it trains: metrics.jsonl, evals.jsonl, the terminal and TensorBoard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUMMARY = "summary.json"
 
 
 def step_keys(metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """The keys of every line of metrics.jsonl, in this order; null where a value is not known.
+    """The keys of every line of metrics.jsonl, in this order; an unknown value is null.
 
     Args:
       metrics: those that the objective reports.
@@ -47,8 +47,8 @@ def step_keys(metrics: Sequence[Metric]) -> tuple[str, ...]:
         "sequences_per_second",
         "real_tokens_per_second",
         "mfu",
-        "real_token_share",  # of the step's places; the rest is padding
-        "pairs_per_row",  # where rows are packed
+        "real_token_share",  # of the step's tokens; the rest is padding
+        "pairs_per_row",  # if rows are packed
         "rows_sha256",  # of the ids of the step's rows
     )
 
@@ -58,13 +58,13 @@ _NOT_CHARTED = {"step", "position", "rows_sha256", "not_finite"}
 
 
 class Tracker:
-    """Records a run in its workdir, and shows how it goes.
+    """Records a run in its workdir, and shows its progress.
 
-    A step is one line of metrics.jsonl, an evaluation one of evals.jsonl; both hold strict JSON,
-    are flushed line by line, and are cut back when a run resumes, so that no step stands twice. A
-    number that is not finite is written as null and named under `not_finite`. On a terminal there
-    is one progress line; elsewhere each line goes to the log, which has the time. TensorBoard
-    reads WORKDIR/tensorboard, where `train` and `heldout` share the names of their charts.
+    A step is one line of metrics.jsonl, an evaluation one of evals.jsonl. Both contain strict JSON,
+    are flushed line by line, and are cut back when a run is resumed, so no step occurs twice. A
+    number that is not finite is written as null and named under `not_finite`. A terminal has one
+    progress line; otherwise each line goes to the log, with the time. TensorBoard reads
+    WORKDIR/tensorboard, where `train` and `heldout` have the same names of charts.
 
     Only process 0 writes; in the others every method does nothing.
     """
@@ -178,7 +178,7 @@ class Tracker:
         self._exits.close()
 
     def _progress(self, line: Mapping[str, Any], seconds_left: float | None) -> str:
-        """What matters most comes first: a narrow terminal cuts off the end."""
+        """The most important numbers come first, because a narrow terminal cuts off the end."""
         parts = [f"step {line['step']:,}/{self._total_steps:,}"]
         if seconds_left is not None:
             parts.append(f"{datetime.timedelta(seconds=round(seconds_left))} left")
@@ -195,7 +195,7 @@ class Tracker:
         return self._exits.enter_context(open(path, "a", encoding="utf-8", buffering=1))
 
     def _write(self, file: TextIO, run: str, line: dict[str, Any]) -> None:
-        file.write(json.dumps(line, allow_nan=False) + "\n")  # line-buffered: one write a line
+        file.write(json.dumps(line, allow_nan=False) + "\n")  # line-buffered: one write per line
         if run in self._events:
             scalars = {
                 _chart_name(name): value
@@ -206,10 +206,10 @@ class Tracker:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl or evals.jsonl; none where there is no such file.
+    """The records of metrics.jsonl or evals.jsonl; none if there is no such file.
 
-    Lines that are not JSON objects with a step are left out, with a warning: the last one is torn
-    when a run was killed while it wrote.
+    Lines that are not JSON objects with a step are left out, with a warning. The last line is
+    incomplete if the run was killed while it wrote.
     """
     if not path.exists():
         return []
@@ -226,7 +226,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drops the lines of steps after `step`, and torn lines, all at once or not at all."""
+    """Drops the lines of steps after `step`, and incomplete lines, atomically."""
     if not path.exists():
         return
     records = read_lines(path)
@@ -239,13 +239,13 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, whole or not at all; numbers that are not finite become null."""
+    """Writes summary.json atomically; numbers that are not finite become null."""
     text = json.dumps(_plain(summary), indent=2, allow_nan=False) + "\n"
     write_file(workdir / SUMMARY, text.encode())
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON knows them; `not_finite` names those that it does not."""
+    """Values that JSON can express; `not_finite` names the others."""
     plain, not_finite = {}, {}
     for name, value in record.items():
         value = value.item() if hasattr(value, "item") else value

@@ -1,1 +1,1 @@
-"""Files, buckets, locks and caches; nothing here knows what it stores."""
+"""Files, buckets, locks and caches, independent of what they store."""

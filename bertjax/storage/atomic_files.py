@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
+"""Files and folders that appear complete or not at all: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class ArrayFile:
         os.replace(self._file.name, self.path)
 
     def discard(self) -> None:
-        """Gives the file up."""
-        with contextlib.suppress(OSError):  # what the buffer holds may not fit on a full disk
+        """Discards the file."""
+        with contextlib.suppress(OSError):  # a full disk may have no space for the buffer
             self._file.close()
         Path(self._file.name).unlink(missing_ok=True)
 
     def _header(self) -> bytes:
-        """NumPy's version 1.0 header, padded to 128 bytes whatever the length."""
+        """NumPy's version 1.0 header, always padded to 128 bytes."""
         descr = np.lib.format.dtype_to_descr(self.dtype.newbyteorder("<"))
         text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': ({self.length},), }}"
         return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
@@ -56,8 +56,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, which becomes `path` if the block ends well.
 
     Raises:
-        FileExistsError: `path` is there already and is no empty folder, or is the one that the
-            command runs in, which cannot be replaced.
+        FileExistsError: `path` exists and is not an empty folder, or is the current folder, which
+            cannot be replaced.
     """
     path = path.resolve()
     if path.exists() and path.samefile("."):
@@ -81,9 +81,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, and forces it and its name to disk.
+    """Writes a file completely or not at all, and forces it and its name to disk.
 
-    Until then it is a hidden file of its own: others may write the same one at the same time.
+    Until then it has a unique hidden name, so several processes may write the same file.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
@@ -93,7 +93,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # a full disk has no room for it
+        temporary.unlink(missing_ok=True)  # a full disk has no space for it
     sync(path.parent)
 
 

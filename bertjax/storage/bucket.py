@@ -1,9 +1,9 @@
 """Folders and files in a Google Cloud Storage bucket, by paths gs://BUCKET/FOLDER.
 
-The one file that talks to the bucket, through google-cloud-storage, with the machine's default
-credentials; orbax goes there by itself (tensorstore for arrays, etils.epath on gcsfs for the rest).
-A bucket has no folders, no rename and no append: an object appears whole or not at all under a name
-that may contain slashes, and whoever reads or lists after a write sees it.
+Only this file talks to the bucket, through google-cloud-storage, with the machine's default
+credentials. (Orbax has its own access: tensorstore for arrays, etils.epath on gcsfs for the rest.)
+A bucket has no folders, no rename and no append. An object appears complete or not at all under a
+name that may contain slashes, and reads and listings after a write see it.
 
 For tests and emulators the libraries read STORAGE_EMULATOR_HOST and TENSORSTORE_GCS_HTTP_URL.
 """
@@ -28,12 +28,12 @@ from typing import Any
 
 from bertjax.errors import ConfigError
 
-# etils.epath goes through TensorFlow where that is installed, which reaches no bucket without a
-# plug-in. It asks once, when the first path of any kind is used.
+# etils.epath uses TensorFlow if that is installed, which cannot access a bucket without a plug-in.
+# It decides once, when the first path of any kind is used.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 _SCHEME = "gs://"
-_CONNECTIONS = 8  # transfers at a time; the client's pool holds ten
+_CONNECTIONS = 8  # transfers at a time; the client's pool has ten
 _CHUNK_BYTES = 4 << 20
 
 
@@ -49,18 +49,18 @@ def as_path(path: object) -> Path | BucketPath:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a listing says of an object."""
+    """The entry of an object in a listing."""
 
     size: int  # bytes
     md5: str | None  # hexadecimal; None for an object that was composed of others
 
 
 class BucketPath:
-    """A file or folder in a bucket; methods are called and behave as those of `pathlib.Path`.
+    """A file or folder in a bucket, with methods like those of `pathlib.Path`.
 
     Every method that asks the bucket raises FileNotFoundError, PermissionError or OSError with the
-    path and what the bucket answered, after the client's own retries (two minutes). ConfigError:
-    the client library or credentials are missing.
+    path and the bucket's answer, after the client's own retries (two minutes). ConfigError means
+    that the client library or credentials are missing.
     """
 
     def __init__(self, uri: str):
@@ -94,11 +94,11 @@ class BucketPath:
 
     @property
     def parent(self) -> BucketPath:
-        """The folder that this lies in."""
+        """The folder that contains this."""
         return BucketPath(f"{_SCHEME}{self.bucket}/{self.key.rpartition('/')[0]}")
 
     def with_name(self, name: str) -> BucketPath:
-        """The same with another last part."""
+        """This path with another last part."""
         return self.parent / name
 
     # --- one file -------------------------------------------------------------------------------
@@ -108,13 +108,13 @@ class BucketPath:
         return self.generation() is not None
 
     def generation(self) -> int | None:
-        """The number that each write of the object changes; None if there is none."""
+        """The object's generation, which each write changes; None if there is no object."""
         with self._explained():
             blob = _client().bucket(self.bucket).get_blob(self.key)
         return None if blob is None else int(blob.generation)
 
     def read_bytes(self) -> bytes:
-        """The whole content, compared with the bucket's checksum."""
+        """The whole content, verified by the bucket's checksum."""
         with self._explained():
             return bytes(self._blob().download_as_bytes())
 
@@ -123,11 +123,11 @@ class BucketPath:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes, generation: int | None = None) -> int:
-        """Writes the object whole or not at all; returns its generation.
+        """Writes the object completely or not at all; returns its generation.
 
         Args:
             content: what to write.
-            generation: that must be the present one, 0 for "no such object"; None: any.
+            generation: the required present generation, 0 = no such object; None = any.
 
         Raises:
             FileExistsError: the present generation is another.
@@ -143,7 +143,7 @@ class BucketPath:
         return int(blob.generation)
 
     def write_text(self, text: str) -> None:
-        """Writes the object whole or not at all, as UTF-8."""
+        """Writes the object completely or not at all, as UTF-8."""
         self.write_bytes(text.encode())
 
     def unlink(self, missing_ok: bool = False, generation: int | None = None) -> None:
@@ -165,7 +165,7 @@ class BucketPath:
             self._blob().upload_from_filename(str(file), checksum="md5")
 
     def open(self) -> io.RawIOBase:
-        """The content to be read once, in order, some megabytes at a time."""
+        """A stream of the content, to be read once, some megabytes at a time."""
         with self._explained():
             return _Reader(self, self._blob().open("rb", chunk_size=_CHUNK_BYTES))
 
@@ -174,7 +174,7 @@ class BucketPath:
 
         Args:
             algorithm: of hashlib.
-            told: is handed each piece that was read.
+            told: is called with each piece that was read.
         """
         digest = hashlib.new(algorithm)
         with self._explained(), self._blob().open("rb", chunk_size=_CHUNK_BYTES) as source:
@@ -186,15 +186,15 @@ class BucketPath:
     # --- a folder -------------------------------------------------------------------------------
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing: a folder is there once something lies in it."""
+        """Does nothing: a folder exists once it contains an object."""
 
     def is_dir(self) -> bool:
-        """Whether anything lies below."""
+        """Whether there are objects below this path."""
         with self._explained():
             return any(True for _ in self._list(max_results=1))
 
     def files(self) -> dict[str, Stored]:
-        """Everything below, by paths relative to this, in the order of their names."""
+        """All objects below, by paths relative to this, sorted by name."""
         with self._explained():
             found = {
                 blob.name.removeprefix(self._prefix()): Stored(
@@ -219,7 +219,7 @@ class BucketPath:
         """Removes everything below.
 
         Args:
-            first: the file that is gone before any other goes.
+            first: the file that is removed before any other.
         """
         names = list(self.files())
         if first in names:
@@ -227,7 +227,7 @@ class BucketPath:
         in_parallel(lambda name: (self / name).unlink(missing_ok=True), names)
 
     def copy_tree(self, target: BucketPath) -> None:
-        """Copies everything below, inside Google Cloud: the bytes do not come here."""
+        """Copies everything below within Google Cloud, without a download."""
 
         def copy(name: str) -> None:
             source, copied, token = (self / name)._blob(), (target / name)._blob(), None
@@ -288,7 +288,7 @@ class BucketPath:
 
 
 class _Reader(io.RawIOBase):
-    """What the client reads, with the operating system's errors."""
+    """A stream of the client, with the operating system's errors."""
 
     def __init__(self, path: BucketPath, source: Any):
         self._path = path
@@ -307,7 +307,7 @@ class _Reader(io.RawIOBase):
 def find_objects(pattern: str) -> dict[str, int]:
     """Bytes of the objects that a glob gs://BUCKET/... matches, by path, sorted.
 
-    As for files, * and ? and [...] stay within a folder, and the folder ** is any number of them.
+    As for files, * and ? and [...] match within a folder, and ** matches any number of folders.
     """
     path = BucketPath(pattern)
     fixed = re.split(r"[*?\[]", path.key, maxsplit=1)[0]
@@ -339,7 +339,8 @@ def in_parallel(
 ) -> list[Any]:
     """Calls the function for each item, several at a time.
 
-    At the first error it begins no more, calls `at_error`, waits for those under way and raises.
+    At the first error it starts no more calls, calls `at_error`, waits for those in progress and
+    raises.
     """
     with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
         try:

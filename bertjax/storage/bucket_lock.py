@@ -1,15 +1,15 @@
-"""One run a workdir in a bucket, where nothing locks files and nobody notices a kill.
+"""One run per workdir in a bucket, which has no file locks that a kernel would free after a kill.
 
-The lock is an object, WORKDIR/.lock, made on the condition that there is none and written anew
-every `BEAT_SECONDS` on the condition that nobody else has written it. Who finds it
+The lock is an object, WORKDIR/.lock. A run creates it on the condition that it does not exist, and
+rewrites it every `BEAT_SECONDS` on the condition that no other run has written it. A run that finds
+a lock
 
-- takes it over at once, if it was left by a process of this machine that is gone;
-- else watches it: if it is written anew, its run is alive and this one is refused; if it stays as
-  it is for `EXPIRY_SECONDS`, its run is dead and it is taken over.
+- takes it over at once, if its holder was a process of this machine that is gone;
+- else watches it. If the lock is rewritten, its run is alive and this one is refused. If it does
+  not change for `EXPIRY_SECONDS`, its run is dead and the lock is taken over.
 
-No clocks are compared. A run that was cut off from the bucket for so long that another took over
-ends at once when it notices, at its next beat: until then both may write. See
-docs/design/checkpoint.md.
+No clocks are compared. If a run was cut off from the bucket for so long that another run took the
+lock, it ends at its next beat; until then both may write. See docs/design/checkpoint.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXPIRY_SECONDS = 60.0
 
 
 class HeldError(BertjaxError):
-    """Another run is alive; the message is its words about itself."""
+    """Another run is alive; the message is its description of itself."""
 
     exit_code = EXIT_FAILED
 
@@ -46,13 +46,13 @@ def hold(path: BucketPath, words: str) -> Iterator[None]:
 
     Args:
         path: of the lock.
-        words: who holds it, for the run that is refused.
+        words: description of the holder, for a run that is refused.
 
     Raises:
         HeldError: another run holds it.
         OSError: the bucket cannot be written.
     """
-    # A word of its own, so that another one of this very process is told from this.
+    # A unique token distinguishes this lock from another one of the same process.
     token = uuid.uuid4().hex
     content = json.dumps({"holder": words, "process": _this_process(), "token": token}).encode()
     beat = _Beat(path, content, _acquire(path, content))
@@ -70,9 +70,9 @@ def _acquire(path: BucketPath, content: bytes) -> int:
         if generation:
             try:
                 found = path.read_bytes()
-            except FileNotFoundError:  # given back in this moment
+            except FileNotFoundError:  # released at this moment
                 continue
-            if found == content:  # written, but the answer was lost on its way
+            if found == content:  # written, but the answer was lost
                 return generation
             holder = json.loads(found)
             state = _state_here(holder["process"])
@@ -80,14 +80,14 @@ def _acquire(path: BucketPath, content: bytes) -> int:
                 raise HeldError(holder["holder"])
         try:
             return path.write_bytes(content, generation)
-        except FileExistsError:  # another one was quicker, or the holder is alive after all
+        except FileExistsError:  # another run was faster, or the holder is alive after all
             continue
 
 
 def _expires(path: BucketPath, generation: int, holder: dict[str, Any]) -> bool:
-    """Watches the lock: True once it was not written for so long, False once it was."""
+    """Watches the lock: False if it is rewritten within `EXPIRY_SECONDS`, else True."""
     _LOG.info(
-        "the workdir was in use by %s; if that run is dead, this one goes on in %.0f s",
+        "the workdir was in use by %s; if that run is dead, this one continues in %.0f s",
         holder["holder"],
         EXPIRY_SECONDS,
     )
@@ -101,7 +101,7 @@ def _expires(path: BucketPath, generation: int, holder: dict[str, Any]) -> bool:
 
 
 class _Beat(threading.Thread):
-    """Writes the lock anew until it ends, and ends the process that has lost it."""
+    """Rewrites the lock until `end`, and ends the process if the lock is lost."""
 
     def __init__(self, path: BucketPath, content: bytes, generation: int):
         super().__init__(name="workdir_lock", daemon=True)
@@ -119,16 +119,16 @@ class _Beat(threading.Thread):
                 _LOG.warning("the lock on the workdir was not renewed: %s", error)
 
     def end(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         self._ended.set()
         self.join()
         with contextlib.suppress(OSError):  # it expires by itself
             self._path.unlink(missing_ok=True, generation=self._generation)
 
     def _is_ours(self) -> bool:
-        """Whether it was us: a write that the bucket has made and the network has not confirmed.
+        """Whether this process wrote it: the bucket has the write, the network lost the answer.
 
-        A lock that is gone was given back by a run that had taken it over.
+        A lock that is gone was released by a run that had taken it over.
         """
         try:
             generation = self._path.generation()
@@ -136,7 +136,7 @@ class _Beat(threading.Thread):
                 return False
             self._generation = generation
         except OSError:
-            pass  # cannot be told now; the next beat asks again
+            pass  # unknown now; the next beat asks again
         return True
 
     def _leave(self) -> None:
@@ -151,18 +151,18 @@ class _Beat(threading.Thread):
 
 
 def _this_process() -> dict[str, str | int]:
-    """Which process this is, so that its machine can tell whether it is alive."""
+    """The identity of this process, by which its machine knows whether it is alive."""
     return {**_machine(), "pid": os.getpid(), "started": _start_time(os.getpid()) or ""}
 
 
 def _machine() -> dict[str, str]:
-    """Of one boot and one namespace of process ids: containers of a machine see other processes."""
+    """Identity of the boot and the namespace of process ids, which containers do not share."""
     try:
         return {
             "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             "namespace": os.readlink("/proc/self/ns/pid"),
         }
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return {}
 
 
@@ -176,7 +176,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _state_here(process: dict[str, Any]) -> str:
-    """The word "alive" or "gone" where this machine can tell, else "unknown"."""
+    """The word "alive" or "gone" if the process was on this machine, else "unknown"."""
     machine = _machine()
     if not machine or any(process.get(key) != value for key, value in machine.items()):
         return "unknown"

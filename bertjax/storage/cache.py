@@ -1,4 +1,4 @@
-"""Where a machine keeps copies of what lies in a bucket, and what it has compiled."""
+"""The machine's cache folder: copies from buckets, and compiled programs."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ from pathlib import Path
 def cache_folder() -> Path:
     """$BERTJAX_CACHE, else bertjax in $XDG_CACHE_HOME, else ~/.cache/bertjax. Not made here.
 
-    It holds `stores` (token stores that were fetched), `prepared` (stores on their way up),
-    `workdirs` (the growing files of runs) and `compiled` (programs). Only of the last does bertjax
-    remove anything; all of it may be removed while nothing runs.
+    It contains `stores` (fetched token stores), `prepared` (stores to be uploaded), `workdirs` (the
+    growing files of runs) and `compiled` (programs). bertjax removes files of `compiled` only. All
+    of it may be removed while nothing runs.
     """
     chosen = os.environ.get("BERTJAX_CACHE")
     if chosen:

@@ -1,4 +1,4 @@
-"""One run a workdir: a lock that the kernel releases however the process ends.
+"""One run per workdir: a lock that the kernel releases however the process ends.
 
 In a bucket see `bucket_lock`.
 """
@@ -30,8 +30,8 @@ class WorkdirInUseError(BertjaxError, RuntimeError):
 def lock_workdir(workdir: Path | BucketPath | str) -> Iterator[None]:
     """Holds `workdir` (created if need be) for the length of the `with` block.
 
-    The lock is `flock` on `WORKDIR/.lock`, so a killed run leaves none behind. The file stays; what
-    it says (process, host, start) only serves the message of the run that is refused.
+    The lock is `flock` on `WORKDIR/.lock`, so a killed run leaves no lock. The file stays; its
+    content (process, host, start) is only for the message of a run that is refused.
 
     Raises:
         WorkdirInUseError: another run holds it.
@@ -50,7 +50,7 @@ def lock_workdir(workdir: Path | BucketPath | str) -> Iterator[None]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not "w": the holder's words must survive a refused attempt.
+        # Not "w": the holder's description must survive a refused attempt.
         lock = open(path, "a+")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise ConfigError(

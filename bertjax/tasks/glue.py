@@ -1,8 +1,8 @@
-"""The GLUE tasks (Wang et al. 2019) by name, and a task of any file for each head of texts.
+"""The GLUE tasks (Wang et al. 2019) by name, and a task for any table for each head of texts.
 
 The official files are tables separated by tabs in which quotation marks are text. Columns are
-found by their names; CoLA's training and development files have no header, nor have those of
-the STS benchmark's own distribution. Labels are those of the files.
+found by their names. CoLA's training and development files have no header, and neither have those
+of the STS benchmark itself. Labels are those of the files.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
     return GLUE[name]
 
 
-# Compared by name: to import the other tasks would keep them from importing this file.
+# Compared by name, because importing the other tasks would be circular.
 _TEXT_TASK = f"{TextTask.__module__}:{TextTask.__name__}"
 _COLUMNS: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
 TEXT_OPTIONS = {  # by head, which is also the task's name
@@ -119,7 +119,7 @@ TEXT_OPTIONS = {  # by head, which is also the task's name
 
 
 def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
-    """Makes the task of a head, such as `classification`, of files with columns of any names.
+    """Makes the task of a head, such as `classification`, for files with any column names.
 
     Files: .csv with the usual quoting, .tsv and .txt separated by tabs without quoting, .jsonl;
     a table begins with the names of its columns.

@@ -1,9 +1,9 @@
-"""Metrics of the GLUE tasks. Degenerate inputs give 0.0, never NaN and never a warning.
+"""Metrics of the GLUE tasks. Degenerate inputs give 0.0, without NaN or warning.
 
-| metric | 0.0 where it is not defined |
+| metric | 0.0 if |
 |---|---|
 | `f1` | no positive example and none predicted |
-| `f1_macro` | that for a class: it counts as 0 in the mean |
+| `f1_macro` | as `f1` for a class, which counts as 0 in the mean |
 | `matthews` | all labels or all predictions are one class |
 | `pearson`, `spearman` | all targets or all values are equal (one example, too) |
 """
@@ -25,7 +25,7 @@ def accuracy(labels: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
-    """F1 of the class "1", as GLUE has it for MRPC and QQP."""
+    """F1 of the class "1", as in GLUE for MRPC and QQP."""
     from sklearn.metrics import f1_score
 
     right = np.array([label == "1" for label in labels])
@@ -33,7 +33,7 @@ def f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def f1_macro(labels: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean of the classes' F1, over all classes that come in labels or predictions."""
+    """Mean of the classes' F1, over all classes that occur in labels or predictions."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))

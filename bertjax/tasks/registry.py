@@ -41,9 +41,9 @@ def make_task(name: str, options: Mapping[str, Any] | None = None) -> Task[Any]:
 
 
 def parse_option(task: str, option: str, text: str) -> Any:
-    """Return an option's value of a command line: the text where it is a text, else read as JSON.
+    """Return the value of an option of the command line: a text, or else parsed as JSON.
 
-    What is not JSON stays a text, which `make_task` refuses with the option's name and type.
+    Text that is not JSON stays text, which `make_task` refuses with the option's name and type.
     """
     if _OPTION_TYPES.get(task, {}).get(option) is str:
         return text

@@ -21,10 +21,10 @@ FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".txt")
 
 
 def read_text(path: str) -> str:
-    """Read a UTF-8 file; gzip is known by its first bytes, a byte order mark is dropped.
+    """Read a UTF-8 file. The first bytes identify gzip; a byte order mark is dropped.
 
     Raises:
-        TaskError: it cannot be read, is cut short, is not UTF-8 or holds nothing.
+        TaskError: the file cannot be read, is truncated, is not UTF-8 or is empty.
     """
     try:
         data = Path(path).expanduser().read_bytes()
@@ -55,17 +55,17 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """Lines without their ends; only a line feed ends one, for text may hold other separators.
+    """Lines without their ends. Only a line feed ends a line, as text may hold other separators.
 
-    A last line that nothing ends is the one trace of a file that was cut inside of its last column:
-    a warning, for whole files may end so too.
+    If a file was cut within its last column, the only trace is a last line without a line feed. It
+    causes a warning and no error, because complete files may end like this too.
     """
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     ended = not lines[-1]
     if ended:
         lines.pop()
     yield from lines
-    if not ended:  # said once all lines were found right
+    if not ended:  # warned after all lines were found correct
         _LOG.warning(
             "%s:%d: the last line has no line end; if the file was cut short, fetch it again",
             path,
@@ -74,10 +74,10 @@ def read_lines(path: str) -> Iterator[str]:
 
 
 def read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
-    """The (line number, columns) of a table: quoting as usual in .csv, none in any other."""
+    """The (line number, columns) of a table: usual quoting in .csv, none in other files."""
     if _suffix(path) != ".csv":
         for number, line in enumerate(read_lines(path), 1):
-            if line:  # an empty one, as at the end, is no row
+            if line:  # an empty line, as at the end, is not a row
                 yield number, line.split("\t")
         return
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -98,7 +98,7 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The (line number, record) of a table with a header or of JSON lines.
 
     Raises:
-        TaskError: a line has more or fewer columns than the header, or is no JSON object.
+        TaskError: a line has more or fewer columns than the header, or is not a JSON object.
     """
     if is_json(path):
         yield from _json_records(path)
@@ -114,7 +114,7 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def is_json(path: str) -> bool:
-    """Whether a file holds JSON lines, by its name."""
+    """Whether a file has JSON lines, by its name."""
     return _suffix(path) in (".jsonl", ".json")
 
 
@@ -147,7 +147,7 @@ def take_column(path: str, number: int, record: Mapping[str, Any], column: str) 
     """Return one column of a record.
 
     Raises:
-        TaskError: it is not there; names the closest one and all that are.
+        TaskError: there is no such column; names the closest one and all columns.
     """
     if column not in record:
         advice = closest(column, record)
@@ -157,10 +157,10 @@ def take_column(path: str, number: int, record: Mapping[str, Any], column: str) 
 
 
 def _suffix(path: str) -> str:
-    """Which format a file has by its name, ".gz" aside.
+    """The format of a file by its name, ignoring ".gz".
 
     Raises:
-        TaskError: by its name it has none of them.
+        TaskError: the name has no known ending.
     """
     suffix = Path(path.removesuffix(".gz")).suffix.lower()
     if suffix not in FORMATS:

@@ -1,25 +1,25 @@
-"""What a task is: it reads examples, makes feature arrays and turns model outputs into scores.
+"""The interface of a task: from files to feature arrays, from model outputs to scores.
 
 task = make_task("sst2")                            # bertjax.tasks.registry
 train = task.read("train.tsv.gz", needs_labels=True)
-task = task.with_labels(train)                      # fixes the label names where a file has them
+task = task.with_labels(train)                      # fixes the label names
 arrays = task.features(train, tokenizer, max_length=128)
 records = task.predictions(examples, arrays, outputs)
 scores = task.scores(examples, records)             # scores[task.main_metric]: higher is better
 
-Arrays have one row a row of the model's input and share the first dimension, so that a batch is
-`{name: array[rows] for ...}`. All have int32 [n, t] `input_ids`, `token_type_ids`,
-`attention_mask` and float32 [n] `row_weights`; what is beside them depends on the head:
+The first dimension of all arrays is the rows of the model's input, so a batch is
+`{name: array[rows] for ...}`. All tasks have int32 [n, t] `input_ids`, `token_type_ids`,
+`attention_mask` and float32 [n] `row_weights`. Other arrays depend on the head:
 
-| head | arrays | outputs that come back, float32 |
+| head | arrays | outputs of the model, float32 |
 |---|---|---|
 | classification | `labels` int32 [n] | `logits` [n, c] |
 | regression | `targets` float32 [n] | `values` [n] |
 | span | `start_positions`, `end_positions` int32 [n] | `start_logits`, `end_logits` [n, t] |
 | tagging | `tag_ids` int32 [n, t], `tag_weights` float32 [n, t] | `logits` [n, t, c] |
 
-Arrays of the answers are missing where the examples have none (`needs_labels=False`). Others
-belong to the task: a model needs none of them, `predictions` does.
+Arrays of answers are missing if the examples have none (`needs_labels=False`). Further arrays
+belong to the task: `predictions` needs them, and a model does not.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ Example = TypeVar("Example")
 
 
 class TaskError(BertjaxError, ValueError):
-    """Data, options or outputs that a task cannot use; says where, what was found and expected."""
+    """Unusable data, options or outputs; says where, what was found and what was expected."""
 
 
 class Task(abc.ABC, Generic[Example]):
-    """One kind of fine-tuning data; never changed once made.
+    """One kind of fine-tuning data; immutable.
 
     Attributes:
         name: what `make_task` calls it.
         head: of the model, see `bertjax.heads`.
         label_names: of classes or tags, in the order of their ids; () until they are known, and
-            for the heads that have none.
-        main_metric: the key of `scores` that tells the best checkpoint; higher is better.
-        default_max_length: tokens per row, where nothing else is said.
-        default_epochs: times that each example is seen.
+            for heads without labels.
+        main_metric: the key of `scores` that selects the best checkpoint; higher is better.
+        default_max_length: default number of tokens per row.
+        default_epochs: default number of passes over the examples.
         length_of_texts: tokens per row of texts for a model whose fine-tuning is not known; 0 = all
             its positions.
     """
@@ -73,7 +73,7 @@ class Task(abc.ABC, Generic[Example]):
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether a text to predict for is two."""
+        """Whether a text for prediction is a pair."""
         return False
 
     @classmethod
@@ -86,7 +86,7 @@ class Task(abc.ABC, Generic[Example]):
         Args:
             head: of the model.
             label_names: of the model's labels.
-            paired: whether the texts to predict for are pairs, where the task has both.
+            paired: whether the texts for prediction are pairs, if the task has both.
             max_length: tokens per row.
         """
 
@@ -94,11 +94,11 @@ class Task(abc.ABC, Generic[Example]):
     def settings(self) -> dict[str, Any]:
         """Return `{"name", "options"}`, JSON-able: `make_task(**settings)` makes this task again.
 
-        The label names are among them, so that a checkpoint can be used without its training file.
+        They include the label names, so a checkpoint can be used without its training file.
         """
 
     def with_labels(self, examples: Sequence[Example]) -> Task[Example]:
-        """Return the task that knows its label names: given ones, else those of the examples."""
+        """Return a task with label names: given ones, else those of the examples."""
         del examples
         return self
 
@@ -108,7 +108,7 @@ class Task(abc.ABC, Generic[Example]):
 
         Args:
             source: a file (gzip or not), several separated by commas, or `tfds:NAME:SPLIT`.
-            needs_labels: False reads no labels, and needs none in the source.
+            needs_labels: False = no labels are read or needed.
 
         Raises:
             TaskError: naming file and line, what was found, and what was expected.
@@ -116,11 +116,11 @@ class Task(abc.ABC, Generic[Example]):
 
     @abc.abstractmethod
     def example(self, text: str, pair: str | None, number: int) -> Example:
-        """Make an example without labels of the text to predict for that has this number."""
+        """Make an example without labels from a text for prediction, with its number."""
 
     @abc.abstractmethod
     def inputs(self, example: Example) -> dict[str, str]:
-        """Return what was predicted for: `text`, of two `text_pair` too, and `id` if it has one."""
+        """Return the input of a prediction: `text`, `text_pair` for a pair, and `id` if any."""
 
     @abc.abstractmethod
     def features(
@@ -129,14 +129,14 @@ class Task(abc.ABC, Generic[Example]):
         """Make the arrays of the rows; in the order of the examples, one row each or several.
 
         Raises:
-            TaskError: rows of `max_length` have no room, or a label is not among `label_names`.
+            TaskError: `max_length` is too small, or a label is not among `label_names`.
         """
 
     @abc.abstractmethod
     def predictions(
         self, examples: Sequence[Example], arrays: Arrays, outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
-        """Make JSON-able records, one an example.
+        """Make JSON-able records, one per example.
 
         Args:
             examples: those of `arrays`.
@@ -154,19 +154,19 @@ class Task(abc.ABC, Generic[Example]):
         """Score records of `predictions` with the official metrics.
 
         Raises:
-            TaskError: the examples have no labels, or their number is another.
+            TaskError: the examples have no labels, or their number differs.
         """
 
     def answer(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a record of `predictions` says, to stand beside `inputs`."""
+        """Return the answer in a record of `predictions`, to be written beside `inputs`."""
         return {name: value for name, value in record.items() if name != "index"}
 
     @abc.abstractmethod
     def line(self, record: Mapping[str, Any]) -> str:
-        """Return `inputs` and `answer` together as a line for people."""
+        """Return `inputs` and `answer` as a line of text."""
 
     def files(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what to write beside the records: file name → JSON-able content."""
+        """Return further files to write: file name → JSON-able content."""
         del predictions
         return {}
 
@@ -174,18 +174,18 @@ class Task(abc.ABC, Generic[Example]):
 def join_outputs(
     head: str, parts: Iterable[tuple[Any, np.ndarray]], attention_mask: np.ndarray
 ) -> np.ndarray:
-    """Put one output of batches of rows back into the order of the rows.
+    """Join one output of batches of rows in the order of the rows.
 
     Args:
-        head: that gave it.
-        parts: integer [b], which rows, and float32 [b, ...], their output; of a head on tokens
-            [b, s, ...], and the rows of a batch may have been cut to s tokens.
+        head: of the output.
+        parts: integer [b], which rows, and float32 [b, ...], their output. For a head on tokens
+            it is [b, s, ...], where the rows of the batch may have been cut to s tokens.
         attention_mask: [n, t] of all rows, 1 = a real token.
 
     Returns:
-        Float32 [n, ...], of a head on tokens [n, t, ...]. Padding has 0, for spans the lowest
-        number: no answer begins or ends there, and how far a row was padded changes no answer (in
-        the reference padding may be among the best starts and ends, in place of text).
+        Float32 [n, ...], for a head on tokens [n, t, ...]. Padding has 0, or the lowest number for
+        spans, so no answer begins or ends there, and padding changes no answer. (In the reference
+        padding may be among the best starts and ends.)
     """
     record = HEADS[head]
     num_rows, length = attention_mask.shape
@@ -203,7 +203,7 @@ def join_outputs(
 
 
 def on_a_line(text: str) -> str:
-    """Return a text as it stands between tabs on a line."""
+    """Return a text in a form that fits between tabs on a line."""
     return text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
 
 
@@ -211,7 +211,7 @@ def take_output(outputs: Mapping[str, np.ndarray], name: str, shape: tuple[int, 
     """Return one finite output of the model as float64.
 
     Raises:
-        TaskError: it is missing, has another shape or holds NaN or infinity.
+        TaskError: the output is missing, has another shape or contains NaN or infinity.
     """
     if name not in outputs:
         raise TaskError(f"the model's outputs have no {name!r}, only {', '.join(sorted(outputs))}")
@@ -231,7 +231,7 @@ def check_same_number(examples: Sequence[Any], predictions: Sequence[Any]) -> No
     """Refuses predictions of other examples.
 
     Raises:
-        TaskError: there are none, or more or fewer predictions than examples.
+        TaskError: there are none, or their number is not that of the examples.
     """
     if not examples or len(examples) != len(predictions):
         raise TaskError(

@@ -30,11 +30,11 @@ def text_rows(
 ) -> Arrays:
     """Makes a row of each text, or of each text and its pair.
 
-    What is too long loses pieces at its end, of a pair one at a time from the longer text (the
-    second where equal): `_truncate_seq_pair` of google-research/bert, run_classifier.py.
+    A text that is too long loses pieces at its end. A pair loses them one by one from the longer
+    text (the second if equal): `_truncate_seq_pair` of google-research/bert, run_classifier.py.
 
     Raises:
-        TaskError: `max_length` has no room for the special pieces and one piece of each text.
+        TaskError: `max_length` is too small for the special tokens and one piece of each text.
     """
     special = 2 if pairs is None else 3
     least = special + (1 if pairs is None else 2)

@@ -34,7 +34,7 @@ _SHOWN_LABELS = 20
 
 @dataclasses.dataclass(frozen=True)
 class TextExample:
-    """A text or a pair; the label is a name, a number for regression, or not there."""
+    """A text or a pair; the label is a name, a number for regression, or None."""
 
     text: str
     text_pair: str | None
@@ -45,12 +45,12 @@ class TextExample:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Where the fields of an example are.
+    """The columns of an example's fields.
 
     Attributes:
         text, text_pair, label: names of columns; text_pair "" = one text.
         headerless: the columns of a file whose first line does not name `text`.
-        most: columns that a headerless line may have (its last ones are not read).
+        most: largest number of columns of a headerless line (the last ones are not read).
         drop_short: a line with too few columns is left out, with a warning, instead of an error.
     """
 
@@ -67,12 +67,12 @@ class TextTask(Task[TextExample]):
     """Classification or regression.
 
     Attributes:
-        columns: in files; `tfds_columns` in TFDS, where they have other names.
-        tfds_labels: TFDS's name of a label → ours, where they differ.
+        columns: in files; `tfds_columns` in TFDS, if they have other names there.
+        tfds_labels: label name in TFDS → label name here, if they differ.
         metrics: keys of `METRICS`.
-        label_range: the least and the greatest label of a regression, where they are known.
-        groups: a part of the source's name → what scores of those examples alone end in.
-        options: what `make_task` needs to make this task.
+        label_range: the smallest and the largest label of a regression, if known.
+        groups: a part of the source's name → suffix of the scores of only those examples.
+        options: with which `make_task` makes this task.
     """
 
     name: str
@@ -111,7 +111,7 @@ class TextTask(Task[TextExample]):
         return {"name": self.name, "options": dict(self.options)}
 
     def with_labels(self, examples: Sequence[TextExample]) -> TextTask:
-        """See `Task.with_labels`: sorted, where the task has none yet."""
+        """See `Task.with_labels`: sorted, if the task has none yet."""
         if self.label_names or not self._has_names:
             return self
         names = sorted({str(example.label) for example in examples if example.label is not None})
@@ -253,7 +253,7 @@ class TextTask(Task[TextExample]):
     def scores(
         self, examples: Sequence[TextExample], predictions: Sequence[Mapping[str, Any]]
     ) -> dict[str, float]:
-        """See `Task.scores`; also of the groups alone, where the examples are of several."""
+        """See `Task.scores`; also for each group, if the examples are of several."""
         check_same_number(examples, predictions)
         key = "label" if self._has_names else "value"
         groups: dict[str, list[int]] = {"": list(range(len(examples)))}
@@ -267,7 +267,7 @@ class TextTask(Task[TextExample]):
                 if part in example.source.rpartition("/")[2]:
                     groups.setdefault(suffix, []).append(i)
                     break
-        if len(groups) == 2:  # one group alone is all there is
+        if len(groups) == 2:  # a single group equals the whole
             groups = {"": groups[""]}
         return {
             metric + suffix: METRICS[metric](

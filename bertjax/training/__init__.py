@@ -1,1 +1,1 @@
-"""The run: objective, step, optimiser, sharding, checkpoints and the loop around them."""
+"""The run: objective, step, optimizer, sharding, checkpoints and the loop around them."""

@@ -1,4 +1,4 @@
-"""Compiles the train step ahead of time, in as many microbatches as the memory needs."""
+"""Compiles the train step ahead of time, with as many microbatches as the memory requires."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from bertjax.training.step import TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
 USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
-# On a CPU the memory is also that of everything else that runs, and more microbatches cost nothing:
-# a part of so many tokens stays nearer to the caches than a larger one.
+# Other programs share the memory of a CPU, so a step may use half of it. More microbatches cost
+# nothing there: a part of at most so many tokens fits the caches better than a larger one.
 _USABLE_CPU, _TOKENS_CPU = 0.5, 2_048
 _QUEUED_PRODUCTS = 20
 
@@ -37,8 +37,8 @@ class DoesNotFitError(ConfigError):
     """The step needs more memory than a device has.
 
     Attributes:
-      needed_bytes: of the smallest program that was tried, or that any program needs where none
-        was; 0 where the compiler does not say.
+      needed_bytes: memory of the smallest program that was tried, or the least that any program
+        needs if none was tried; 0 if the compiler does not say.
       num_microbatches: of that program.
     """
 
@@ -62,9 +62,9 @@ def compile_train_step(
     """Compiles the step of one phase for the mesh.
 
     With `config.num_microbatches` 0, takes the smallest number of parts whose program fits into a
-    device's memory, as the compiler counts it: first guessed from the activations, then checked. On
-    CPUs into half of it, in parts of at most 2,048 tokens, so that the memory at hand seldom
-    decides and runs are alike.
+    device's memory, as the compiler counts it. The number is first estimated from the activations
+    and then checked. On CPUs it must fit half of the memory, in parts of at most 2,048 tokens, so
+    that the memory seldom decides and runs are alike.
 
     Args:
       config: of the run, with `model.dtype` resolved.
@@ -74,10 +74,9 @@ def compile_train_step(
       abstract_state: shapes, dtypes and shardings of the state.
       batch: shapes, dtypes and shardings of one global batch.
       mesh: of the devices.
-      memory: bytes of a device; None = as it says itself, which one that is only compiled for
-        cannot.
-      first: microbatches to try first where the memory decides: those of the run that is resumed,
-        though fewer may do now; None = guessed.
+      memory: bytes of a device; None = ask the device, which must exist then.
+      first: number to try first if the memory decides: that of the run that is resumed, although
+        fewer may be enough now; None = estimate it.
 
     Returns:
       The compiled (state, batch, key) -> (state, metrics), which donates the state, and the
@@ -85,7 +84,7 @@ def compile_train_step(
 
     Raises:
       DoesNotFitError: not even one row per device and microbatch fits, or the given number of
-        microbatches is too small for the compiler to find places in memory.
+        microbatches is too small.
     """
     if memory is None:
         memory = device_memory_bytes(mesh)
@@ -160,7 +159,7 @@ def compile_train_step(
                 )
                 return compiled, parts
             raise _does_not_fit(phase, rows // parts, needed, memory, parts)
-        # What grows with the rows of a part shrinks with them; the next that may fit.
+        # Memory beyond the fixed part is proportional to the rows of a part: the next that may fit.
         candidates = candidates[1:]
         may_fit = [n for n in candidates if fixed + (needed - fixed) * parts / n <= limit]
         if needed > fixed:
@@ -168,7 +167,7 @@ def compile_train_step(
 
 
 def _does_not_fit(phase: Phase, rows: int, needed: int, memory: int, parts: int) -> DoesNotFitError:
-    """The error of a step of so many rows per device and microbatch."""
+    """The error of a step with `rows` rows per device and microbatch."""
     needs = f"{needed / 1e9:.2f} GB" if needed else "more"
     return DoesNotFitError(
         f"{phase.global_batch_size:,} rows of {phase.max_length} tokens, {rows:,} per device and "
@@ -181,7 +180,7 @@ def _does_not_fit(phase: Phase, rows: int, needed: int, memory: int, parts: int)
 
 
 def _waiting_bytes(config: Config, batch: Mapping[str, jax.ShapeDtypeStruct], on_cpu: bool) -> int:
-    """Batches beside the one at work: those on the devices and, on a CPU, those made ahead."""
+    """Bytes of waiting batches: those on the devices and, on a CPU, those made ahead."""
     return bytes_a_device(batch) * (AHEAD + (config.data.prefetch_batches if on_cpu else 0))
 
 
@@ -195,7 +194,7 @@ def may_not_fit(
 ) -> bool:
     """Whether a phase needs so much memory that only the compiler can tell if it fits.
 
-    By the guess that `compile_train_step` begins with; half of the memory is for what it misses.
+    Uses the first estimate of `compile_train_step`, which may miss half of the memory.
     """
     rows = phase.global_batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     part = rows / (config.num_microbatches or rows)
@@ -205,29 +204,29 @@ def may_not_fit(
 
 
 def _guessed_bytes(config: Config, phase: Phase, abstract_state: TrainState, rows: float) -> float:
-    """What a step of so many rows a device and microbatch needs, by a first guess."""
+    """First estimate of the memory of a step with `rows` rows per device and microbatch."""
     # The gradients are as large as the parameters.
     state = bytes_a_device(abstract_state) + 1.5 * bytes_a_device(abstract_state.params)
     return state + rows * activation_bytes(config, phase)
 
 
 def device_memory_bytes(mesh: Mesh) -> int:
-    """Memory that one device may use; host memory shared out on CPU, 0 where it is not known."""
+    """Memory that one device may use; on CPU its share of the host memory; 0 = not known."""
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return 0
-    # Available, not free: the kernel gives back what it has cached of files.
+    # Available and not free memory, because the kernel releases cached files.
     return int(psutil.virtual_memory().available) // len(mesh.local_devices)
 
 
 def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[float, str]:
-    """A lower bound of a step's time, and how it came about.
+    """A lower bound of a step's time, and its derivation in words.
 
-    From the arithmetic of the model and the device's known peak, or else the rate of a matrix
-    product measured here and now.
+    Uses the FLOPs of the model and the device's peak. If the peak is not known, the rate of a
+    matrix product is measured.
     """
     flops = phase.global_batch_size * make_objective(config.model).row_flops(phase)
     device = mesh.local_devices[0]
@@ -247,24 +246,24 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
 
 @functools.cache
 def _matmul_flops_here(dtype: str) -> float:
-    """Timed once, before the compiler is at work beside it."""
+    """Measured once, before the compiler runs at the same time."""
     return measured_matmul_flops(dtype, turns=3)
 
 
 def measured_matmul_flops(dtype: str, size: int = 1_024, turns: int = 1) -> float:
-    """FLOP/s of a product of square matrices, timed here and now.
+    """Measures FLOP/s of a product of square matrices.
 
-    Products are queued and the last is waited for once, as in a training step: a wait after each
-    would count the launch and the host's wake-up as arithmetic. Each takes the one before it as a
-    factor, so that none runs beside another and the last is done when all are.
+    Products are queued, and only the last is waited for, as in a training step: a wait after each
+    would count the launch and the host's wake-up as arithmetic. Each product is a factor of the
+    next, so they run one after the other, and the last is done when all are.
 
     Args:
       dtype: of factors and product.
       size: rows and columns.
       turns: how often to time the queue; the fastest counts.
     """
-    # Random: on zeros and ones chips draw less power and run faster. Divided by the square root of
-    # the size, so that the entries of one product after the other stay as large.
+    # Random: with zeros and ones chips draw less power and run faster. Divided by the square root
+    # of the size, so that entries keep their magnitude from product to product.
     values = np.random.default_rng(0).normal(size=(size, size)) / size**0.5
     x = jnp.asarray(values, jnp.dtype(dtype))
     multiply = jax.jit(functools.partial(jnp.matmul, precision=product_precision(dtype)))
@@ -285,19 +284,19 @@ def _queue_products(multiply: Callable[[Any, Any], Any], x: Any) -> Any:
 
 
 def program_bytes(compiled: Any) -> dict[str, int]:
-    """What a program takes of a device's memory, by kind; the sum is its peak."""
+    """Memory of a program on one device, by kind; the sum is its peak."""
     usage = compiled.memory_analysis()
     return {
         "arguments": usage.argument_size_in_bytes,
         "outputs": usage.output_size_in_bytes,
-        "aliased": -usage.alias_size_in_bytes,  # outputs that take the place of arguments
+        "aliased": -usage.alias_size_in_bytes,  # outputs that reuse the memory of arguments
         "temporary": usage.temp_size_in_bytes,
         "code": usage.generated_code_size_in_bytes,
     }
 
 
 def _bytes_wanted(message: str, argument_bytes: int) -> int:
-    """What libtpu says that the program would have needed; 0 where a compiler gives no number."""
+    """The memory that the program needs according to libtpu; 0 if the compiler gives none."""
     if total := re.search(r"Used ([\d.]+)([KMGT]) of", message):
         return int(float(total[1]) * 1024 ** " KMGT".index(total[2]))
     if temporary := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message):
@@ -317,8 +316,8 @@ def activation_bytes(config: Config, phase: Phase) -> float:
     """Activations of one row kept for the backward pass (Korthikanti et al. 2022, section 4.1).
 
     Their figures are for 16 bits: two bytes for each value that a product needs again, 4 d for the
-    inputs of the two LayerNorms and 2 d for the masks of dropout, 34 d a token and layer of BERT.
-    Without recomputation, and only a first guess for the compiler.
+    inputs of the two LayerNorms and 2 d for the masks of dropout, 34 d per token and layer of BERT.
+    Recomputation is not included. This is only a first estimate; the compiler decides.
     """
     model, t = config.model, phase.max_length
     if model.remat == "layer":

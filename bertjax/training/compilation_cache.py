@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk: a run that starts again is not compiled again."""
+"""Keeps compiled programs on disk, so that a restarted run is not compiled again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import jax
 from bertjax.storage.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
-_MAX_BYTES = 10 << 30  # the oldest programs go first
+_MAX_BYTES = 10 << 30  # the oldest programs are removed first
 
 
 def use_compilation_cache() -> None:
     """Sets JAX's persistent compilation cache to `compiled` in the cache folder.
 
-    The folder is the user's alone, since what is read there is run. Does nothing where the user has
-    set JAX_COMPILATION_CACHE_DIR; where several processes make one run, since on GPUs they compile
-    together or not at all; and where the folder cannot be made.
+    Only the user may read or write the folder, because programs in it are run. Nothing happens if
+    the user has set JAX_COMPILATION_CACHE_DIR, if the folder cannot be made, or if the run has
+    several processes, since on GPUs they must all compile or none.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None or jax.process_count() > 1:
         return

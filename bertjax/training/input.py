@@ -1,4 +1,4 @@
-"""Batches of rows on the mesh: made by each process, put together on the devices."""
+"""Batches of rows on the mesh: each process makes its rows, together they are global arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AHEAD = 2  # batches on the devices before they are needed
 
 
 class DeviceBatches:
-    """Training batches on the devices, some ahead of need; a context manager.
+    """Training batches on the devices, some made ahead; a context manager.
 
     Each process makes its own rows; together they are the global batch.
     """
@@ -89,9 +89,9 @@ def device_batch(batch: Batch, mesh: Mesh, global_batch_size: int) -> dict[str, 
 
 
 def gather_row_ids(row_ids: np.ndarray, mesh: Mesh, global_batch_size: int) -> np.ndarray:
-    """Row ids of the whole global batch [b], from those that each process has read.
+    """Row ids of the whole global batch [b], gathered from all processes.
 
-    With several processes each must call this.
+    With several processes, each must call this.
     """
     if jax.process_count() == 1:
         return row_ids

@@ -1,4 +1,4 @@
-"""What a run trains: pre-training or fine-tuning. The loop knows how, a job knows what."""
+"""What the loop trains: the interface of pre-training and fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from bertjax.training.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What must be the same when a run is resumed.
+    """Properties that must be the same when a run is resumed.
 
     Attributes:
       tokenizer: of the rows.
-      data_hash: of what the training rows are made of.
-      evaluation_hash: likewise, where evaluations choose the best checkpoint; else "".
-      initial_hash: of the parameters that a fine-tuning starts from, for its scores are said to be
-        theirs; else "".
+      data_hash: of the source of the training rows.
+      evaluation_hash: of the evaluation rows, if evaluations choose the best checkpoint; else "".
+      initial_hash: of the initial parameters of a fine-tuning, whose scores name them; else "".
       labels: of a head of classes or tags, in the order of its outputs (`data_hash` knows them).
     """
 
@@ -43,11 +42,11 @@ class Job(Protocol):
     With several processes each holds one and makes the same calls.
 
     Attributes:
-      objective: what is minimised, and all that is told of it.
+      objective: what is minimized, with its metrics.
       source: of the training rows.
-      fingerprints: {what: hash} of everything that all processes must have read alike.
-      main_metric: the evaluation's score that says which checkpoint is best (higher is better) and
-        is never removed; None where the newest one is.
+      fingerprints: {what: hash} of everything that all processes must read identically.
+      main_metric: the evaluation's score that selects the best checkpoint (higher is better), which
+        is never removed; None = the newest checkpoint counts.
     """
 
     objective: Objective
@@ -64,7 +63,7 @@ class Job(Protocol):
         ...
 
     def describe(self, scores: Mapping[str, Any]) -> str:
-        """Says in words what an evaluation found."""
+        """The result of an evaluation in words."""
         ...
 
     def plot(self, workdir: Path) -> Path:

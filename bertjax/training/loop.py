@@ -40,6 +40,7 @@ from bertjax.training.compilation import (
     estimate_step_seconds,
     may_not_fit,
 )
+from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
 from bertjax.training.optimizer import Optimizer, make_optimizer
@@ -88,6 +89,7 @@ def run(
     """
     start_up = StartUp()
     validate(config)
+    use_compilation_cache()
     distributed.check_alike(
         {
             "version of bertjax": __version__,

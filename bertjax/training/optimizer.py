@@ -1,8 +1,8 @@
-"""Named optimisers, their learning-rate schedules and the weight-decay mask.
+"""Named optimizers, their learning-rate schedules and the weight-decay mask.
 
-Every optimiser here is one chain of optax transformations: zero the gradients of frozen
-parameters, clip by the global norm, turn the gradients into a direction, take a step of the
-scheduled learning rate against it. They differ in the direction:
+Every optimizer here is one chain of optax transformations: zero the gradients of frozen
+parameters, clip by the global norm, turn the gradients into a direction, and step against it with
+the scheduled learning rate. They differ in the direction:
 
     bert_adamw   m / (sqrt(v) + eps) + weight_decay * w
     adamw        m' / (sqrt(v') + eps) + weight_decay * w
@@ -11,18 +11,18 @@ scheduled learning rate against it. They differ in the direction:
     adafactor    the running mean of g / sqrt(V) by b1 + weight_decay * w
 
 with m and v the running means of the gradient g and of its square, by b1 and b2,
-m' = m / (1 - b1^t) and v' = v / (1 - b2^t) at the t-th update (t = 1, 2, ...), and r one number a
-tensor (1 where either norm is 0). Parameters hold each layer apart, so "a tensor" is one layer's.
+m' = m / (1 - b1^t) and v' = v / (1 - b2^t) at the t-th update (t = 1, 2, ...), and r one number
+per tensor (1 if either norm is 0). Each layer has its own tensors.
 Biases and LayerNorm are not decayed, and r = 1 for them.
 
-Lion has one mean: m of the direction is that before this update, and the update moves it by b2.
+Lion has one mean: the direction uses m before this update, and the update then changes m by b2.
 `eps` is not read. The paper's b1 and b2 are 0.9 and 0.99 (0.95 and 0.98 for text), so set `b2`; its
-learning rate is 3 to 10 times smaller than AdamW's, its weight decay as much larger.
+learning rate is 3 to 10 times smaller than AdamW's, and its weight decay as many times larger.
 
 Adafactor is that of Zhai et al.: rates are absolute as AdamW's (not relative to |w|), and the norm
 of all gradients is clipped (not each tensor's direction). V is the running mean of g^2 by
-min(b2, 1 - t^-0.8); of a tensor whose two largest dimensions are at least 32, only the means over
-its rows and over its columns are kept, and V is their product over the mean of all. `eps` is not
+min(b2, 1 - t^-0.8). If the two largest dimensions of a tensor are at least 32, only the means over
+its rows and columns are kept, and V is their product divided by the mean of all. `eps` is not
 read: 1e-30 is added to g^2. With b1 = 0 there is no running mean of the direction, as in Shazeer
 and Stern, and hardly any state.
 
@@ -53,17 +53,17 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and what a run logs of it.
+    """An optax transformation, and the numbers that a run logs.
 
-    Any transformation fits, with whatever state it has:
+    Any transformation can be used, with any state:
 
         Optimizer(optax.adamw(schedule), schedule)
 
     Attributes:
       transformation: its `update` is also given `step`, the number of updates made before this
         one, where it takes extra arguments.
-      schedule: step -> learning rate of the update; for the log alone.
-      grad_norm: gradients -> their norm before clipping; for the log alone.
+      schedule: step -> learning rate of the update; only for the log.
+      grad_norm: gradients -> their norm before clipping; only for the log.
     """
 
     transformation: optax.GradientTransformation
@@ -83,7 +83,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         constant     P
 
     As in the reference, linear and polynomial decay count from step 0, not from the end of the
-    warm-up: the rate drops a little there, from P * (W - 1) / W to P * (1 - W / T) where E = 0.
+    warm-up. So the rate drops slightly there, from P * (W - 1) / W to P * (1 - W / T) if E = 0.
     Cosine decay starts at P when the warm-up ends (T > W). Without warm-up the rate of step 0 is P.
 
     Args:
@@ -103,8 +103,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         case "linear" | "polynomial":
             power = config.power if config.schedule == "polynomial" else 1.0
 
-            # Not optax.polynomial_schedule: compiled, its 1 - u / T can end a hair below zero, and
-            # a fractional power of that is NaN.
+            # Not optax.polynomial_schedule: compiled, its 1 - u / T can end slightly below zero,
+            # and a fractional power of that is NaN.
             def decay(step: jax.typing.ArrayLike) -> jax.Array:
                 left = jnp.clip(decay_steps - step, 0, decay_steps) / decay_steps
                 return end + (peak - end) * left**power
@@ -133,7 +133,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
 
 
 def decay_mask(params: Tree) -> Tree:
-    """Which parameters weight decay applies to, and LAMB adapts; see `bertjax.parameters`.
+    """The parameters that weight decay and LAMB's trust ratio apply to; see `bertjax.parameters`.
 
     Args:
       params: nested dicts; the leaves may be anything.
@@ -150,7 +150,7 @@ def decay_mask(params: Tree) -> Tree:
 
 
 def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -> Tree:
-    """What each parameter's learning rate is multiplied by.
+    """The factor of each parameter's learning rate.
 
     With L layers, `layer_decay` to the power L - 1 - i for layer i and L for the embeddings (Howard
     and Ruder 2018, "discriminative fine-tuning"); 1 for pooler and heads. 0 for the embeddings and
@@ -173,7 +173,7 @@ def learning_rate_scales(params: Tree, layer_decay: float, frozen_layers: int) -
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
-    """The optimiser that `config` describes (formulas at the top of this file).
+    """The optimizer that `config` describes (formulas at the top of this file).
 
     Its state is float32, and has no count: the number of updates is `TrainState.step`.
 
@@ -182,7 +182,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
       total_steps: steps of the whole run, see `make_schedule`.
 
     Raises:
-      ConfigError: the optimiser or its schedule cannot be made.
+      ConfigError: the optimizer or its schedule cannot be made.
     """
     schedule = make_schedule(config, total_steps)
 
@@ -190,7 +190,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
         return learning_rate_scales(tree, config.layer_decay, config.frozen_layers)
 
     def trained(grads: Tree, _: Any = None) -> Tree:
-        """Frozen parameters count neither in the norm nor in the clipping."""
+        """Zeroes the gradients of frozen parameters, which then do not count in the norm."""
         grads = optax.tree.cast(grads, jnp.float32)
         return jax.tree.map(
             lambda g, scale: g if scale else jnp.zeros_like(g), grads, scales(grads)
@@ -208,7 +208,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
 
 
 def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
-    """From clipped gradients to the direction that a step is taken against."""
+    """From clipped gradients to the direction; a step goes against it."""
     b1, b2, eps = config.b1, config.b2, config.eps
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
     match config.name:
@@ -238,7 +238,7 @@ def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
 def _scale_by_learning_rates(
     schedule: Schedule, scales: Callable[[Tree], Tree]
 ) -> optax.GradientTransformationExtraArgs:
-    """Times minus the learning rate of the step, and each parameter's scale of it."""
+    """Multiplies by minus the learning rate of the step and by each parameter's factor."""
 
     def update(
         direction: Any, state: Any, params: Any = None, *, step: jax.typing.ArrayLike, **_: Any
@@ -253,7 +253,7 @@ def _scale_by_learning_rates(
 def _counted_by_step(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The same with `step` for the `count` of its state, which then need not be kept twice."""
+    """The same transformation with `step` in place of the `count` of its state."""
 
     def init(params: Any) -> Any:
         return transformation.init(params)._replace(count=None)
@@ -269,7 +269,7 @@ def _counted_by_step(
 
 
 def _adam_without_bias_correction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """optax.scale_by_adam with m and v as they are, which optax does not offer."""
+    """optax.scale_by_adam without bias correction, which optax does not have."""
 
     def update(
         grads: Any, state: optax.ScaleByAdamState, params: Any = None

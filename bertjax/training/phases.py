@@ -1,4 +1,4 @@
-"""Where a step stands in a recipe's sequence of phases."""
+"""The phases of a run: which phase, position and FLOPs belong to a step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Phases:
         return self._phases[index]
 
     def index(self, step: int) -> int:
-        """The phase that takes the step after `step` updates; the last one, when all are taken."""
+        """The phase of the step after `step` updates; after all steps, the last phase."""
         step = min(step, self._last_step - 1)
         return max(i for i in range(len(self._phases)) if self._first[i] <= step)
 
@@ -30,7 +30,7 @@ class Phases:
         return min(self._first[index + 1], self._last_step)
 
     def num_steps(self, index: int) -> int:
-        """Steps of the phase, as far as the run goes."""
+        """Steps of the phase that the run takes."""
         return max(0, self.end(index) - self._first[index])
 
     def position(self, step: int, index: int) -> int:

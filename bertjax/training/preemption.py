@@ -15,25 +15,25 @@ _LOG = logging.getLogger(__name__)
 
 
 class Preempted(BaseException):
-    """The process was asked to stop before the first step: there was nothing to save.
+    """The process was preempted before the first step, with nothing to save.
 
-    Not an `Exception`, so that nothing on the way takes it for an error.
+    Not an `Exception`, so that no handler treats it as an error.
     """
 
 
 class PreemptionGuard:
-    """Notes SIGTERM and SIGINT while the context is open.
+    """Records SIGTERM and SIGINT while the context is open.
 
-    Until `defer` is called a signal raises `Preempted` where the program stands. After it, a
-    signal only sets `requested`, which the loop reads between two steps, and a second one ends at
-    once: SIGTERM the process, with 143, SIGINT with KeyboardInterrupt. A run that ends so is one
-    that was killed: its checkpoints stay, what came after the last of them is lost.
+    Before `defer` is called, a signal raises `Preempted` at once. Afterwards, a signal only sets
+    `requested`, which the loop reads between two steps. A second signal ends at once: SIGTERM ends
+    the process with 143, and SIGINT raises KeyboardInterrupt. Such a run counts as killed: its
+    checkpoints stay, and steps after the last one are lost.
 
-    Python hands signals to the main thread alone; in another one nothing is noted.
+    Python delivers signals to the main thread only. In another thread none is noted.
     """
 
     def __init__(self, deferred: bool = False) -> None:
-        """With `deferred` no signal raises: one of several processes never stops alone."""
+        """With `deferred` no signal raises, since one of several processes must not stop alone."""
         self.requested = False
         self._deferred = deferred
         self._previous: dict[int, Any] = {}
@@ -49,11 +49,11 @@ class PreemptionGuard:
             signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From here on a signal waits for the loop to read `requested`."""
+        """From now on a signal waits until the loop reads `requested`."""
         self._deferred = True
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:
-        again, self.requested = self.requested, True  # also where what is raised gets lost
+        again, self.requested = self.requested, True  # also if the exception is swallowed
         name = signal.Signals(number).name
         if not self._deferred:
             raise Preempted(name)
@@ -63,14 +63,14 @@ class PreemptionGuard:
             _LOG.warning("%s again: ending at once, without saving", name)
             leave(128 + number)
         _LOG.warning(
-            "%s: stopping after the step or evaluation at hand and saving; a second signal ends at "
+            "%s: stopping after the current step or evaluation and saving; a second signal ends at "
             "once, without saving",
             name,
         )
 
 
 def wait_until_ready(array: Any) -> None:
-    """Waits for a `jax.Array` that is being computed, so that signals are heard meanwhile.
+    """Waits for a `jax.Array` that is being computed, and handles signals meanwhile.
 
     Some of JAX's own waits hold them back until the array is done.
     """

@@ -1,4 +1,4 @@
-"""What the lines of metrics.jsonl say of the steps since the line before."""
+"""The means in a line of metrics.jsonl, over the steps since the previous line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SinceLogged:
     """
 
     def __init__(self, objective: Objective, totals: Mapping[str, float]):
-        """Goes on from `totals`, those of the checkpoint that a run resumes from; else empty."""
+        """Starts from `totals`, those of the checkpoint of a resumed run, else empty."""
         self._objective = objective
         self._totals: dict[str, Any] = {name: np.float32(x) for name, x in totals.items()}
 
@@ -50,11 +50,11 @@ class SinceLogged:
         self._totals = _add(totals, step)
 
     def totals(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that the next line of a resumed run is the same."""
+        """The sums that a checkpoint keeps, so that a resumed run writes the same next line."""
         return {name: float(total) for name, total in jax.device_get(self._totals).items()}
 
     def take(self) -> dict[str, Any]:
-        """Means by their names in metrics.jsonl; and begins anew.
+        """Returns the means by their names in metrics.jsonl, and resets the sums.
 
         Returns:
           The objective's metrics, loss and grad_norm, real_token_share and pairs_per_row (None

@@ -21,7 +21,7 @@ Tree = Any  # nested dicts of arrays
 Batch = dict[str, jax.Array]
 
 _EVALUATION_SEED = 0  # so that runs compare, whatever their seed
-# No number of a set of dropout keys, which `jax.random.split` derives as `fold_in` does.
+# Distinct from the numbers of dropout keys, which `jax.random.split` derives as `fold_in` does.
 _SAMPLING = 2**31 - 1
 
 
@@ -100,8 +100,8 @@ def evaluation_step(
 ) -> dict[str, jax.Array]:
     """Returns the objective's sums over one batch, without dropout.
 
-    What the objective draws depends on the rows' numbers alone: it is the same in each evaluation,
-    in batches of any size.
+    The objective's random draws depend only on the rows' numbers: they are the same in each
+    evaluation, with batches of any size.
 
     Args:
       objective: whose sums are taken.

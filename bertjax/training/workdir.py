@@ -1,10 +1,10 @@
-"""A run's workdir: a folder, or in a bucket one with a local half that is uploaded as it grows.
+"""A run's workdir: a folder, or a folder in a bucket with local files that are uploaded.
 
 metrics.jsonl, evals.jsonl, the event files of TensorBoard, summary.json and curves.png are written
-into the local half, since a bucket cannot append; `rows` and `store`, which other code keeps there,
-stay where they are. Uploaded are whole files that have changed: once a minute, at the end, and
-before a checkpoint counts. So the bucket has every line up to the step of each of its checkpoints,
-and a resumed run, on any machine, finds all that it needs there.
+to a local folder, since a bucket cannot append. (`rows` and `store` in that folder are not
+uploaded.) Changed files are uploaded whole: once per minute, at the end, and before a checkpoint
+counts. So the bucket has every line up to the step of each of its checkpoints, and a resumed run
+on any machine finds everything there.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Workdir:
     """A workdir in a file system; the processes of the run share it."""
 
     def __init__(self, path: Path | BucketPath, local: Path):
-        self.path = path  # of the checkpoints and the lock
-        self.local = local  # of everything else
+        self.path = path  # for the checkpoints and the lock
+        self.local = local  # for everything else
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Process 0 runs in this block: what it leaves in `local` is kept in `path`."""
+        """Process 0 runs in this block; files in `local` are kept in `path`."""
         yield
 
     def upload(self) -> None:
-        """Uploads what has changed in `local`."""
+        """Uploads the changed files of `local`."""
 
 
 class BucketWorkdir(Workdir):
@@ -55,7 +55,7 @@ class BucketWorkdir(Workdir):
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Begins with the lines that the bucket has; uploads while the block runs, and after it.
+        """Starts with the files of the bucket; uploads while the block runs, and after it.
 
         Raises:
             OSError: the bucket cannot be read or written, or the local half not.
@@ -68,7 +68,7 @@ class BucketWorkdir(Workdir):
             yield
         except BaseException:
             self._end(thread, ended)
-            with contextlib.suppress(OSError):  # the error that ends the block goes on
+            with contextlib.suppress(OSError):  # the error that ends the block is raised
                 self.upload()
             raise
         self._end(thread, ended)
@@ -95,7 +95,7 @@ class BucketWorkdir(Workdir):
             in_parallel(upload, changed)
 
     def _begin(self) -> None:
-        for name in self._states():  # of an earlier run here; the bucket knows what counts
+        for name in self._states():  # of an earlier run on this machine; the bucket's files count
             (self.local / name).unlink()
         for name in ("tensorboard", "tokenizer"):
             shutil.rmtree(self.local / name, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Weights of other formats and our tree, both ways; and what parameters start from."""
+"""Conversion between other formats of weights and bertjax, and initial parameters."""

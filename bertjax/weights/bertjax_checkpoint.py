@@ -23,21 +23,21 @@ from bertjax.weights.weights import Weights, WeightsError
 
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The model's configuration that travels with a checkpoint."""
+    """The model's configuration in a checkpoint."""
     return Config.from_json(json.dumps({"model": checkpoint.config["model"]})).model
 
 
 def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
-    """Reads the parameters of a workdir's newest sound checkpoint, or of one checkpoint.
+    """Reads the parameters of a workdir's newest intact checkpoint, or of one checkpoint.
 
-    Of a fine-tuning run that is finished it is the best one, which its scores.json names.
+    For a finished fine-tuning it is the best checkpoint, which scores.json names.
 
     Args:
       path: see `bertjax.checkpoints.checkpoint.resolve`; also gs://.
       tokenizer: None = the copy in the workdir.
 
     Raises:
-      CheckpointError: there is no sound checkpoint.
+      CheckpointError: there is no intact checkpoint.
       TokenizerError: the workdir has no tokenizer, or it is not the one of the run.
       WeightsError: labels.json does not fit the head, or it or scores.json is broken.
     """
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Wei
 
 
 def workdir_of(checkpoint: Checkpoint) -> Path | BucketPath | None:
-    """The workdir that a checkpoint lies in; None where it lies in none."""
+    """The workdir of a checkpoint; None if it is in none."""
     folder = checkpoint.path.parent
     return folder.parent if folder.name == "checkpoints" else None
 
@@ -81,7 +81,7 @@ def best_path(path: str | Path) -> Path | BucketPath:
 
 
 def _read(checkpoint: Checkpoint, workdir: Path | None, tokenizer: Tokenizer | None) -> Weights:
-    """Reads a checkpoint, and of its workdir, or a copy of that, the tokenizer and the labels."""
+    """Reads a checkpoint, and the tokenizer and labels of its workdir."""
     config, path = model_config(checkpoint), checkpoint.path
     if tokenizer is None:
         if workdir is None or not (workdir / TOKENIZER_FOLDER).is_dir():
@@ -104,7 +104,7 @@ def _read(checkpoint: Checkpoint, workdir: Path | None, tokenizer: Tokenizer | N
 
 
 def write_checkpoint(weights: Weights, path: Path) -> None:
-    """Writes a workdir with one checkpoint, of step 0 and without optimiser state.
+    """Writes a workdir with one checkpoint, of step 0 and without optimizer state.
 
     `config.init_from` and `bertjax.load` open it.
 
@@ -119,7 +119,7 @@ def write_checkpoint(weights: Weights, path: Path) -> None:
         "position": 0,
         "seconds": 0.0,
         "tokenizer_hash": weights.tokenizer.hash,
-        "store_hash": "",  # of no store
+        "store_hash": "",  # no store
         "devices": "",
         "versions": {"bertjax": __version__, "python": platform.python_version()},
         "converted_from": weights.source,

@@ -1,4 +1,4 @@
-"""From one format of weights to another: a new folder, written whole or not at all."""
+"""Converts weights to another format: a new folder, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert_checkpoint(
       source: as in `bertjax.load`, gs:// too.
       output: a new folder on this machine.
       to: "huggingface" or "bertjax"; None = the other one.
-      tokenizer: a folder with one, or the tokenizer; None = the one that lies with the weights.
+      tokenizer: a tokenizer or a folder with one; None = the one in the folder of the weights.
 
     Returns:
       What was converted.
@@ -36,7 +36,7 @@ def convert_checkpoint(
     Raises:
       WeightsError: the weights cannot be read, they have the format already, or `output` exists.
       TokenizerError: there is no tokenizer, or it has no such form.
-      CheckpointError: a bertjax checkpoint is not sound, or cannot be written.
+      CheckpointError: a bertjax checkpoint is corrupt, or cannot be written.
     """
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_folder(tokenizer)

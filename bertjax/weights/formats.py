@@ -34,12 +34,12 @@ def read_weights(path: str | Path, tokenizer: Tokenizer | None = None) -> Weight
 
     Args:
       path: the folder, or the prefix of a TF1 checkpoint; gs:// for a bertjax one.
-      tokenizer: None = the one that lies with the weights.
+      tokenizer: None = the one in the folder of the weights.
 
     Raises:
-      WeightsError: the weights cannot be read, or are no BERT that bertjax has.
-      TokenizerError: there is no tokenizer, or it is not the one of the weights.
-      CheckpointError: a bertjax checkpoint is missing or not sound.
+      WeightsError: the weights cannot be read, or bertjax does not have this model.
+      TokenizerError: there is no tokenizer, or it does not belong to the weights.
+      CheckpointError: a bertjax checkpoint is missing or corrupt.
     """
     if not is_bucket_path(path):
         found = detect_format(Path(path))

@@ -1,8 +1,8 @@
-"""Tensors of transformers' `BertModel` and heads to our tree and back; the names: `parameters.py`.
+"""Converts tensors of transformers' `BertModel` and heads to bertjax's parameters and back.
 
-A PyTorch linear layer computes x W^T, so its weight is [out, in] where ours is [in, out]; all other
-tensors are the same. The decoder of masked tokens is tied: it appears here as the word table and
-`cls.predictions.bias`.
+`parameters.py` has the names. A PyTorch linear layer computes x W^T, so its weight is [out, in]
+where bertjax has [in, out]; all other tensors are the same. The decoder of masked tokens is tied:
+it consists of the word table and `cls.predictions.bias`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from bertjax.config import ModelConfig
 from bertjax.parameters import has_head, parameters
 from bertjax.weights.weights import Name, WeightsError, from_tree, to_tree
 
-# Copies of tied tensors: theirs, and what it is a copy of.
+# Copies of tied tensors: the name of the copy, and of the original.
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-# A buffer that old files carry, with and without the prefix.
+# A buffer in old files, with and without the prefix.
 BUFFERS = ("bert.embeddings.position_ids", "embeddings.position_ids")
 
 
 def parameter_names(config: ModelConfig) -> dict[str, Name]:
-    """Their name of every parameter of a model, by our path.
+    """The Hugging Face name of every parameter of a model, by bertjax's path.
 
     With a head the encoder's names begin with "bert.", as in `BertForPreTraining`; without, as in
     `BertModel`, they do not.
@@ -41,15 +41,15 @@ def parameter_names(config: ModelConfig) -> dict[str, Name]:
 def to_bertjax(
     tensors: Mapping[str, np.ndarray], config: ModelConfig, source: str = "Hugging Face weights"
 ) -> dict[str, Any]:
-    """Turns the tensors of a state dict into our tree of parameters.
+    """Converts the tensors of a state dict to bertjax's tree of parameters.
 
     Args:
       tensors: by their names, current or old (`gamma` and `beta`); linear weights [out, in].
-      config: of the model; its head says which tensors there must be.
+      config: of the model; its head decides which tensors are required.
       source: for messages.
 
     Returns:
-      Nested dict of arrays, kernels [in, out], in the dtype that they came in. Kernels are views.
+      Nested dict of arrays, kernels [in, out], with unchanged dtypes. Kernels are views.
 
     Raises:
       WeightsError: tensors are missing, unexpected or of another shape, all listed by name, or the
@@ -72,7 +72,7 @@ def to_bertjax(
 def from_bertjax(
     params: Mapping[str, Any], config: ModelConfig, source: str = "parameters"
 ) -> dict[str, np.ndarray]:
-    """Turns our tree into Hugging Face's tensors by name; the inverse of `to_bertjax`.
+    """Converts bertjax's tree to Hugging Face's tensors by name; the inverse of `to_bertjax`.
 
     Raises:
       WeightsError: the tree is not that of a BERT with the head of `config`.
@@ -81,7 +81,7 @@ def from_bertjax(
 
 
 def _current_names(tensors: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The tensors by the names that `parameter_names` has for them."""
+    """The tensors by their names in `parameter_names`."""
     result = {}
     for name, tensor in tensors.items():
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")

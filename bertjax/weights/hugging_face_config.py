@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face BERT and `ModelConfig`, both ways."""
+"""Converts between config.json of a Hugging Face BERT and `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bertjax.heads import ENCODER_ALONE, HEADS, NEXT_SENTENCE, Head, of_width
 from bertjax.version import __version__
 from bertjax.weights.weights import WeightsError
 
-FIELDS = {  # ours: theirs
+FIELDS = {  # bertjax: Hugging Face
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -25,7 +25,7 @@ FIELDS = {  # ours: theirs
     "layer_norm_eps": "layer_norm_eps",
     "initializer_range": "initializer_range",
 }
-GELU: dict[str, Gelu] = {  # theirs: ours
+GELU: dict[str, Gelu] = {  # Hugging Face: bertjax
     "gelu": "erf",
     "gelu_python": "erf",
     "gelu_new": "tanh",
@@ -33,7 +33,7 @@ GELU: dict[str, Gelu] = {  # theirs: ours
 }
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 ARCHITECTURES = tuple(dict.fromkeys(name for h in HEADS.values() for name in h.architectures))
-_REFUSED = {  # what must have this value, where it is said
+_REFUSED = {  # keys that must have this value, if they are present
     "model_type": "bert",
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -51,7 +51,7 @@ def to_model_config(
 
     Args:
       values: the file's content.
-      tensor_names: of the weights: they say which of the pre-training heads there are, and whether
+      tensor_names: of the weights: they decide which pre-training heads there are, and whether
         there is a pooler.
       source: the file, for messages.
 
@@ -59,8 +59,8 @@ def to_model_config(
       The configuration, with the head that the folder has, and the names of its labels.
 
     Raises:
-      WeightsError: the model is no BERT encoder, or has options that bertjax does not have; names
-        the key, its value and what would be read.
+      WeightsError: the model is not a BERT encoder, or has options that bertjax does not have;
+        names the key, its value and the accepted value.
     """
     for key, expected in _REFUSED.items():
         found = values.get(key, expected)
@@ -113,7 +113,7 @@ def to_model_config(
 def from_model_config(
     config: ModelConfig, labels: Sequence[str], tokenizer_hash: str, pad_id: int
 ) -> dict[str, Any]:
-    """The content of config.json; our own facts are under the key "bertjax".
+    """The content of config.json; bertjax's own entries are under the key "bertjax".
 
     Raises:
       WeightsError: the model has a head or an option that transformers' BERT does not have.
@@ -126,7 +126,7 @@ def from_model_config(
         )
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
-        # What is not of the encoder the architecture, the labels and the tensors say.
+        # Architecture, labels and tensors determine the fields that do not belong to the encoder.
         is_said = name in FIELDS or name == "gelu" or setting_of(field).not_of_encoder
         if not (is_said or may_change(Config, f"model.{name}")) and value != field.default:
             raise WeightsError(
@@ -152,7 +152,7 @@ def from_model_config(
 
 
 def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> Head:
-    """The head, by the architecture; of pre-training and without architecture by the tensors."""
+    """The head, by the architecture; by the tensors for pre-training or no architecture."""
     architectures = values.get("architectures") or []
     for name in architectures:
         if name not in ARCHITECTURES:
@@ -180,7 +180,7 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
 
 
 def _of_problem_type(heads: Sequence[Head], values: dict[str, Any], source: str) -> Head:
-    """Of heads of one architecture, the one that config.json means."""
+    """The head that config.json means, among those of one architecture."""
     problem_type, num_labels = values.get("problem_type"), len(_labels(values, source))
     if problem_type is None:  # then transformers trains one label with a squared loss
         return of_width(heads, num_labels)

@@ -1,4 +1,4 @@
-"""A Hugging Face folder, both ways: config.json, safetensors and the tokenizer's files."""
+"""Reads and writes a Hugging Face folder: config.json, safetensors, tokenizer files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def is_hugging_face(path: Path) -> bool:
-    """Whether a folder looks like one that transformers wrote, of whatever model."""
+    """Whether a folder looks like one that transformers wrote, for any model."""
     if not (path / CONFIG).is_file():
         return False
     return any(path.glob("*.safetensors*")) or any(path.glob("pytorch_model*.bin*"))
@@ -42,9 +42,9 @@ def read_folder(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights
       The weights in float32; float16 and bfloat16 tensors are widened, which is exact.
 
     Raises:
-      WeightsError: a file is missing or broken, the model is none that bertjax has, or its tensors
-        do not fit config.json.
-      TokenizerError: the tokenizer is none of BERT's, or does not fit the word table.
+      WeightsError: a file is missing or broken, bertjax does not have the model, or its tensors do
+        not fit config.json.
+      TokenizerError: the tokenizer is not a BERT tokenizer, or does not fit the word table.
     """
     path = Path(path)
     values = read_json(path / CONFIG)
@@ -89,7 +89,7 @@ def write_folder(weights: Weights, path: Path) -> None:
     tensors = from_bertjax(weights.params, config, weights.source)
     try:
         save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # of a disk that is full, too
+    except SafetensorError as error:  # also for a full disk
         raise OSError(str(error)) from error
 
 
@@ -170,7 +170,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _begins_as_pickle(file: Path) -> bool:
-    """Whether a file begins as those of torch.save: a zip archive, or before 1.6 a pickle."""
+    """Whether a file begins like those of torch.save: a zip archive, or a pickle before 1.6."""
     with file.open("rb") as opened:
         start = opened.read(4)
     return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5")

@@ -1,4 +1,4 @@
-"""Parameters to start from: those of another model as far as they fit, the rest from the seed.
+"""Initial parameters: those of another model as far as they fit, the rest from the seed.
 
 Pre-training (`config.init_from`) and fine-tuning start here.
 """
@@ -36,8 +36,8 @@ from bertjax.weights.weights import flatten, put
 _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
-# In what another model may differ for its parameters to mean the same here, beside what may change
-# when a run is resumed and what is not of the encoder: what they are drawn from, what is dropped.
+# Fields in which a source may differ while its parameters mean the same, beside those that may
+# change on resume and those that do not belong to the encoder: initialization and dropout.
 _MAY_DIFFER = ("initializer_range", "dropout_rate", "attention_dropout_rate")
 _LAYERS_OF_LABELS = {
     layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
@@ -53,29 +53,29 @@ def initial_params(
     tokenizer_hash: str,
     labels: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Takes the parameters of another model; draws those of heads that it does not have.
+    """Takes the parameters of another model; initializes heads that it does not have.
 
-    The encoder is taken whole. A pooler or head of `model` that the source lacks, or has for
-    other labels, is drawn from the seed as `init_params` draws it, and a warning names it. A head
-    for the same labels in another order is taken with its outputs put into ours. Heads that
-    `model` lacks are left.
+    The encoder is taken over. A pooler or head of `model` that the source lacks, or has for other
+    labels, is initialized from the seed as in `init_params`, and a warning names it. A head for the
+    same labels in another order is taken over with reordered outputs. Heads that `model` lacks are
+    ignored.
 
     Args:
-      init_from: a workdir (of a finished fine-tuning its best checkpoint, else the newest) or
+      init_from: a workdir (its best checkpoint after a finished fine-tuning, else the newest) or a
         checkpoint of bertjax, or `hf:FOLDER` for a Hugging Face folder.
-      model: what is trained.
+      model: the model that is trained.
       abstract: its parameters as `jax.ShapeDtypeStruct` with shardings.
-      seed: for what is drawn.
-      tokenizer_hash: of the text that will be read.
-      labels: of the outputs of `model`'s head, in their order; () = of none.
+      seed: for initialized parameters.
+      tokenizer_hash: of the training text.
+      labels: of the outputs of `model`'s head, in their order; () = none.
 
     Returns:
-      A tree as `abstract`, of arrays laid out so.
+      A tree like `abstract`, of arrays with its shardings.
 
     Raises:
       ConfigError: the source is another model (each field is named), was trained with another
-        tokenizer, or is no folder or no sound checkpoint of a model.
-      CheckpointError: the checkpoint is damaged in a way that shows only when it is restored.
+        tokenizer, or is not a folder or not an intact checkpoint of a model.
+      CheckpointError: the checkpoint is corrupt in a way that shows only when it is restored.
     """
     wanted = flatten(abstract)
     is_folder = init_from.startswith(HUGGING_FACE_PREFIX)
@@ -99,7 +99,7 @@ def initial_params(
 
 
 class _Source(NamedTuple):
-    """Another model: what it is, its parameters' shapes, and `take(wanted)` for those that fit."""
+    """Another model: its configuration and shapes, and `take(wanted)` for fitting parameters."""
 
     name: str
     config: ModelConfig
@@ -154,7 +154,7 @@ def _open_checkpoint(init_from: str) -> _Source:
 def _restore(
     source: Checkpoint, theirs: dict[str, Any], wanted: dict[str, Any]
 ) -> dict[str, jax.Array]:
-    """Restores a whole checkpoint, what is wanted laid out as wanted; returns that."""
+    """Restores a whole checkpoint, and returns the wanted parameters with their shardings."""
     shared = {p for p, leaf in theirs.items() if p in wanted and wanted[p].shape == leaf.shape}
     target: dict[str, Any] = {}
     for path, leaf in theirs.items():
@@ -166,7 +166,7 @@ def _restore(
 def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """`taken` with a head's outputs in the order of `labels`; without one that has others."""
+    """`taken` with the head's outputs in the order of `labels`; without a head of other labels."""
     heads = [path for path in taken if part(path) in _LAYERS_OF_LABELS]
     if labels == theirs or not heads:
         return taken
@@ -189,11 +189,11 @@ def _in_order_of(
 def _with_drawn(
     taken: dict[str, Any], model: ModelConfig, wanted: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """`taken` and, from the seed, what is missing of `wanted`, as a tree."""
+    """A tree of `taken` and, initialized from the seed, the missing parameters of `wanted`."""
     missing = [path for path in wanted if path not in taken]
     if missing:
         _LOG.warning(
-            "drawn from seed %d, for they are not there: %s",
+            "initialized from seed %d, because the source lacks them: %s",
             seed,
             ", ".join(sorted({part(path) for path in missing})),
         )
@@ -211,12 +211,12 @@ def _with_drawn(
 
 
 def _on_devices(array: np.ndarray, leaf: Any) -> jax.Array:
-    """A host's array laid out as `leaf`; each process puts its part."""
+    """A host array with the sharding of `leaf`; each process puts its part."""
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
 
 def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) -> None:
-    """Refuses another model, and says which flags make ours like it."""
+    """Refuses another model, and names the flags that make this model like it."""
     changed = [
         field.name
         for field in dataclasses.fields(ours)
@@ -237,7 +237,7 @@ def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) ->
 def _check_same_encoder(
     init_from: str, theirs: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Any]
 ) -> None:
-    """Refuses an encoder with other parameters: only pooler and heads are drawn or left."""
+    """Refuses an encoder with other parameters: only pooler and heads may differ."""
     encoders = [
         {path: shape for path, shape in shapes if part(path) in ("embeddings", "encoder")}
         for shapes in (theirs.items(), ((path, leaf.shape) for path, leaf in wanted.items()))

@@ -1,8 +1,8 @@
 """Checkpoints of google-research/bert (TensorFlow 1): bert_config.json, vocab.txt, *.ckpt.*.
 
-Kernels are [in, out] as ours, but the weights of the last layers (`output_weights`) are [out, in].
-TensorFlow is imported when a checkpoint is read, and only then. GELU is the tanh form, which the
-reference has at HEAD.
+Kernels are [in, out] as in bertjax, but the weights of the last layers (`output_weights`) are
+[out, in]. TensorFlow is imported only when a checkpoint is read. GELU is the tanh form, as in the
+reference at HEAD.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def read_tf1(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:
 
     Args:
       path: the folder, or the prefix of one of its checkpoints (`FOLDER/model.ckpt-1000`).
-      tokenizer: None = vocab.txt beside it; whether it lowers case is read from its letters.
+      tokenizer: None = vocab.txt beside it; its letters decide whether it lowers case.
 
     Raises:
       WeightsError: a file is missing or broken, or the tensors do not fit bert_config.json.
-      TokenizerError: vocab.txt does not say its casing, or does not fit.
+      TokenizerError: the casing of vocab.txt is not clear, or it does not fit.
     """
     path = Path(path)
     folder, prefix = (path, _find_prefix(path)) if path.is_dir() else (path.parent, path)
@@ -80,7 +80,7 @@ def _find_prefix(folder: Path) -> Path:
 
 
 def _read_tensors(prefix: Path) -> dict[str, np.ndarray]:
-    """All tensors but the optimiser's."""
+    """All tensors except the optimizer's."""
     import tensorflow as tf
 
     try:
@@ -106,7 +106,7 @@ def _to_model_config(
     fields = {ours: values.get(theirs, getattr(default, ours)) for ours, theirs in FIELDS.items()}
     fields["layer_norm_eps"] = 1e-12  # a constant of the code
     found = [head for head in HEADS.values() if head.tf1_tensor in tensors]
-    # Of a fine-tuned model those of the task.
+    # For a fine-tuned model, those of the task.
     heads = [head for head in found if head.outputs] or found or [ENCODER_ALONE]
     num_labels = len(tensors[heads[0].tf1_tensor]) if heads[0].fewest_labels else 0
     return ModelConfig(

@@ -1,4 +1,4 @@
-"""A model as other programs left it: configuration, parameters in our tree, tokenizer, labels."""
+"""A model from another program: configuration, bertjax's parameters, tokenizer, labels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class WeightsError(BertjaxError, ValueError):
 
 
 class Name(NamedTuple):
-    """What another program calls a parameter, and whether it lies the other way round there.
+    """The name of a parameter in another program, and whether it is transposed there.
 
-    An empty text = it has no such parameter.
+    An empty text means that it has no such parameter.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Name(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What is converted and loaded.
+    """A model as it is converted and loaded.
 
     Attributes:
       source: the folder or file, for messages.
-      config: with the head that the parameters have.
+      config: with the head of the parameters.
       params: nested dict of float32 numpy arrays, kernels [in, out].
-      tokenizer: None where the folder has none.
-      labels: names of the labels of a classification or tagging head; empty where none are known.
+      tokenizer: None if the folder has none.
+      labels: names of the labels of a classification or tagging head; empty if not known.
       task: the fields of `TaskConfig` that a bertjax model was fine-tuned with; None for others.
     """
 
@@ -52,7 +52,7 @@ class Weights:
 def to_tree(
     tensors: Mapping[str, np.ndarray], names: Mapping[str, Name], config: ModelConfig, source: str
 ) -> dict[str, Any]:
-    """Puts other people's tensors into our tree.
+    """Converts named tensors of another program to bertjax's tree.
 
     Args:
       tensors: by their names; all of them, and no others, must be parameters.
@@ -61,11 +61,11 @@ def to_tree(
       source: for messages.
 
     Returns:
-      Nested dict of arrays in the dtype that they came in. Turned ones are views.
+      Nested dict of arrays with unchanged dtypes. Transposed ones are views.
 
     Raises:
-      WeightsError: tensors are missing, unexpected or of another shape, or the model has parameters
-        without a name there; lists them by name.
+      WeightsError: tensors are missing, unexpected or of another shape, or parameters of the model
+        have no name there; lists them by name.
     """
     theirs = {name.text for name in names.values() if name.text}
     faults = [f"has no name there: {path}" for path, name in names.items() if not name.text]
@@ -93,7 +93,7 @@ def to_tree(
 def from_tree(
     params: Mapping[str, Any], names: Mapping[str, Name], config: ModelConfig, source: str
 ) -> dict[str, np.ndarray]:
-    """Our tree as other people's tensors by name; the inverse of `to_tree`.
+    """bertjax's tree as tensors of another program, by name; the inverse of `to_tree`.
 
     Args:
       params: all parameters of the model, and no others.

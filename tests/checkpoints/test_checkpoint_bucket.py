@@ -100,7 +100,7 @@ def test_a_damaged_seal_and_a_file_too_many_are_unsound(workdir, newest, caplog)
     (newest.with_name("step_00000001") / "extra").write_text("x")
     with (
         CheckpointStore(workdir, keep=0) as store,
-        pytest.raises(CheckpointError, match=r"no sound checkpoint is left .*does not start"),
+        pytest.raises(CheckpointError, match=r"no intact checkpoint is left .*does not start"),
     ):
         store.latest()
     assert "SEAL.json: damaged" in caplog.text
@@ -165,13 +165,17 @@ def test_a_bucket_that_does_not_answer_is_no_damage(workdir, newest, monkeypatch
 
 
 def test_the_newest_checkpoint_is_told_by_its_seal(workdir, newest, tmp_path, capsys):
-    assert newest_checkpoint.main(str(workdir)) == 0
+    def told(folder):
+        with pytest.raises(SystemExit, match="0"):
+            newest_checkpoint.main(["newest_checkpoint", str(folder)])
+        return capsys.readouterr().out
+
+    assert told(workdir) == "step_00000002\n"
     (newest / "SEAL.json").unlink()
-    assert newest_checkpoint.main(str(workdir)) == 0
-    assert newest_checkpoint.main(str(workdir / "nowhere")) == 0
+    assert told(workdir) == "step_00000001\n"
+    assert told(workdir / "nowhere") == ""
     (tmp_path / "checkpoints" / "step_00000007").mkdir(parents=True)
-    assert newest_checkpoint.main(str(tmp_path)) == 0
-    assert capsys.readouterr().out.split() == ["step_00000002", "step_00000001", "step_00000007"]
+    assert told(tmp_path) == "step_00000007\n"
 
 
 @pytest.mark.parametrize(

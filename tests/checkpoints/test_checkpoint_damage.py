@@ -129,7 +129,7 @@ def test_with_none_sound_the_run_stops_and_stops_again(workdir):
     for _ in range(2):
         with (
             CheckpointStore(workdir, keep=0) as store,
-            pytest.raises(CheckpointError, match=r"no sound checkpoint is left .*does not start"),
+            pytest.raises(CheckpointError, match=r"no intact checkpoint is left .*does not start"),
         ):
             store.latest()
     assert names_in(workdir) == ["unsound_step_00000001", "unsound_step_00000002"]
@@ -172,7 +172,7 @@ def test_resolve_takes_a_workdir_a_folder_or_a_step_and_renames_nothing(workdir,
     flip_a_bit(checkpoints / "step_00000002" / "config.json")
     assert_is_step(resolve(workdir), 1)
     assert "config.json: sha256" in caplog.text
-    with pytest.raises(CheckpointError, match=r"no sound checkpoint.*config.json: sha256"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint.*config.json: sha256"):
         resolve(checkpoints / "step_00000002")
     assert names_in(workdir) == ["step_00000001", "step_00000002"]
     with pytest.raises(CheckpointError, match="no such directory"):

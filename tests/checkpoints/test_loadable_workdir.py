@@ -14,7 +14,7 @@ from bertjax.data.store.store_writer import write_store
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, load_tokenizer
 from bertjax.pretraining.run import pretrain
 from bertjax.testing import make_documents, make_store, make_tokenizer
-from bertjax.weights.conversion import convert
+from bertjax.weights.conversion import convert_checkpoint
 
 
 def other_tokenizer():
@@ -69,7 +69,7 @@ def test_a_run_loads_converts_and_starts_another(tmp_path):
     make_store(tmp_path / "store")
     config = recipes.load_recipe(RECIPE)
     config.data.store, config.num_steps = str(tmp_path / "store"), 2
-    assert pretrain(config, tmp_path / "run") == 0
+    assert pretrain(config, tmp_path / "run").exit_code == 0
 
     bert = bertjax.load(tmp_path / "run")
     assert bert.tokenizer.hash == make_tokenizer().hash
@@ -78,9 +78,9 @@ def test_a_run_loads_converts_and_starts_another(tmp_path):
     assert np.sum([p.probability for p in predictions]) == pytest.approx(1, abs=1e-4)
     assert 0 < bert.next_sentence("w5", "w6") < 1
 
-    convert(tmp_path / "run", tmp_path / "hf")
+    convert_checkpoint(tmp_path / "run", tmp_path / "hf")
     config.init_from, config.num_steps = f"hf:{tmp_path / 'hf'}", 1
-    assert pretrain(config, tmp_path / "next") == 0
+    assert pretrain(config, tmp_path / "next").exit_code == 0
     # The rate of the first step is 0, so it leaves the parameters as they were.
     hashes = [
         json.loads((tmp_path / name / "summary.json").read_text())["params_sha256"]

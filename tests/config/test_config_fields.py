@@ -179,15 +179,15 @@ def test_help_shows_every_field_within_the_terminal(columns, width):
 def test_help_says_bounds_values_and_default_of_one_field():
     text = " ".join(run("plan", "--help_config=config.data.shuffle_window").stdout.split())
     assert text.endswith(
-        "config.data: Where rows come from and what they look like. shuffle_window=ROWS Rows that "
+        "config.data: Where rows come from and how they are made. shuffle_window=ROWS Rows that "
         "are read and shuffled together (docs/design/stream.md). At least 256; 0 = all; -1 = all, "
-        "or 2**18 of a store with more than 32 GiB of tokens. Default: -1."
+        "or 2**18 for a store with more than 32 GiB of tokens. Default: -1."
     )
 
 
 def test_help_of_fine_tuning_has_its_defaults_and_not_what_other_flags_decide():
     text = run("finetune", "--help_config").stdout
-    assert "Default: adamw." in text
+    assert "Default: adamw." in " ".join(text.split())
     assert "  num_threads=" not in text
     assert "* num_threads=" in text
     for name in ("seed", "learning_rate", "mask_rate", "head", "batch_size"):

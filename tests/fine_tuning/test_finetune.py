@@ -25,7 +25,7 @@ from bertjax.config import (
 )
 from bertjax.fine_tuning import job as fine_tuning_job
 from bertjax.fine_tuning.job import Examples, FineTuning, Scorer
-from bertjax.fine_tuning.run import fine_tune
+from bertjax.fine_tuning.run import train_and_score
 from bertjax.models import init_params
 from bertjax.parallel.sharding import make_mesh, parameter_shardings
 from bertjax.storage.workdir_lock import WorkdirInUseError, lock_workdir
@@ -193,7 +193,10 @@ def test_the_command_learns_a_word(command_run):
     assert scores["scores"]["accuracy"] >= 0.95
     assert (scores["task"], scores["main_metric"]) == ("classification", "accuracy")
     assert (scores["seed"], scores["batch_size"], scores["num_epochs"]) == (3, 8, 5)
-    assert "drawn from seed 3, for they are not there: classification_head" in result.stderr
+    assert (
+        "initialized from seed 3, because the source lacks them: classification_head"
+        in result.stderr
+    )
     assert "task classification: 96 training examples in 96 rows of " in result.stderr
     assert "oneDNN" not in result.stderr
 
@@ -243,10 +246,10 @@ def computed(workdir):
 def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path, stop):
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
-    assert fine_tune(config, tmp_path / "whole", *examples, wordpiece) == 0
+    assert train_and_score(config, tmp_path / "whole", *examples, wordpiece).exit_code == 0
     first = dataclasses.replace(config, num_steps=stop)
-    assert fine_tune(first, tmp_path / "parts", *examples, wordpiece) == 0
-    assert fine_tune(config, tmp_path / "parts", *examples, wordpiece) == 0
+    assert train_and_score(first, tmp_path / "parts", *examples, wordpiece).exit_code == 0
+    assert train_and_score(config, tmp_path / "parts", *examples, wordpiece).exit_code == 0
     assert computed(tmp_path / "parts") == computed(tmp_path / "whole")
     hashes = [read_json(tmp_path / d / "summary.json")["params_sha256"] for d in ("whole", "parts")]
     assert hashes[0] == hashes[1]
@@ -261,7 +264,7 @@ def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
     first = dataclasses.replace(config, num_steps=4)
-    assert fine_tune(first, tmp_path, *examples, wordpiece) == 0
+    assert train_and_score(first, tmp_path, *examples, wordpiece).exit_code == 0
     assert read_json(tmp_path / "scores.json")["best_step"] == 4
 
     def fail(job, phase_index, params):
@@ -269,7 +272,7 @@ def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
 
     monkeypatch.setattr(FineTuning, "evaluate", fail)
     with pytest.raises(RuntimeError, match="killed"):
-        fine_tune(config, tmp_path, *examples, wordpiece)
+        train_and_score(config, tmp_path, *examples, wordpiece)
     assert not (tmp_path / "scores.json").exists()
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000004")
     assert read_weights(tmp_path).source.endswith("step_00000005")
@@ -281,13 +284,13 @@ def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wor
     examples = open_examples(files, wordpiece)
     config = dataclasses.replace(make_config(start, examples[0].task), num_steps=1)
     with lock_workdir(tmp_path), pytest.raises(WorkdirInUseError):
-        fine_tune(config, tmp_path, *examples, wordpiece)
+        train_and_score(config, tmp_path, *examples, wordpiece)
     assert read_json(labels) == ["of", "another"]
-    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    assert train_and_score(config, tmp_path, *examples, wordpiece).exit_code == 0
     assert read_json(labels) == ["bad", "good"]
     labels.unlink()
     longer = dataclasses.replace(config, num_steps=2)
-    assert fine_tune(longer, tmp_path, *examples, wordpiece) == 0
+    assert train_and_score(longer, tmp_path, *examples, wordpiece).exit_code == 0
     assert read_json(labels) == ["bad", "good"]
 
     other = tmp_path / "regression"
@@ -295,7 +298,7 @@ def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wor
     (other / "labels.json").write_text('["of", "another"]')
     examples = open_examples(files, wordpiece, "regression")
     config = dataclasses.replace(make_config(start, examples[0].task), num_steps=1)
-    assert fine_tune(config, other, *examples, wordpiece) == 0
+    assert train_and_score(config, other, *examples, wordpiece).exit_code == 0
     assert read_weights(other).labels == ()
 
 
@@ -304,17 +307,17 @@ def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_
     training, evaluation = open_examples(files, wordpiece)
     config = make_config(start, training.task)
     first = dataclasses.replace(config, num_steps=4)
-    assert fine_tune(first, tmp_path, training, evaluation, wordpiece) == 0
+    assert train_and_score(first, tmp_path, training, evaluation, wordpiece).exit_code == 0
     other = Examples(training.task, evaluation.examples[1:], wordpiece, 16)
     with pytest.raises(ValueError, match=r"settings \(the evaluation examples \(--eval\): '"):
-        fine_tune(config, tmp_path, training, other, wordpiece)
+        train_and_score(config, tmp_path, training, other, wordpiece)
 
 
 @pytest.mark.parametrize("head", TASKS)
 def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
     examples = open_examples(files, wordpiece, head)
     config = make_config(start, examples[0].task, num_steps=6)
-    assert fine_tune(config, tmp_path, *examples, wordpiece) == 0
+    assert train_and_score(config, tmp_path, *examples, wordpiece).exit_code == 0
     scores = read_json(tmp_path / "scores.json")["scores"]
     assert np.isfinite(list(scores.values())).all()
     assert examples[0].task.main_metric in scores
@@ -358,7 +361,7 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     task = training.task
     evaluation = Examples(task, task.read(str(swapped), needs_labels=True), wordpiece, 16)
     config = make_config(start, task, num_steps=60)
-    assert fine_tune(config, tmp_path / "run", training, evaluation, wordpiece) == 0
+    assert train_and_score(config, tmp_path / "run", training, evaluation, wordpiece).exit_code == 0
     tmp_path /= "run"
     result = read_json(tmp_path / "scores.json")
     accuracies = [line["heldout_accuracy"] for line in read_lines(tmp_path / "evals.jsonl")]
@@ -368,7 +371,7 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     predictions = read_lines(tmp_path / "predictions.jsonl")
     for name in ("predictions.jsonl", "scores.json"):
         (tmp_path / name).unlink()
-    assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
+    assert train_and_score(config, tmp_path, training, evaluation, wordpiece).exit_code == 0
     assert read_lines(tmp_path / "predictions.jsonl") == predictions
     assert read_json(tmp_path / "scores.json")["scores"] == result["scores"]
     # What starts from this run starts from the best one too.
@@ -396,7 +399,7 @@ def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch)
         return scored[-1]
 
     monkeypatch.setattr(Scorer, "run", run)
-    assert fine_tune(config, tmp_path, training, evaluation, wordpiece) == 0
+    assert train_and_score(config, tmp_path, training, evaluation, wordpiece).exit_code == 0
     assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
 
 
@@ -624,4 +627,4 @@ def test_another_run_in_the_workdir_is_refused(start, files, wordpiece, tmp_path
     with pytest.raises(
         ValueError, match=r"belongs to a run with other settings(.|\n)*config\.seed"
     ):
-        fine_tune(config, command_run[0], *examples, wordpiece)
+        train_and_score(config, command_run[0], *examples, wordpiece)

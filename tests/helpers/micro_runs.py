@@ -46,7 +46,7 @@ def whole_run(store, tmp_path_factory):
     from bertjax.pretraining.run import pretrain  # imports jax, which few tests need
 
     workdir = tmp_path_factory.mktemp("train") / "whole"
-    assert pretrain(micro(store), workdir) == 0
+    assert pretrain(micro(store), workdir).exit_code == 0
     return workdir
 
 

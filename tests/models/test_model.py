@@ -384,7 +384,7 @@ def test_dropout_is_off_without_keys_or_rate():
 
 def test_dropout_refuses_keys_that_do_not_match_the_rows():
     for keys in (make_row_keys(1), jax.random.key(0)):
-        with pytest.raises(ValueError, match=r"one typed key a row, shape \(8,\)"):
+        with pytest.raises(ValueError, match=r"one typed key per row, shape \(8,\)"):
             dropout(jnp.ones((ROWS, 5)), 0.1, keys)
 
 

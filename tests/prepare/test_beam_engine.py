@@ -67,7 +67,7 @@ def test_killed_worker(corpus, vocabulary, expected, tmp_path):
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     output = finish(process, 0)
-    assert "a worker process died: going on after the encoded blocks" in output
+    assert "a worker process died: continuing after the encoded blocks" in output
     assert "encode: 100%" in output
     assert "severity" not in output  # of a log record
     assert contents(tmp_path / "s") == expected

@@ -132,7 +132,8 @@ def test_kill_and_restart_give_the_same_bytes(corpus, vocabulary, whole, tmp_pat
     assert contents(tmp_path / "s") == contents(whole)
 
 
-def test_damaged_shard_is_written_again(corpus, vocabulary, whole, tmp_path, capsys):
+def test_damaged_shard_is_written_again(corpus, vocabulary, whole, tmp_path, caplog):
+    caplog.set_level("INFO", "bertjax")
     chosen = options(corpus, tmp_path / "s", vocabulary)
     process = start(chosen)
     wait_for_part(process, tmp_path / "s", 2)
@@ -143,11 +144,12 @@ def test_damaged_shard_is_written_again(corpus, vocabulary, whole, tmp_path, cap
     content[1000] ^= 1
     shard.write_bytes(content)
     prepare(chosen)
-    assert "tokens-00001.npy: differs from its checksum" in capsys.readouterr().out
+    assert "tokens-00001.npy: differs from its checksum" in caplog.text
     assert contents(tmp_path / "s") == contents(whole)
 
 
-def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch, capsys):
+def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "bertjax")
     chosen = options(corpus, tmp_path / "s", vocabulary)
 
     class Killed(BaseException):
@@ -169,7 +171,7 @@ def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch
         assert (tmp_path / "s" / "unfinished").exists()
         assert (tmp_path / "s" / "manifest.json").exists() == (replacement is kill)
     prepare(chosen)
-    assert "already prepared" in capsys.readouterr().out
+    assert "already prepared" in caplog.text
     assert contents(tmp_path / "s") == contents(whole)
 
 
@@ -177,7 +179,7 @@ def test_killed_worker(corpus, vocabulary, whole, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
     os.kill(next(filter(is_worker, children(process.pid))), signal.SIGKILL)
-    assert "a worker process died: going on with new ones" in finish(process, 0)
+    assert "a worker process died: continuing with new ones" in finish(process, 0)
     assert contents(tmp_path / "s") == contents(whole)
 
 
@@ -196,7 +198,7 @@ def test_interrupt(corpus, vocabulary, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
     process.send_signal(signal.SIGINT)
-    assert "goes on where it stopped" in finish(process, 130)
+    assert "continues where it stopped" in finish(process, 130)
 
 
 def test_no_room(corpus, vocabulary, whole, tmp_path):
@@ -231,15 +233,16 @@ def small_corpus(folder, texts):
     return folder
 
 
-def test_finished_store_is_not_overwritten(vocabulary, tmp_path, capsys):
+def test_finished_store_is_not_overwritten(vocabulary, tmp_path, caplog):
+    caplog.set_level("INFO", "bertjax")
     folder = small_corpus(tmp_path / "in", [random_text(s, 50) for s in range(30)])
     chosen = options(folder, tmp_path / "s", vocabulary)
     prepare(chosen)
     before = contents(tmp_path / "s")
-    capsys.readouterr()
+    caplog.clear()
     os.utime(folder / "a.txt", (1, 1))  # the content counts, not the time
     prepare(chosen)
-    assert "already prepared" in capsys.readouterr().out
+    assert "already prepared" in caplog.text
     with pytest.raises(PrepareError, match=r"heldout_share was 0\.1 and is 0\.2 now"):
         prepare(options(folder, tmp_path / "s", vocabulary, heldout_share=0.2))
     with vocabulary.open("a") as file:
@@ -288,7 +291,8 @@ def test_strict(vocabulary, tmp_path):
     prepare(options(folder, tmp_path / "s", vocabulary, strict=True, heldout_share=0.0))
 
 
-def test_what_a_strict_run_finished_is_kept_by_one_that_is_not(vocabulary, tmp_path, capsys):
+def test_what_a_strict_run_finished_is_kept_by_one_that_is_not(vocabulary, tmp_path, caplog):
+    caplog.set_level("INFO", "bertjax")
     folder = small_corpus(tmp_path / "in", [f"One is {i}. It is fine." for i in range(30)])
     (folder / "b.txt").write_text("Fine. Then\0 NUL.")
 
@@ -299,9 +303,9 @@ def test_what_a_strict_run_finished_is_kept_by_one_that_is_not(vocabulary, tmp_p
     with pytest.raises(PrepareError, match=r"--strict: .*b\.txt:1: 1 of them \(nul\)"):
         run(strict=True)
     assert list((tmp_path / "s").rglob("part-*.json"))
-    capsys.readouterr()
+    caplog.clear()
     run(strict=False)
-    assert "finished shards are kept" in capsys.readouterr().out
+    assert "finished shards are kept" in caplog.text
     with pytest.raises(PrepareError, match=r"--strict: .*b\.txt:1: 1 of them \(nul\)"):
         run(strict=True)
 
@@ -463,7 +467,8 @@ def test_command_line_errors(arguments, message):
     assert found.stderr.count("\n") == 1
 
 
-def test_embedded_corpus(tmp_path, capsys):
+def test_embedded_corpus(tmp_path, caplog):
+    caplog.set_level("INFO", "bertjax")
     documents = list(embedded_documents())
     text = "\n".join(documents)
     assert 1e6 < len(text) < 4e6
@@ -471,7 +476,7 @@ def test_embedded_corpus(tmp_path, capsys):
     assert ">>>" not in text
     assert "``" not in text
     store = prepare_embedded(tmp_path / "s", 4096)
-    assert "embedded corpus" in capsys.readouterr().out
+    assert "embedded corpus" in caplog.text
     assert store.vocab_size == store.tokenizer().vocab_size == 4096
     assert 0.02 < store.heldout.num_documents / len(documents) < 0.08
     assert store.train.num_tokens > 250_000

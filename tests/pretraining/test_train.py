@@ -76,9 +76,9 @@ def test_the_summary_says_how_good_and_beside_what(whole_run):
 
 @pytest.mark.parametrize("stop", [3, 8, 14])
 def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop):
-    assert pretrain(micro(store, num_steps=stop), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=stop), tmp_path).exit_code == 0
     assert summary(tmp_path)["steps"] == stop
-    assert pretrain(micro(store), tmp_path) == 0
+    assert pretrain(micro(store), tmp_path).exit_code == 0
     assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
     assert computed(tmp_path) == computed(whole_run)
 
@@ -92,9 +92,9 @@ def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop)
 )
 def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path, options):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert pretrain(micro(store, **options), whole) == 0
-    assert pretrain(micro(store, num_steps=7, **options), stopped) == 0
-    assert pretrain(micro(store, **options), stopped) == 0
+    assert pretrain(micro(store, **options), whole).exit_code == 0
+    assert pretrain(micro(store, num_steps=7, **options), stopped).exit_code == 0
+    assert pretrain(micro(store, **options), stopped).exit_code == 0
     assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
     assert computed(stopped) == computed(whole)
 
@@ -118,7 +118,9 @@ def test_compiled_as_users_have_it_stopped_and_continued_is_the_same_run(store, 
 
 
 def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
-    assert pretrain(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path) == 0
+    assert (
+        pretrain(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path).exit_code == 0
+    )
     for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
         assert line["rows_sha256"] == whole["rows_sha256"]
         assert line["loss"] == pytest.approx(whole["loss"], abs=2e-4)  # 18 steps at a rate of 1e-2
@@ -129,18 +131,18 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with monkeypatch.context() as little:
         little.setattr(loop, "device_memory_bytes", lambda mesh: 2_242_248)
-        assert pretrain(micro(store, num_steps=3), stopped) == 0
-    assert pretrain(micro(store, num_steps=8), stopped) == 0
+        assert pretrain(micro(store, num_steps=3), stopped).exit_code == 0
+    assert pretrain(micro(store, num_steps=8), stopped).exit_code == 0
     parts = [
         json.loads((stopped / "checkpoints" / name / "progress.json").read_text())
         for name in ("step_00000003", "step_00000008")
     ]
     chosen = parts[0]["num_microbatches"]
     assert parts[1]["num_microbatches"] == chosen > 1
-    assert pretrain(micro(store, num_steps=8, num_microbatches=chosen), whole) == 0
+    assert pretrain(micro(store, num_steps=8, num_microbatches=chosen), whole).exit_code == 0
     assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
     # A setting that needs less memory: what fits now is found anew.
-    assert pretrain(micro(store, num_steps=9, model__remat="layer"), stopped) == 0
+    assert pretrain(micro(store, num_steps=9, model__remat="layer"), stopped).exit_code == 0
     progress = json.loads((stopped / "checkpoints" / "step_00000009" / "progress.json").read_text())
     assert progress["num_microbatches"] == 1
 
@@ -151,15 +153,15 @@ def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path
     with pytest.raises(DoesNotFitError, match=r"rows of 64 tokens, 1 per device and microbatch"):
         pretrain(micro(store), tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()
-    assert pretrain(micro(store, num_steps=2), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=2), tmp_path).exit_code == 0
 
 
 def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     store, tmp_path, monkeypatch, caplog
 ):
-    assert pretrain(micro(store, num_steps=3), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=3), tmp_path).exit_code == 0
     monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 2_242_248)
-    assert pretrain(micro(store, num_steps=5), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=5), tmp_path).exit_code == 0
     assert "1 before the restart: the rounding will differ" in caplog.text
 
 
@@ -174,11 +176,11 @@ def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, "log_step", log_and_preempt)
-        assert pretrain(config, tmp_path) == 75
+        assert pretrain(config, tmp_path).preempted
     saved = max((tmp_path / "checkpoints").glob("step_*"))
     assert read(tmp_path)[-1]["step"] == int(saved.name.split("_")[1]) < STEPS
     assert not (tmp_path / "summary.json").exists()
-    assert pretrain(config, tmp_path) == 0
+    assert pretrain(config, tmp_path).exit_code == 0
     assert_same_run(tmp_path, whole_run)
 
 
@@ -197,9 +199,9 @@ def test_a_slow_step_is_the_last_one_that_a_signal_waits_for(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_SLOW_STEP_SECONDS", 0.0)
         patched.setattr(loop, "wait_until_ready", wait_and_preempt)
-        assert pretrain(micro(store), tmp_path) == 75
+        assert pretrain(micro(store), tmp_path).preempted
     assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_00000003"]
-    assert pretrain(micro(store), tmp_path) == 0
+    assert pretrain(micro(store), tmp_path).exit_code == 0
     assert_same_run(tmp_path, whole_run)
 
 
@@ -215,12 +217,12 @@ def test_what_is_summed_for_a_line_does_not_wait_for_the_next_step(store, tmp_pa
         report(trainer, tracker, index, step, last)
 
     monkeypatch.setattr(loop._Trainer, "_report", look_and_report)
-    assert pretrain(micro(store, num_steps=5, log__every_steps=3), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=5, log__every_steps=3), tmp_path).exit_code == 0
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]
 
 
 def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tmp_path):
-    assert pretrain(micro(store, log__every_steps=5), tmp_path) == 0
+    assert pretrain(micro(store, log__every_steps=5), tmp_path).exit_code == 0
     steps, lines = read(whole_run), read(tmp_path)
     assert [line["step"] for line in lines] == [5, 10, 15, 18]
     for line, before in zip(lines, [0, 5, 10, 15], strict=True):
@@ -242,12 +244,12 @@ def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tm
 def test_a_line_after_a_restart_is_that_of_the_run_without(store, tmp_path):
     options = {"log__every_steps": 5, "checkpoint__keep": 0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert pretrain(micro(store, **options), whole) == 0
+    assert pretrain(micro(store, **options), whole).exit_code == 0
     shutil.copytree(whole, stopped)
     for path in (stopped / "checkpoints").glob("step_*"):
         if int(path.name[5:]) > 8:  # between the lines of steps 5 and 10
             shutil.rmtree(path)
-    assert pretrain(micro(store, **options), stopped) == 0
+    assert pretrain(micro(store, **options), stopped).exit_code == 0
     assert computed(stopped) == computed(whole)
 
 
@@ -320,7 +322,7 @@ def test_minutes_that_are_asked_about_a_step_late_save_once(store, tmp_path, mon
     monkeypatch.setattr(loop.distributed.Agreement, "soon", soon)
     options = {"every_steps": 1_000, "every_minutes": 1e-9, "keep": 0}
     changes = {f"checkpoint__{name}": value for name, value in options.items()}
-    assert pretrain(micro(store, num_steps=9, **changes), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=9, **changes), tmp_path).exit_code == 0
     saved = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step_*"))
     assert len(saved) > 3
     assert all(after - before > 1 for before, after in itertools.pairwise(saved[:-1])), saved
@@ -360,7 +362,7 @@ def test_many_epochs_of_the_embedded_corpus_are_said_with_what_to_do(tmp_path, m
     monkeypatch.setattr(pretraining_job, "_MANY_EPOCHS", 0.0)
     caplog.set_level(logging.INFO, logger="bertjax")
     changes = {"model__vocab_size": 2_048, "phases": (Phase(num_steps=100_000),)}
-    assert pretrain(micro("", num_steps=2, **changes), tmp_path) == 0
+    assert pretrain(micro("", num_steps=2, **changes), tmp_path).exit_code == 0
     rows = int(re.search(r"([\d,]+) rows an epoch", caplog.text)[1].replace(",", ""))
     assert "goes over it 0 times in this phase, which takes 0:00:00 here" in caplog.text
     assert f"{2 * 8 / rows:.2f} epochs in this phase" in caplog.text
@@ -385,12 +387,12 @@ def test_killed_and_restarted_is_the_same_run(store, whole_run, tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(store, whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "copy")
-    assert pretrain(micro(store), tmp_path / "copy") == 0
+    assert pretrain(micro(store), tmp_path / "copy").exit_code == 0
     assert_same_run(tmp_path / "copy", whole_run)
 
 
 def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
-    assert pretrain(micro(store, init_from=str(whole_run), num_steps=1), tmp_path) == 0
+    assert pretrain(micro(store, init_from=str(whole_run), num_steps=1), tmp_path).exit_code == 0
     # The rate of the first step is 0, so it leaves the parameters as they were.
     assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
     assert read(tmp_path)[0]["loss"] < 8.5
@@ -410,7 +412,7 @@ BASELINES = ("heldout_unigram_entropy", "heldout_nsp_majority")
 )
 def test_held_out_rows_do_not_follow_the_training_rows(store, whole_run, tmp_path, changes):
     """The baselines are functions of the masked tokens and of the pairs alone."""
-    assert pretrain(micro(store, num_steps=1, **changes), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=1, **changes), tmp_path).exit_code == 0
     whole = read(whole_run, "evals.jsonl")[0]
     assert [summary(tmp_path)[name] for name in BASELINES] == [whole[name] for name in BASELINES]
 
@@ -418,7 +420,7 @@ def test_held_out_rows_do_not_follow_the_training_rows(store, whole_run, tmp_pat
 def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
     evaluation = {"mask_rate": 0.4, "masking": "span", "short_row_rate": 0.5, "max_length": 64}
     changes = {f"eval__{name}": value for name, value in evaluation.items()}
-    assert pretrain(micro(store, **changes), tmp_path) == 0
+    assert pretrain(micro(store, **changes), tmp_path).exit_code == 0
     assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
     assert computed(tmp_path) == computed(whole_run)
     lines, whole = read(tmp_path, "evals.jsonl"), read(whole_run, "evals.jsonl")
@@ -430,11 +432,11 @@ def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
 
 def test_a_resumed_run_says_that_it_evaluates_on_other_rows(store, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="bertjax")
-    assert pretrain(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
-    assert pretrain(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path).exit_code == 0
+    assert pretrain(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path).exit_code == 0
     assert "do not compare" not in caplog.text
     changes = {"data__mask_rate": 0.4, "eval__mask_rate": 0.4}
-    assert pretrain(micro(store, num_steps=3, **changes), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=3, **changes), tmp_path).exit_code == 0
     assert "config.eval.mask_rate changed since the checkpoint: 0.15, now 0.4" in caplog.text
     assert "the held-out losses from here on do not compare with those before" in caplog.text
 
@@ -451,8 +453,8 @@ def test_a_run_of_a_version_whose_held_out_rows_had_the_masks_of_training(
 
     with monkeypatch.context() as then:
         then.setattr(CheckpointStore, "save", save_as_then)
-        assert pretrain(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path) == 0
-    assert pretrain(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path) == 0
+        assert pretrain(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path).exit_code == 0
+    assert pretrain(micro(store, num_steps=2, data__mask_rate=0.4), tmp_path).exit_code == 0
     assert "config.eval.mask_rate changed since the checkpoint: 0.4, now 0.15" in caplog.text
     assert "do not compare with those before" in caplog.text
 
@@ -481,7 +483,7 @@ def test_other_settings_at_resume_are_refused(store, whole_run, changes, message
 def test_steps_that_are_the_schedule_may_not_change(store, tmp_path):
     """Without phases; with them num_steps only stops early."""
     one = micro(store, phases=(), num_steps=2, optimizer__warmup_steps=1)
-    assert pretrain(one, tmp_path) == 0
+    assert pretrain(one, tmp_path).exit_code == 0
     with pytest.raises(ConfigError, match=r"config\.num_steps: 2 there, 4 here"):
         pretrain(dataclasses.replace(one, num_steps=4), tmp_path)
 
@@ -514,7 +516,7 @@ def test_divergence_halts_and_names_the_last_good_checkpoint(store, tmp_path):
 
 def test_without_next_sentence(store, tmp_path):
     config = micro(store, model__next_sentence=False, num_steps=2)
-    assert pretrain(config, tmp_path) == 0
+    assert pretrain(config, tmp_path).exit_code == 0
     line = read(tmp_path)[-1]
     assert line["nsp_loss"] is None
     assert line["loss"] == pytest.approx(line["mlm_loss"], rel=1e-5)

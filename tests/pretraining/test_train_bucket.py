@@ -58,7 +58,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
     left = fetch(workdir, tmp_path / "left")
     assert len(read(left)) >= 4  # what counts was uploaded before the checkpoint
     monkeypatch.setenv("BERTJAX_CACHE", str(tmp_path / "another machine"))
-    assert pretrain(micro(bucket / "store"), str(workdir)) == 0
+    assert pretrain(micro(bucket / "store"), str(workdir)).exit_code == 0
     assert "resuming from step" in caplog.text
     found = fetch(workdir, tmp_path / "found")
     assert_same_run(found, whole_run)
@@ -75,7 +75,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     bucket, store, whole_run, tmp_path, caplog
 ):
-    assert pretrain(micro(store, num_steps=8), str(bucket)) == 0
+    assert pretrain(micro(store, num_steps=8), str(bucket)).exit_code == 0
     newest = bucket / "checkpoints" / "step_00000008"
     name = next(name for name in newest.files() if name.startswith("opt_state/ocdbt.process_0/d/"))
     (newest / name).unlink()
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     (bucket / "metrics.jsonl").write_bytes(lines + b'{"step": 9}\n{"step": 1')
     (bucket / "checkpoints" / "step_00000009" / "progress.json").write_text("{}")  # never sealed
     caplog.set_level(logging.INFO)
-    assert pretrain(micro(store), str(bucket)) == 0
+    assert pretrain(micro(store), str(bucket)).exit_code == 0
     assert (
         f"{newest} is unsound, set aside as unsound_step_00000008: {name}: missing" in caplog.text
     )
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     # Parameters of a run in the bucket, and one more run that finds its workdir's settings changed.
     caplog.clear()
     config = micro(store, init_from=str(bucket), num_steps=1)
-    assert pretrain(config, tmp_path / "next") == 0
+    assert pretrain(config, tmp_path / "next").exit_code == 0
     assert f"with the parameters of {bucket}/checkpoints/step_00000018" in caplog.text
     with pytest.raises(ConfigError, match=r"gs://.*step_00000018 belongs to a run with other"):
         pretrain(micro(store, seed=2), str(bucket))

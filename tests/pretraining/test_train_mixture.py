@@ -31,12 +31,12 @@ def mixed(store, other, weights=(7, 3), **changes):
 
 def test_stopped_and_continued_is_the_same_run(store, other, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    assert pretrain(mixed(store, other), tmp_path / "whole") == 0
+    assert pretrain(mixed(store, other), tmp_path / "whole").exit_code == 0
     assert "the weights sum to 10 and are divided by it" in caplog.text
     assert f"mixture: 30.00 % of the rows from {other}, once through its" in caplog.text
-    assert pretrain(mixed(store, other, num_steps=14), tmp_path / "stopped") == 0
+    assert pretrain(mixed(store, other, num_steps=14), tmp_path / "stopped").exit_code == 0
     # The same weights, said in another way.
-    assert pretrain(mixed(store, other, weights=(0.7, 0.3)), tmp_path / "stopped") == 0
+    assert pretrain(mixed(store, other, weights=(0.7, 0.3)), tmp_path / "stopped").exit_code == 0
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert summary(stopped)["params_sha256"] == summary(whole)["params_sha256"]
     assert computed(stopped) == computed(whole)

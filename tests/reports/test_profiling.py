@@ -22,7 +22,7 @@ def traced(workdir):
 
 
 def test_the_steps_of_the_range_are_traced(store, whole_run, tmp_path):
-    assert pretrain(micro(store, profile="5:8", num_steps=10), tmp_path) == 0
+    assert pretrain(micro(store, profile="5:8", num_steps=10), tmp_path).exit_code == 0
     [(steps, operations)] = traced(tmp_path)
     assert steps == [5, 6, 7]
     assert len(operations) > 50
@@ -30,9 +30,9 @@ def test_the_steps_of_the_range_are_traced(store, whole_run, tmp_path):
 
 
 def test_a_resumed_run_traces_what_is_left_of_the_range(store, tmp_path):
-    assert pretrain(micro(store, num_steps=6), tmp_path) == 0
-    assert pretrain(micro(store, profile="3:8", num_steps=8), tmp_path) == 0
+    assert pretrain(micro(store, num_steps=6), tmp_path).exit_code == 0
+    assert pretrain(micro(store, profile="3:8", num_steps=8), tmp_path).exit_code == 0
     [(steps, _)] = traced(tmp_path)
     assert steps == [6, 7]
-    assert pretrain(micro(store, profile="3:8", num_steps=9), tmp_path) == 0
+    assert pretrain(micro(store, profile="3:8", num_steps=9), tmp_path).exit_code == 0
     assert len(list(traced(tmp_path))) == 1

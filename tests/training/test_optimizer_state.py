@@ -188,9 +188,9 @@ def test_a_plan_counts_the_state_that_there_is():
 def test_a_checkpoint_of_the_two_moments_resumes(store, tmp_path):
     """As it was written before an optimiser had a state of its own: without a count."""
     config = micro(store, optimizer__name="adamw")
-    assert pretrain(config, tmp_path / "whole") == 0
+    assert pretrain(config, tmp_path / "whole").exit_code == 0
     stopped = tmp_path / "stopped"
-    assert pretrain(dataclasses.replace(config, num_steps=8), stopped) == 0
+    assert pretrain(dataclasses.replace(config, num_steps=8), stopped).exit_code == 0
     checkpoint = resolve(stopped)
     params, state = checkpoint.restore_params(), checkpoint.restore_opt_state()
     assert sorted(state) == ["mu", "nu"]
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_the_two_moments_resumes(store, tmp_path):
     with CheckpointStore(stopped, keep=1) as checkpoints:
         moments = {"mu": state["mu"], "nu": state["nu"]}
         checkpoints.save(8, params, moments, checkpoint.progress, checkpoint.config)
-    assert pretrain(config, stopped) == 0
+    assert pretrain(config, stopped).exit_code == 0
     assert_same_steps(stopped, tmp_path / "whole")
 
 
@@ -206,11 +206,11 @@ def test_any_chain_trains_and_resumes(store, tmp_path):
     momentum = Optimizer(
         optax.chain(optax.trace(0.9), optax.scale(-0.1)), optax.constant_schedule(0.1)
     )
-    assert pretrain(micro(store, num_steps=6), tmp_path / "whole", momentum) == 0
-    assert pretrain(micro(store, num_steps=3), tmp_path / "stopped", momentum) == 0
+    assert pretrain(micro(store, num_steps=6), tmp_path / "whole", momentum).exit_code == 0
+    assert pretrain(micro(store, num_steps=3), tmp_path / "stopped", momentum).exit_code == 0
     with pytest.raises(CheckpointError, match="opt_state does not fit: missing: mu/"):
         pretrain(micro(store, num_steps=6), tmp_path / "stopped")
-    assert pretrain(micro(store, num_steps=6), tmp_path / "stopped", momentum) == 0
+    assert pretrain(micro(store, num_steps=6), tmp_path / "stopped", momentum).exit_code == 0
     assert_same_steps(tmp_path / "stopped", tmp_path / "whole")
     lines = computed(tmp_path / "whole")
     assert {line["learning_rate"] for line in lines} == {np.float32(0.1)}
@@ -226,7 +226,7 @@ store, folder, name = sys.argv[1:]
 for steps, workdir, fsdp in ((8, "whole", 2), (4, "stopped", 2), (8, "stopped", 2), (8, "data", 1)):
     config = wide(store, optimizer__name=name, optimizer__learning_rate=1e-3, mesh__fsdp=fsdp)
     config.num_steps = steps
-    assert pretrain(config, Path(folder) / workdir) == 0
+    assert pretrain(config, Path(folder) / workdir).exit_code == 0
 """
 
 

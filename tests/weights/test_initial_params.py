@@ -12,7 +12,7 @@ from bertjax.config import ConfigError, MeshConfig, ModelConfig
 from bertjax.config.setting import setting
 from bertjax.models import abstract_params, init_params
 from bertjax.parallel.sharding import make_mesh, parameter_shardings
-from bertjax.weights.conversion import convert
+from bertjax.weights.conversion import convert_checkpoint
 from bertjax.weights.hugging_face_folder import read_folder
 from bertjax.weights.initial_params import _check_same_model, initial_params
 from bertjax.weights.weights import flatten, put
@@ -24,7 +24,7 @@ BASE = dataclasses.replace(read_folder(FOLDER / "pretraining").config, dtype="fl
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("initial") / "workdir"
-    convert(FOLDER / "pretraining", folder)
+    convert_checkpoint(FOLDER / "pretraining", folder)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_heads_that_the_folder_lacks_are_drawn_with_one_warning(caplog):
     assert_taken(found, "encoder", ENCODER)
     assert_drawn(found, BASE, {"mlm_head", "nsp_head"})
     assert messages(caplog, logging.WARNING) == [
-        "drawn from seed 5, for they are not there: mlm_head, nsp_head"
+        "initialized from seed 5, because the source lacks them: mlm_head, nsp_head"
     ]
 
 
@@ -113,7 +113,7 @@ def test_a_head_of_another_number_of_labels_is_drawn():
 def test_a_head_that_gives_a_number_is_taken(source, tmp_path):
     path = f"hf:{FOLDER / 'regression'}"
     if source == "workdir":
-        convert(FOLDER / "regression", tmp_path / "run")
+        convert_checkpoint(FOLDER / "regression", tmp_path / "run")
         path = str(tmp_path / "run")
     model = dataclasses.replace(BASE, head="regression", num_labels=1)
     assert_taken(start(path, model), "regression", ENCODER | {"classification_head"})
@@ -123,7 +123,7 @@ def test_a_head_that_gives_a_number_is_taken(source, tmp_path):
 def test_a_head_is_taken_by_the_names_of_its_labels(source, tmp_path, caplog):
     path = f"hf:{FOLDER / 'classification'}"
     if source == "workdir":
-        convert(FOLDER / "classification", tmp_path / "run")
+        convert_checkpoint(FOLDER / "classification", tmp_path / "run")
         path = str(tmp_path / "run")
     model = dataclasses.replace(BASE, head="classification", num_labels=3)
     found = start(path, model, labels=("no", "yes", "perhaps"))

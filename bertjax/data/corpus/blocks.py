@@ -1,7 +1,7 @@
-"""Blocks: about 1 MiB of undecoded text that ends where a document ends, and what can be wrong.
+"""Blocks, about 1 MiB of undecoded text of whole documents each, and the problems of an input.
 
-Cutting a file into blocks only looks for line ends, so one process can feed many, and its memory
-is bounded whatever the file holds.
+Cutting a file into blocks only looks for line ends. So one process can feed many others, and its
+memory is bounded for any content of the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMATS = {
 }
 FORMAT_BYTES = max(map(len, _FORMATS))
 
-# What can be wrong with the input, and what is done about it.
+# Possible problems of the input, and what is done about each.
 PROBLEMS = {
     "empty_file": "nothing to read in the file",
     "bad_gzip": "the rest of the file cannot be decompressed",
@@ -71,7 +71,7 @@ class Source:
     """One thing to read."""
 
     name: str  # the path as the pattern gave it, or "tfds:..." or "embedded:..."
-    num_bytes: int  # on disk, compressed if the file is; for the share that is done
+    num_bytes: int  # on disk (compressed, if the file is); for the share of work that is done
     data_dir: str | None = None  # of a TFDS data set
 
 
@@ -119,10 +119,10 @@ class _HashedFile(io.RawIOBase):
 
 
 def check_format(name: str, first: bytes) -> None:
-    """Refuses a file that is no text and no gzip, by its first `FORMAT_BYTES`.
+    """Refuses a file that is neither text nor gzip, by its first `FORMAT_BYTES`.
 
     Raises:
-        CorpusError: it is compressed or packed otherwise.
+        CorpusError: the file has another compressed or packed format.
     """
     for begin, kind in _FORMATS.items():
         if first.startswith(begin):
@@ -133,7 +133,7 @@ def check_format(name: str, first: bytes) -> None:
 
 
 def read_file_blocks(source: Source) -> Iterator[Block]:
-    """Cuts a file, of plain text or JSON lines by its name, gzip or not, into blocks."""
+    """Cuts a file into blocks: plain text or JSON lines, by its name, with or without gzip."""
     name = source.name
     json_lines = name.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson"))
     with _HashedFile(name) as raw, io.BufferedReader(raw, 2**18) as buffered:
@@ -165,7 +165,7 @@ def read_file_blocks(source: Source) -> Iterator[Block]:
                 line += data.count(b"\n")
         if line == 1 and not buffer.strip() and not problems:
             problems.append(Problem("empty_file", name, 1))
-        while buffered.read(2**18):  # what a broken gzip file has left
+        while buffered.read(2**18):  # the rest of a broken gzip file
             pass
         end = raw.position, tuple(problems), raw.sha256.hexdigest()
         yield Block(name, line, json_lines, buffer, *end)
@@ -181,7 +181,7 @@ def _whole_lines(stream: io.BufferedIOBase, name: str, problems: list[Problem]) 
             piece, damage = _read_piece(stream)
         except OSError as error:
             raise CorpusError(f"{name}: cannot be read on at line {line}: {error}") from error
-        if damage:  # what came before it is sound as far as lines are whole
+        if damage:  # lines before it that are complete are intact
             last = piece.rfind(b"\n") + 1
             if last and not dropped:
                 yield tail + piece[:last]
@@ -212,7 +212,7 @@ def _whole_lines(stream: io.BufferedIOBase, name: str, problems: list[Problem]) 
 
 
 def _read_piece(stream: io.BufferedIOBase) -> tuple[bytes, Exception | None]:
-    """The next BLOCK_BYTES, fewer at the end; and how a gzip file is broken behind them."""
+    """The next BLOCK_BYTES (fewer at the end), and the damage of a gzip file after them."""
     parts: list[bytes] = []
     missing = BLOCK_BYTES
     while missing:
@@ -228,7 +228,7 @@ def _read_piece(stream: io.BufferedIOBase) -> tuple[bytes, Exception | None]:
 
 
 def _last_blank_line(lines: bytes, start: int) -> int:
-    """Position after the last blank line at or after `start`, where a line begins; 0 if none is."""
+    """Position after the last blank line at or after `start`, a line's beginning; 0 if none."""
     end = len(lines)
     while end > start:
         begin = lines.rfind(b"\n", start, end - 1) + 1 or start

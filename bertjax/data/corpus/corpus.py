@@ -1,10 +1,10 @@
 """Readers of raw text: plain text, JSON lines, gzip of either, TFDS, the embedded corpus.
 
-Reading has two halves, so that one process can feed many: `read_blocks` cuts a source into blocks
-(see `blocks`), `read_documents` decodes the documents of one block, in any process.
+Reading has two parts, so that one process can feed many: `read_blocks` cuts a source into blocks
+(see `blocks`), and `read_documents` decodes the documents of one block in any process.
 
-Nothing is dropped silently: whatever cannot be used as it stands becomes a `Problem` with the
-file, the line and the reason.
+Nothing is dropped silently: text that cannot be used becomes a `Problem` with the file, the line
+and the reason.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from bertjax.storage.bucket import find_objects, is_bucket_path
 
 _LOG = logging.getLogger(__name__)
 _WINDOW = 20_000  # characters given to the sentence splitter at once
-# Of sentencex 1.0: it takes such a capital for a name's initial and looks inside of the space's
-# bytes, which ends in a panic of Rust ("vitamin A\u00a0.").
+# sentencex 1.0 takes such a capital for the initial of a name and cuts inside the bytes of the
+# space, which is a panic in Rust ("vitamin A\u00a0.").
 _INITIAL = re.compile(r"(?<!\S)[A-Z]\s*[^\S\x00-\x7f]\.(?!\.)")
 _SPACES = {c: " " for c in range(0x80, 0x3001) if chr(c).isspace()}
 
@@ -67,7 +67,7 @@ def find_sources(patterns: str, data_dir: str | None = None) -> list[Source]:
         data_dir: where tensorflow-datasets looks; None = its default.
 
     Raises:
-        CorpusError: a pattern matches nothing, or a match is no readable file.
+        CorpusError: a pattern matches nothing, or a match is not a readable file.
     """
     sources: dict[str, Source] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
@@ -127,7 +127,7 @@ def read_blocks(source: Source) -> Iterator[Block]:
 
 
 def read_documents(block: Block, problems: list[Problem]) -> Iterator[Document]:
-    """Decodes the documents of a block, in order; appends what is wrong to `problems`."""
+    """Decodes the documents of a block, in order; appends problems to `problems`."""
     parse = _parse_json_lines if block.json_lines else _parse_text
     for line, text, name in parse(block, problems):
         paragraphs = list(filter(None, map(str.strip, text.split("\n"))))
@@ -167,11 +167,11 @@ def split_sentences(language: str, text: str) -> list[str]:
 
 
 def _segment(language: str, text: str) -> list[str]:
-    """Pieces of the text, which together are the text."""
+    """Sentences whose concatenation is the text."""
     given = _INITIAL.sub(lambda match: match[0].translate(_SPACES), text)
     try:
         pieces: list[str] = sentencex.segment(language, given)
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a panic of Rust is not an Exception
         if type(error).__name__ != "PanicException":
             raise
         _LOG.warning("the sentence splitter failed on %r: kept as one sentence", text[:60])
@@ -252,7 +252,7 @@ def _without_nul(text: str, number: int, block: Block, problems: list[Problem]) 
 
 
 def _record_blocks(source: Source, texts: Iterable[str]) -> Iterator[Block]:
-    """Blocks of JSON lines made from texts, one line a record."""
+    """Blocks of JSON lines made from texts, one line per record."""
     sha256 = hashlib.sha256()
     first, number, size, position = 1, 0, 0, 0
     lines: list[bytes] = []

@@ -17,13 +17,13 @@ from bertjax.data.corpus.corpus import Document, read_blocks, read_documents
 from bertjax.data.corpus.fingerprints import Fingerprints
 from bertjax.storage.atomic_files import write_file
 
-NEAR = 0.5  # share of a document's runs of five words that stand in the other
+NEAR = 0.5  # share of a document's runs of five words that are in the other
 DUPLICATES = "duplicates.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a document stands."""
+    """The place of a document in the corpus."""
 
     source: str
     line: int
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def work(self) -> str:
-        """What the document is a part of: the id up to its last slash, else the source."""
+        """The work of which it is a part: the id up to its last slash, else the source."""
         return self.name.rpartition("/")[0] or self.source
 
 
@@ -47,8 +47,8 @@ class Duplicate:
     first: Entry
     second: Entry
     exact: bool
-    first_share: float  # of the first that stands in the second
-    second_share: float  # of the second that stands in the first
+    first_share: float  # of the first that is in the second
+    second_share: float  # of the second that is in the first
 
 
 class DuplicateFinder:
@@ -62,7 +62,7 @@ class DuplicateFinder:
         self._exact: list[Duplicate] = []
 
     def add(self, document: Document) -> None:
-        """Adds a document; the second of two that are equal is only noted."""
+        """Adds a document; if it equals an earlier one, only the fact is recorded."""
         text = "\n".join(document.paragraphs)
         entry = Entry(document.source, document.line, document.name)
         if self._is_new(entry, text.encode()):
@@ -103,9 +103,9 @@ class DuplicateFinder:
 
 
 def duplicates_to_drop(duplicates: Iterable[Duplicate]) -> list[Duplicate]:
-    """Which second documents to drop: most of their text stands in an earlier one that is kept.
+    """Which documents to drop: most of their text is in an earlier one that is kept.
 
-    A later document that is much longer than what it repeats is kept: it has text of its own.
+    A later document that is much longer than the part it repeats is kept.
     """
     dropped: dict[tuple[str, int], Duplicate] = {}
     for duplicate in sorted(
@@ -119,7 +119,7 @@ def duplicates_to_drop(duplicates: Iterable[Duplicate]) -> list[Duplicate]:
 
 
 def write_duplicates(path: Path, sources: list[Source]) -> None:
-    """Reads the corpus and writes which documents to drop, one JSON object a line, if not there."""
+    """Writes which documents to drop, one JSON object per line, unless the file exists."""
     if path.exists():
         return
     finder = DuplicateFinder()
@@ -144,7 +144,7 @@ def write_duplicates(path: Path, sources: list[Source]) -> None:
 
 
 def read_dropped(path: Path) -> frozenset[tuple[str, int]]:
-    """Source and line of the documents to drop; none where there is no such file."""
+    """Source and line of the documents to drop; none if there is no such file."""
     if not path.exists():
         return frozenset()
     with path.open(encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""The corpus that is on every machine: the documentation of the Python installation itself.
+"""The corpus that every machine has: the documentation of the Python installation itself.
 
 The docstrings of the standard library (parsed from source, nothing is imported) and the language
 reference behind `help()`: about 2 MB of English. No text is shipped and nothing is downloaded.
@@ -24,11 +24,11 @@ _WORD = re.compile(r"[(\"'‘“]*[A-Za-z]+(?:['’-][A-Za-z]+)*[.,;:!?)\"'’�
 
 
 def embedded_documents() -> Iterator[str]:
-    """Yields documents, paragraphs on lines of their own; always the same for one installation.
+    """Yields documents, one line per paragraph; always the same for one installation.
 
-    One document a module of the standard library, in the order of their paths, then one a topic of
-    `help()`. A paragraph that came before is left out, so held-out text is not in the training
-    documents word for word.
+    There is one document per module of the standard library, in the order of their paths, then one
+    per topic of `help()`. Repeated paragraphs are left out, so no training document contains a
+    held-out paragraph verbatim.
     """
     seen: set[str] = set()
     for texts in (*_module_docstrings(), *_topics()):
@@ -38,7 +38,7 @@ def embedded_documents() -> Iterator[str]:
                 if paragraph not in seen:
                     seen.add(paragraph)
                     paragraphs.append(paragraph)
-        if len(paragraphs) > 1:  # a single one would make no sentence pair
+        if len(paragraphs) > 1:  # a single one makes no sentence pair
             yield "\n".join(paragraphs)
 
 

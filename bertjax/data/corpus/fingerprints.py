@@ -1,10 +1,10 @@
-"""Fingerprints of documents, to find which hold the same text in another edition.
+"""Fingerprints of documents, to find documents with the same text in another edition.
 
-A document becomes the set of hashes of its runs of five words; of all possible hashes those below a
-limit are kept (FracMinHash: Irber et al. 2022, doi:10.1101/2022.01.11.475838). Sketches of a fixed
-size estimate the Jaccard similarity, which is small where a chapter is half of another's text;
-these estimate containment. The limit is halved whenever too many hashes are held, so memory is
-bounded and the result depends on the documents alone.
+A document becomes the set of hashes of its runs of five words. Hashes below a limit are kept
+(FracMinHash: Irber et al. 2022, doi:10.1101/2022.01.11.475838), which estimates containment.
+Sketches of a fixed size estimate the Jaccard similarity, which is small if a chapter is half of
+another's text. The limit is halved whenever there are too many hashes, so memory is bounded, and
+the result depends on the documents only.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from bertjax.data.counter_rng import mix64
 
 RUN = 5  # words
-MAX_HASHES = 2**22  # kept over all documents: every one up to some four million words
-MIN_SHARED = 4  # hashes; fewer are chance where few of a document are kept
+MAX_HASHES = 2**22  # over all documents; about four million words have fewer
+MIN_SHARED = 4  # hashes; fewer can be chance if few hashes of a document are kept
 _NEIGHBOURS = 8  # documents with the same hash that are compared with each other, in their order
 _MAX_WORDS = 2**20  # remembered with their hashes
-_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces: a word each
+_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # scripts without spaces: one word each
 _WORD = re.compile(f"[{_CHARACTER}]|[^\\W_{_CHARACTER}]+")
 _POWERS = [np.uint64(pow(0x9E3779B97F4A7C15, k + 1, 2**64)) for k in range(RUN)]
 
 
 class Fingerprints:
-    """Collects documents, numbered from 0 as they come, and finds pairs that share text."""
+    """Collects documents, numbered from 0 in order, and finds pairs that share text."""
 
     def __init__(self, max_hashes: int = MAX_HASHES):
         self.limit = 2**64 - 1  # hashes up to it are kept
@@ -53,7 +53,7 @@ class Fingerprints:
         self.add_values(np.array([known[word] for word in words], np.uint64))
 
     def add_values(self, values: np.ndarray) -> None:
-        """Adds a document given as uint64 [n], a well-mixed number a word."""
+        """Adds a document given as uint64 [n], one well-mixed number per word."""
         count = max(0, len(values) - RUN + 1)
         hashes = np.zeros(count, np.uint64)
         for k, power in enumerate(_POWERS):
@@ -74,7 +74,7 @@ class Fingerprints:
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs of documents that share MIN_SHARED hashes or more.
 
-        Of many documents with one hash each is compared with the first and the next few.
+        If many documents share a hash, each is compared with the first and with the next few.
 
         Returns:
             first, second, shared: int64 [num_pairs], first < second, sorted.

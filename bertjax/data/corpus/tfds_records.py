@@ -14,7 +14,7 @@ from bertjax.data.corpus.blocks import CorpusError
 def open_tfds(name: str, data_dir: str | None) -> tuple[Any, Any]:
     """Returns the builder and the information about the split of `tfds:NAME/CONFIG:SPLIT`.
 
-    Downloads and prepares the data set where that was not done before.
+    Downloads and prepares the data set if that was not done before.
 
     Raises:
         CorpusError: the name has another form, or TFDS cannot open it.
@@ -22,7 +22,7 @@ def open_tfds(name: str, data_dir: str | None) -> tuple[Any, Any]:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    with contextlib.suppress(RuntimeError):  # too late: the caller uses TensorFlow himself
+    with contextlib.suppress(RuntimeError):  # too late: the caller already uses TensorFlow
         tf.config.set_visible_devices([], "GPU")  # text needs none, and another run may
     data_set, colon, split = name.removeprefix("tfds:").rpartition(":")
     if not colon or not data_set or not split:
@@ -40,8 +40,8 @@ def open_tfds(name: str, data_dir: str | None) -> tuple[Any, Any]:
 def read_tfds_records(name: str, data_dir: str | None = None) -> Iterator[dict[str, Any]]:
     """The records of `tfds:NAME/CONFIG:SPLIT`, in order.
 
-    Text is str, numbers are Python's, sequences lists; a class label is its name, None where it
-    is hidden (-1). A TFDS feature of another sort comes as it is.
+    Text is str, numbers are Python's, sequences are lists. A class label is its name, or None if it
+    is hidden (-1). Other TFDS features are returned unchanged.
 
     Raises:
         CorpusError: see `open_tfds`.

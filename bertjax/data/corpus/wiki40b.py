@@ -1,6 +1,6 @@
 """The markup of Wiki-40B, `tfds:wiki40b/LANGUAGE:SPLIT`.
 
-    _START_ARTICLE_            titles of articles and sections are no sentences: left out
+    _START_ARTICLE_            titles of articles and sections are left out
     Title of the article
     _START_SECTION_
     Title of the section
@@ -18,14 +18,14 @@ _NEWLINE = "_NEWLINE_"
 
 
 def wiki40b_text(text: str) -> str:
-    """The paragraphs of an article, a line each."""
+    """The paragraphs of an article, one line each."""
     lines = []
     title = False  # whether the next line is one
     for line in text.split("\n"):
         mark = next((mark for mark in (*_TITLES, _PARAGRAPH) if line.startswith(mark)), "")
         rest = line.removeprefix(mark)
         if mark in _TITLES:
-            title = not rest.strip()  # else it stands on the line of its mark
+            title = not rest.strip()  # else the title is on the line of its mark
         elif title and not mark:
             title = False
         else:

@@ -1,8 +1,8 @@
-"""Token stores in a bucket: brought to this machine's disk before training, or sent there.
+"""Token stores in a bucket: downloaded to this machine's disk before training, or uploaded.
 
-A run maps its store into memory, so it needs the files themselves. They are fetched once a machine,
-whichever of its processes comes first, into a folder named after the manifest's checksum: a store
-that has changed is another folder, and one that two runs use is there once.
+A run maps its store into memory, so it needs the files themselves. The first process of a machine
+fetches them, once, into a folder named after the manifest's checksum. So a store that has changed
+is another folder, and two runs with the same store share one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from bertjax.storage.bucket import BucketPath, as_path, in_parallel
 from bertjax.storage.cache import cache_folder
 
 _LOG = logging.getLogger(__name__)
-_REPORT_SECONDS = 30.0  # between the lines of a log that is no terminal
+_REPORT_SECONDS = 30.0  # between lines of a log that is not a terminal
 
 
 def local_store(path: str) -> Path:
-    """The folder of a store: as it is, or for gs:// where its files are on this disk by now.
+    """The folder of a store; for gs://, the local folder to which it fetches the files.
 
     Raises:
         StoreError: as `fetch_store`.
@@ -42,10 +42,10 @@ def local_store(path: str) -> Path:
 
 
 def fetch_store(source: BucketPath) -> Path:
-    """Brings a store to this machine's cache, as far as it is not there yet.
+    """Fetches a store to this machine's cache, unless it is already there.
 
-    Each file gets its name when its SHA-256 is the manifest's, so what was fetched before an
-    interruption is not fetched again. Other processes of the machine wait for the first.
+    Each file gets its name when its SHA-256 equals the manifest's, so a file that was complete
+    before an interruption is not fetched again. Other processes of the machine wait for the first.
 
     Raises:
         StoreError: there is no store, a file is missing or damaged, or the disk has no room.
@@ -78,7 +78,7 @@ def fetch_store(source: BucketPath) -> Path:
 
 
 def upload_store(folder: Path, target: BucketPath) -> None:
-    """Sends a finished store to a bucket, the manifest last; what is there already is not sent.
+    """Uploads a finished store to a bucket, the manifest last; skips files that are there.
 
     Raises:
         StoreError: another store is there, or the bucket cannot be written.
@@ -101,7 +101,7 @@ def upload_store(folder: Path, target: BucketPath) -> None:
     except OSError as error:
         raise StoreError(
             f"{target}: the store in {folder} cannot be uploaded: {error}; run the same command "
-            "again to go on"
+            "again to continue"
         ) from error
 
 
@@ -162,11 +162,11 @@ def _fetch(source: BucketPath, folder: Path, missing: dict[str, dict[str, Any]])
                 )
             partial.replace(folder / name)
 
-        in_parallel(fetch, missing, at_error=stopped.set)  # the others need not come to their end
+        in_parallel(fetch, missing, at_error=stopped.set)  # the others need not finish
 
 
 class _Progress:
-    """How far the fetch is, with the rate and the time left: a bar, or a line now and then."""
+    """Progress of the fetch, with rate and time left: a bar, or a line now and then."""
 
     def __init__(self, source: BucketPath, total: int):
         self._bar = tqdm(
@@ -181,7 +181,7 @@ class _Progress:
         self._lock = threading.Lock()
 
     def add(self, num_bytes: int) -> None:
-        """Counts bytes that have come."""
+        """Counts bytes that were received."""
         with self._lock:
             self._bar.update(num_bytes)
             self._done += num_bytes

@@ -37,7 +37,7 @@ FORMAT = "bertjax-store"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
-_OTHER_FILES = 256  # that a process may open besides those of the store
+_OTHER_FILES = 256  # files that a process may open besides those of the store
 
 
 class StoreError(BertjaxError, ValueError):
@@ -60,9 +60,9 @@ class Split:
     num_documents: int
 
     def first_documents(self, share: float) -> Split:
-        """The first documents, in the order of the input: this share of them, one at least.
+        """The first documents in the order of the input: this share of them, at least one.
 
-        `unigrams` stay those of all documents.
+        `unigrams` are still those of all documents.
         """
         num_documents = max(1, round(share * self.num_documents))
         if num_documents >= self.num_documents:
@@ -121,8 +121,8 @@ class Split:
                 f"{self.folder}: {lengths[used][over[0]]} tokens from {begins[over[0]]} on run "
                 f"over the end, {shard_ends[over[0]]}, of a shard"
             )
-        # Whole windows are copied a row at a time, which is several times faster than single
-        # elements; rows whose window would pass the end of the shard are few.
+        # Whole windows are copied row by row, which is several times faster than single elements.
+        # Few rows have a window that would pass the end of the shard.
         places = begins - self.shard_starts[shards]
         whole = begins + width <= shard_ends
         sorted_rows = np.flatnonzero(whole)
@@ -138,7 +138,7 @@ class Split:
 
 
 def _windows(tokens: np.ndarray, width: int) -> np.ndarray:
-    """Views of `width` tokens from each on; cheap, for a batch may touch hundreds of shards."""
+    """Views of `width` tokens from each start; cheap, as a batch may use hundreds of shards."""
     step = tokens.itemsize
     shape = (len(tokens) - width + 1, width)
     return np.ndarray(shape, tokens.dtype, buffer=tokens, strides=(step, step))
@@ -176,7 +176,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """Opens a store after checking its format, and the size and shape of each file.
 
     Raises:
-        StoreError: the folder is no finished store, or a file is missing or of the wrong size.
+        StoreError: the folder is not a finished store, or a file is missing or of the wrong size.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -221,7 +221,7 @@ def read_manifest(path: Path | BucketPath) -> dict[str, Any]:
         what = "no such folder" if not path.is_dir() else "there is no such file"
         raise StoreError(
             f"{file}: {what}, so this is no store, or bertjax.prepare has not finished it "
-            "(the same command run again goes on where it stopped)"
+            "(the same command run again continues where it stopped)"
         ) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{file}: cannot be read as JSON: {error}") from None
@@ -290,7 +290,7 @@ def _open_split(folder: Path, name: str, entry: dict[str, Any], vocab_size: int)
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises this process's own limit, often 1,024: Python keeps a descriptor for each map."""
+    """Raises the limit of open files, often 1,024: Python keeps a descriptor for each map."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/dev/fd")) + count + _OTHER_FILES
     if soft < needed:

@@ -1,9 +1,9 @@
-"""Writes a token store part by part, so that a killed writer loses one part at most.
+"""Writes a token store part by part, so that a killed writer loses at most one part.
 
 While it is written, STORE/unfinished/ holds, for each part, the lengths of its sentences and
 documents and, written last, part-00000.json with checksums and the caller's state. A part without
-that file never counted. `finish` streams the lengths into offsets, writes the manifest and removes
-STORE/unfinished/. Every file appears whole or not at all: temporary name, fsync, rename.
+that file does not count. `finish` streams the lengths into offsets, writes the manifest and removes
+STORE/unfinished/. Every file appears complete or not at all: temporary name, fsync, rename.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class StoreWriter:
         self._array(split, "documents", np.dtype(np.uint32)).append(document_lengths)
 
     def commit(self, state: dict[str, Any]) -> None:
-        """Closes the open part; from here on it survives a kill, with `state` (JSON) beside it."""
+        """Closes the open part. From now on it survives a kill, with `state` (JSON)."""
         number = len(self.parts)
         part: dict[str, Any] = {"state": state, "files": {}}
         for split in SPLITS:
@@ -148,13 +148,13 @@ class StoreWriter:
         self.parts.append(part)
 
     def close(self) -> None:
-        """Gives up the open part, if there is one."""
+        """Discards the open part, if there is one."""
         for file in self._open.values():
             file.discard()
         self._open.clear()
 
     def finish(self, tokenizer: Tokenizer, details: dict[str, Any]) -> None:
-        """Joins the parts, writes the manifest and removes what only a restart needed.
+        """Joins the parts, writes the manifest and removes the files for a restart.
 
         Args:
             tokenizer: already saved in STORE/tokenizer.
@@ -196,7 +196,7 @@ class StoreWriter:
         return self.work / f"{split}-{kind}-{part:05d}.npy"
 
     def _read_part(self, number: int) -> dict[str, Any] | None:
-        """A committed part, or None where the next one is to be written."""
+        """A committed part, or None if it was not committed."""
         try:
             part: dict[str, Any] = json.loads((self.work / f"part-{number:05d}.json").read_bytes())
             for name, expected in part["files"].items():

@@ -14,14 +14,14 @@ from bertjax.heads import HEADS
 
 _ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
 _LENGTH_UNIT = 8  # tokens; a length is a multiple of it
-_LEAST_BATCHES = 4  # of one shape, but for the longest: fewer are not worth compiling for
+_LEAST_BATCHES = 4  # of one shape, except the longest: fewer are not worth a compilation
 _OF_ROWS = {
     name for head in HEADS.values() for name, answer in head.answers.items() if not answer.per_token
 }
 
 
 class ExampleRows:
-    """Training rows: epoch after epoch, each time in another order, every row once an epoch."""
+    """Training rows: every row once per epoch, each epoch in another order."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], *, seed: int):
         """Keeps the arrays.
@@ -50,11 +50,11 @@ class ExampleRows:
 
 
 class LengthBatch(NamedTuple):
-    """Rows of like lengths.
+    """Rows of similar lengths.
 
     Attributes:
-      positions: int64 [b], which rows; the last ones of a batch may be -1, no row.
-      length: tokens that hold the longest of them.
+      positions: int64 [b], which rows; the last ones of a batch may be -1 (no row).
+      length: columns of the batch, enough for the longest row.
     """
 
     positions: np.ndarray
@@ -64,17 +64,17 @@ class LengthBatch(NamedTuple):
 def batches_by_length(
     lengths: np.ndarray, max_length: int, *, num_lengths: int, shards: int, tokens_per_shard: int
 ) -> list[LengthBatch]:
-    """Every row once, with those of like lengths together, so that little of a batch is padding.
+    """Batches of rows of similar lengths, each row once, so that batches have little padding.
 
-    Rows are cut to one of a few equally spaced lengths, where several whole batches of them are so
-    short: few shapes, for each is compiled.
+    Rows are cut to one of a few equally spaced lengths. A length is used only for several whole
+    batches, because each shape is compiled.
 
     Args:
       lengths: int [n], real tokens of the rows.
       max_length: tokens of the longest row at most.
-      num_lengths: at most; the last is max_length.
+      num_lengths: largest number of lengths; the last is max_length.
       shards: equal parts that each batch is split into.
-      tokens_per_shard: at most, but for a shard of one row.
+      tokens_per_shard: largest number, except for a shard of one row.
 
     Returns:
       Batches in ascending order of their lengths.
@@ -86,7 +86,7 @@ def batches_by_length(
         size = shards * max(1, min(tokens_per_shard // length, -(-len(waiting) // shards)))
         count = int(np.searchsorted(lengths[waiting], length, "right"))
         if length < max_length:
-            count -= count % size  # what does not fill a batch goes with the longer ones
+            count -= count % size  # rows that do not fill a batch join the longer ones
             if count < _LEAST_BATCHES * size:
                 continue
         for begin in range(0, count, size):
@@ -104,7 +104,7 @@ def rounded_length(length: float, most: int) -> int:
 
 
 def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
-    """The arrays [n, ...], those of one number a token, as wide as input_ids, cut to `length`.
+    """The arrays [n, ...]; those with one number per token (as wide as input_ids) cut to `length`.
 
     Answers per row may have as many labels as a row has tokens: they stay whole.
     """
@@ -116,7 +116,7 @@ def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
 
 
 def take_rows(arrays: Mapping[str, np.ndarray], positions: np.ndarray, length: int) -> Batch:
-    """Rows of the arrays, those of one number a token cut to `length`; no row has row_weights 0.
+    """Rows of the arrays, as `cut_tokens` cuts them; position -1 gives a row of row_weights 0.
 
     Args:
       arrays: [n, ...] each, with input_ids [n, t] and row_weights [n].

@@ -1,9 +1,9 @@
-"""Which pairs share a row: longest-pack-first packing of lengths, at most `depth` to a row.
+"""Which pairs share a row: longest-pack-first packing of lengths, at most `depth` per row.
 
 The best-fit decreasing of Krell et al. 2021 ("LPFHP" in Efficient Sequence Packing without
 Cross-contamination): from the longest length to the shortest, each goes to the row in which it
-leaves the least room. Rows that hold the same lengths are one group with a count, so that the work
-depends on the number of different lengths and hardly on that of the pairs.
+leaves the least room. Rows with the same lengths are one group with a count, so the time depends
+on the number of different lengths and hardly on the number of pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pack_lengths(lengths: np.ndarray, capacity: int, depth: int) -> np.ndarray:
     Args:
         lengths: integer [n], 1 to `capacity`.
         capacity: of a row.
-        depth: things in a row at most.
+        depth: largest number of things in a row.
 
     Returns:
         int32 [rows, depth]: indices into `lengths`, the longest first, then -1. Equal lengths are
@@ -63,7 +63,7 @@ def pack_histogram(counts: np.ndarray, capacity: int, depth: int) -> list[_Group
         while left:
             fitting = rooms >> length
             if not fitting:
-                # A new row is the best fit for as many as it holds.
+                # A new row is the best fit for as many things as it holds.
                 each = min(depth, capacity // length)
                 add(left // each, (length,) * each, capacity - each * length)
                 add(left % each > 0, (length,) * (left % each), capacity - left % each * length)
@@ -82,8 +82,9 @@ def pack_histogram(counts: np.ndarray, capacity: int, depth: int) -> list[_Group
 def fit_rows(table: np.ndarray, lengths: np.ndarray, num_rows: int) -> np.ndarray:
     """Makes a packing have a given number of rows.
 
-    Too few rows: the longest of rows that hold several move to rows of their own. Too many: those
-    that hold the fewest things, and of these the emptiest, are left out with what they hold.
+    If there are too few rows, the longest things of rows with several move to rows of their own.
+    If there are too many, the rows with the fewest things (the emptiest of these first) are left
+    out with their content.
 
     Args:
         table: of `pack_lengths`.

@@ -1,4 +1,4 @@
-"""Masked language modelling: which positions of a row are predicted, and what stands there instead.
+"""Masked language modelling: which tokens of a row are predicted, and what replaces them.
 
 The proportions are the reference's (google-research/bert, `create_masked_lm_predictions`); spans
 are SpanBERT's (Joshi et al. 2020, section 3.1). Everything is a function of the row's key.
@@ -16,19 +16,19 @@ from bertjax.data.stream.rows import RowSpec
 # 80 % [MASK], 10 % unchanged, 10 % a random token, on 32 random bits.
 _MASK_BELOW = np.uint32(0.8 * 2**32)
 _KEEP_BELOW = np.uint32(0.9 * 2**32)
-_NEVER = np.uint32(0xFFFFFFFF)  # the score of what is no candidate
+_NEVER = np.uint32(0xFFFFFFFF)  # the score of a token that is no candidate
 
-# Span lengths in words: geometric with p = 0.2, cut at 10 and normalised; mean 3.8.
+# Span lengths in words: geometric with p = 0.2, cut at 10 and normalized; mean 3.8.
 _LONGEST_SPAN = 10
 _SPAN_SHARES = 0.2 * 0.8 ** np.arange(_LONGEST_SPAN)
 _SPAN_BELOW = (np.cumsum(_SPAN_SHARES / _SPAN_SHARES.sum())[:-1] * 2**32).astype(np.uint32)
 
-# One key a purpose.
+# One key per purpose.
 _CHOOSE, _ACTION, _REPLACEMENT, _SPAN_LENGTH = range(4)
 
 
 class TokenIds(Protocol):
-    """What the stream needs of a tokenizer; every `bertjax.data.tokenizers.tokenizer` has it."""
+    """What the stream needs from a tokenizer; every `Tokenizer` has it."""
 
     @property
     def vocab_size(self) -> int: ...  # noqa: D102
@@ -45,7 +45,7 @@ class TokenIds(Protocol):
 
 
 class MaskedRows(NamedTuple):
-    """Rows with masks, and what to predict; m = min(max_predictions, t), unused slots 0."""
+    """Rows with masks, and the targets; m = min(max_predictions, t); unused slots are 0."""
 
     input_ids: np.ndarray  # int32 [b, t]
     positions: np.ndarray  # int32 [b, m], ascending
@@ -64,9 +64,9 @@ def mask_rows(
 ) -> MaskedRows:
     """Chooses and replaces tokens.
 
-    Candidates are all tokens but [CLS] and [SEP]: like the reference, [UNK] is one. A row of n
+    Candidates are all tokens except [CLS] and [SEP]; [UNK] is one, as in the reference. A row of n
     tokens, special tokens included, gets min(max_predictions, max(1, round(mask_rate * n))), half
-    to even; "whole_word" and "span" may stay below where no whole word fits any more. A random
+    to even; "whole_word" and "span" may give fewer if no whole word fits any more. A random
     token is uniform over the whole vocabulary, special tokens included.
 
     Args:
@@ -118,7 +118,7 @@ def _choose_tokens(
     smallest = np.sort(np.partition(scores, m - 1, axis=1)[:, :m], axis=1)
     used = (np.arange(m) < budget[:, None]) & (smallest != _NEVER)
     positions = np.where(used, smallest & column_bits, np.uint32(t)).astype(np.int64)
-    positions.sort(axis=1)  # as many unused slots as before, now last
+    positions.sort(axis=1)  # the unused slots are now last
     used = positions < t
     positions[~used] = 0
     return _Choice(positions, used, positions)
@@ -129,21 +129,21 @@ def _scores(
 ) -> tuple[np.ndarray, np.uint32]:
     """uint32 [b, t]: random high bits, the column in the low ones (returned as a mask).
 
-    So no two are equal, and sorting scores is sorting columns. Where two candidates agree in the
-    high bits the lower column wins, which at t = 512 changes one row in some ten thousand.
+    So no two scores are equal, and sorting scores sorts columns. If two candidates agree in the
+    high bits, the lower column wins; at t = 512 this changes about one row in ten thousand.
     """
     columns = np.arange(candidates.shape[1], dtype=np.uint32)
     column_bits = np.uint32((1 << (max_length - 1).bit_length()) - 1)
     scores = bits32(bits64(keys, _CHOOSE), columns)
     scores &= ~column_bits
     scores |= columns
-    # Never the score of a candidate: that column is beyond the row, or its last, [SEP] or padding.
+    # No candidate has this score: the last column is beyond the row, [SEP] or padding.
     scores[~candidates] = _NEVER
     return scores, column_bits
 
 
 class _Words(NamedTuple):
-    """The words of the rows, w of them at most."""
+    """The words of the rows, at most w per row."""
 
     candidates: np.ndarray  # bool [b, t]
     word: np.ndarray  # int64 [b, t], number of the word at a candidate position
@@ -152,7 +152,7 @@ class _Words(NamedTuple):
 
 
 def _find_words(input_ids: np.ndarray, candidates: np.ndarray, word_starts: np.ndarray) -> _Words:
-    """Words end before [SEP]; a piece cut off from its word's start is a word of its own."""
+    """Words end before [SEP]. A token whose word's start was cut off is a word of its own."""
     b, t = input_ids.shape
     starts = word_starts[input_ids]
     starts[:, 1:] |= ~candidates[:, :-1]
@@ -168,7 +168,7 @@ def _find_words(input_ids: np.ndarray, candidates: np.ndarray, word_starts: np.n
 
 
 def _word_order(words: _Words, keys: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [b, w], each row's words in random order; bool [b, w], False where there is no more."""
+    """int64 [b, w], each row's words in random order; bool [b, w], False after the last word."""
     valid = words.size > 0
     scores, word_bits = _scores(valid, keys, max_length)
     scores.sort(axis=1)
@@ -179,10 +179,10 @@ def _word_order(words: _Words, keys: np.ndarray, max_length: int) -> tuple[np.nd
 def _choose_words(
     words: _Words, budget: np.ndarray, keys: np.ndarray, m: int, max_length: int
 ) -> _Choice:
-    """Takes words in random order, passing over those that do not fit, as the reference.
+    """Takes words in random order and skips those that do not fit, as the reference does.
 
-    A word that does not fit what remains never will, so all of these go at once; of the others,
-    as many as fit together are taken, and so on until nothing fits.
+    A word that does not fit now never will, so each round drops all of these. It takes as many of
+    the others as fit together, until nothing fits.
     """
     order, valid = _word_order(words, keys, max_length)
     size = np.take_along_axis(words.size, order, axis=1) * valid
@@ -205,7 +205,7 @@ def _choose_words(
 def _choose_spans(
     words: _Words, budget: np.ndarray, keys: np.ndarray, m: int, max_length: int
 ) -> _Choice:
-    """Takes spans of whole words, each from a random word that is still free, until none fits.
+    """Takes spans of whole words, each from a random free word, until none fits.
 
     A span ends before [SEP], before a word that is taken and before the word that no longer fits.
     One hash decides for the whole span whether it is masked, kept or replaced.
@@ -213,7 +213,7 @@ def _choose_spans(
     order, valid = _word_order(words, keys, max_length)
     lengths = bits32(bits64(keys, _SPAN_LENGTH), np.arange(order.shape[1], dtype=np.uint32))
     lengths = 1 + np.searchsorted(_SPAN_BELOW, lengths, side="right")
-    # Windows of the longest span may reach beyond the last word, so there is room behind it.
+    # Windows of the longest span may reach beyond the last word, so columns are added.
     room = ((0, 0), (0, _LONGEST_SPAN))
     size = np.pad(words.size, room)
     begin = np.pad(words.begin, room)

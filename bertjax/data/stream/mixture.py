@@ -1,9 +1,9 @@
 """Several sources of rows as one: which source has the row at a position, and where in it.
 
-Source k has `weights[k]` of every `sum(weights)` rows, spread evenly over them, and its rows come
-in its own order: the one at position p is at a position of the source that follows from p alone.
-So a mixture is a pure function of (seed, position) as its sources are, without a table to keep, and
-each source has epochs of its own.
+Source k has `weights[k]` of every `sum(weights)` rows, evenly spread, and its rows come in its own
+order. Position p of the mixture determines the source and the position in it, without a table. So
+a mixture is a pure function of (seed, position), as its sources are, and each source has epochs of
+its own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 from bertjax.data.stream.reader import Batch, Rows, check_positions
 
-_PARTS = 10**6  # weights are rounded to
+_PARTS = 10**6  # weights are rounded to a multiple of 1 / _PARTS of their sum
 _LARGEST_TOTAL = 3 * 10**9  # so that the product of two places in a cycle fits 63 bits
 
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """Weights above 0 as millionths of their sum, 1 at least."""
+    """Weights above 0 as millionths of their sum, at least 1 each."""
     return tuple(max(1, round(weight / sum(weights) * _PARTS)) for weight in weights)
 
 
@@ -35,12 +35,12 @@ class MixedRows:
         """Fixes the pattern.
 
         Args:
-            sources: of rows of the same length and the same fields.
+            sources: with rows of the same length and the same fields.
             weights: see `whole_weights`; None = the sizes of the sources, so that their epochs end
                 together and each row comes once in `num_rows` rows.
 
         Raises:
-            ValueError: the rows differ in length, or there are more or fewer weights than sources.
+            ValueError: the rows differ in length, or the number of weights is not that of sources.
         """
         lengths = sorted({source.max_length for source in sources})
         if len(lengths) != 1 or (weights is not None and len(weights) != len(sources)):
@@ -66,8 +66,8 @@ class MixedRows:
     def rows(self, positions: np.ndarray) -> Batch:
         """The rows at some positions: those of the sources, in the order of the positions.
 
-        `row_ids` count on over the sources: those of source k begin at the number of rows that the
-        sources before it have.
+        `row_ids` are numbered through all sources: those of source k begin at the number of rows of
+        the sources before it.
         """
         number, own = self.locate(check_positions(positions))
         batch: Batch = {}
@@ -84,9 +84,9 @@ class MixedRows:
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the rows at some positions come from.
 
-        Of n rows that are left to it and the sources after it, a source of w takes row i if
-        floor((i + 1) w / n) is above floor(i w / n), as a line is drawn on a screen: evenly spread,
-        and exactly w in n.
+        The sources choose places of a cycle one after the other. A source of weight w, which
+        chooses among n free places, takes place i if floor((i + 1) w / n) > floor(i w / n). So its
+        places are evenly spread, and exactly w of n.
 
         Args:
             positions: int64 [b], at least 0.

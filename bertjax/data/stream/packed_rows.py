@@ -1,8 +1,8 @@
 """Rows that hold several pairs each, as a pure function of (seed, stream, position).
 
-The pairs are those of `RowReader` at the same seed and stream, in windows of consecutive positions.
-The pairs of a window are packed together and always make the same number of rows, so that the
-window of a row, and the row's place in it, are a division away. docs/design/packing.md says why.
+The pairs are those of `RowReader` with the same seed and stream, in windows of consecutive
+positions. The pairs of a window are packed together and always make the same number of rows, so a
+division gives the window of a row and its place there. docs/design/packing.md says why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bertjax.data.stream.reader import Batch, RowReader, check_positions
 _LOG = logging.getLogger(__name__)
 
 _ROW_ORDER = 4  # what the key is for; 0 to 3 are those of `reader` and `example_rows`
-_WINDOW_PAIRS = 2**17  # at most; spare room shrinks with the root of it
+_WINDOW_PAIRS = 2**17  # at most; the share of spare rows falls with its square root
 _SAMPLED_PAIRS = 2**17
 _SAMPLE = 2**31 - 2  # the stream that lengths are sampled from: no phase has this number
 _KEPT_WINDOWS = 16  # threads may be in neighbouring ones
@@ -40,7 +40,7 @@ class PackedRows:
     """
 
     def __init__(self, pairs: RowReader, depth: int):
-        """Finds out how many rows a window makes, from a sample of lengths.
+        """Determines the number of rows per window from a sample of lengths.
 
         Args:
             pairs: the stream of the pairs; its `max_predictions` are the slots of a packed row.
@@ -64,7 +64,7 @@ class PackedRows:
         self._order_key = stream_key(*pairs.stream, _ROW_ORDER)
         n = pairs.num_rows
         self._windows = -(-n // _WINDOW_PAIRS)  # of an epoch
-        # The same for every seed and phase, so that epochs of two runs are as long.
+        # The same for every seed and phase, so that epochs of two runs are equally long.
         sample = pairs.with_stream(seed=0, stream_id=_SAMPLE)
         lengths = pairs.lengths(sample.draw(np.arange(_SAMPLED_PAIRS))[1])
         self.window_rows = rows_for(lengths, n // self._windows, spec.max_length, depth)
@@ -74,7 +74,7 @@ class PackedRows:
         self._plans = collections.OrderedDict()
         mean = float(lengths.mean())
         _LOG.info(
-            "packed: windows of %s pairs make %s rows: %.2f pairs a row, %.1f %% of the slots real",
+            "packed: windows of %s pairs make %s rows: %.2f pairs per row, %.1f %% real tokens",
             f"{n // self._windows:,}",
             f"{self.window_rows:,}",
             n / self.num_rows,
@@ -104,7 +104,7 @@ class PackedRows:
         return table
 
     def left_out(self, window: int) -> int:
-        """How many pairs of a window found no place in its rows."""
+        """The number of pairs of a window that are left out of its rows."""
         begin, end = self._pairs_of(window)
         return end - begin - int((self._plan(window) >= 0).sum())
 

@@ -1,8 +1,8 @@
-"""Sentence pairs: which tokens make up a row, drawn anew for each key.
+"""Sentence pairs: which tokens a row consists of, drawn for each key.
 
 `create_instances_from_document` of the reference (google-research/bert, create_pretraining_data.py)
 with fixed anchors: a row's sentences come from the row index instead of a walk that depends on
-earlier draws. docs/design/stream.md says what that changes.
+earlier draws. docs/design/stream.md describes the differences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bertjax.data.counter_rng import bits64, coin_flips, uniform_float, uniform_
 from bertjax.data.store.store import Split
 from bertjax.data.stream.rows import RowSpec
 
-# One counter a draw, so that no draw shifts another.
+# One counter per draw, so that no draw shifts another.
 _SHORT, _TARGET, _A_SENTENCES, _RANDOM, _SENTENCE, _DROP_A, _DROP_B, _DOCUMENT = range(8)
 _DOCUMENT_DRAWS = 10  # as the reference
 
@@ -29,7 +29,7 @@ class Segments(NamedTuple):
     a_length: npt.NDArray[np.int64]  # at least 1
     b_start: npt.NDArray[np.int64]
     b_length: npt.NDArray[np.int64]  # at least 1; 0 without next-sentence prediction
-    is_random: np.ndarray  # 1 where B comes from another document, else 0
+    is_random: np.ndarray  # 1 if B comes from another document, else 0
 
 
 Neighbours = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -47,17 +47,20 @@ def draw_segments(
 ) -> Segments:
     """Chooses the tokens of each row.
 
-    A target length is `room`, or with probability `short_row_rate` uniform in [2, room]; sentences
-    of the row are taken until it is reached. Without next-sentence prediction they are the one
-    segment, and what is above `room` is dropped in front and behind, any number in front as likely
-    as another. With it, A is the first 1 to n - 1 of the n sentences; B is the others, or, where n
-    is 1 and with probability 1/2 elsewhere, sentences of another document from a random one on
-    until they fill the target. What is above `room` is dropped token by token from the longer
-    segment (B where equal), at either end with probability 1/2, as the reference does.
+    The target length is `room`, or with probability `short_row_rate` uniform in [2, room].
+    Sentences of the row are taken until it is reached.
 
-    A split of one document has no other to take B from: like the reference after ten draws, B
-    then comes from the same document and still counts as random. So does a row whose neighbours
-    are all of its own document.
+    Without next-sentence prediction they are a single segment. Tokens above `room` are dropped in
+    front and behind; any number in front is equally likely.
+
+    With it, A is the first 1 to n - 1 of the n sentences. B is random if n is 1, and with
+    probability 1/2 otherwise: sentences of another document from a random one on, until they fill
+    the target. Otherwise B is the rest of the n sentences. Tokens above `room` are dropped one by
+    one from the longer segment (B if both are equal), at either end with probability 1/2, as in
+    the reference.
+
+    If there is no other document, in the split or among the neighbours, B comes from the same
+    document and still counts as random, as in the reference after ten draws.
 
     Args:
         split: where the tokens are.
@@ -107,7 +110,7 @@ def draw_segments(
 def truncated_lengths(
     a_length: npt.NDArray[np.int64], b_length: np.ndarray, room: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What dropping one token at a time from the longer (B where equal) leaves of each."""
+    """The lengths after tokens are dropped one by one from the longer segment (B if equal)."""
     half = room // 2
     a_kept = np.minimum(a_length, np.maximum(room - b_length, room - half))
     b_kept = np.minimum(b_length, np.maximum(room - a_length, half))

@@ -1,7 +1,7 @@
-"""Tells the system which parts of a store are read next, so that it fetches whole blocks at once.
+"""Tells the system which parts of a store are read next, so that it fetches whole blocks.
 
-A window of `RowOrder` is fetched when the one before it begins, and let go when it is some windows
-behind: then a process maps a few windows at most, however long it reads. This is advice: it changes
+A window of `RowOrder` is fetched when the previous one begins, and released when it is some windows
+behind. So a process maps at most a few windows, however long it reads. This is advice: it changes
 no row, and a system that ignores it reads page by page.
 """
 
@@ -40,16 +40,16 @@ class ReadAhead:
         self._order = order
         self._key = order_key
         self._lock = threading.Lock()
-        # Not by those who wait for rows: asking for a window can take as long as reading it.
+        # In a thread of its own, since asking for a window can take as long as reading it.
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "bertjax-read-ahead")
         self._windows: collections.OrderedDict[int, concurrent.futures.Future[list[_Range]]]
         self._windows = collections.OrderedDict()
-        # Rows before their window is there read single pages, not as far ahead as the system would.
+        # A row whose window has not arrived reads single pages, without the system's read-ahead.
         for array in (starts, split.sentence_offsets, *split.token_shards):
             _advise(_ranges(array, [(0, len(array))]), mmap.MADV_RANDOM)
 
     def follow(self, epoch: np.ndarray, index: np.ndarray) -> None:
-        """Fetches the windows of some rows and those after them, where that has not happened yet.
+        """Fetches the windows of some rows and the next ones, unless they are fetched already.
 
         Args:
             epoch: int64 [b].

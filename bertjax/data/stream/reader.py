@@ -1,8 +1,8 @@
-"""Rows of a split as a pure function of (seed, stream, position): NumPy alone, no TensorFlow.
+"""Rows of a split as a pure function of (seed, stream, position), with NumPy only.
 
-Position p is row p % n of epoch p // n, n the rows of the split. A keyed shuffle of the epoch turns
-it into a row of the index (`row_order`); the row's pair and mask are drawn from the position. So
-the whole state of the input is one integer, and a row is the same in any batch, on any host.
+A split of n rows has row p % n of epoch p // n at position p. A keyed shuffle of the epoch turns it
+into a row of the index (`row_order`), and the position determines the row's pair and mask. So the
+whole state of the input is one integer, and a row is the same in any batch and on any host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Rows(Protocol):
-    """A source of rows that depend on their positions alone.
+    """A source of rows that depend on their positions only.
 
     Attributes:
         num_rows: of one epoch.
@@ -66,7 +66,7 @@ class RowReader:
             tokens: the store's tokenizer, or anything with its ids and word starts.
             spec: what a row looks like.
             seed: of the run.
-            stream_id: number of the phase, so that no two phases read alike.
+            stream_id: number of the phase, so that phases read different rows.
             cache: where to keep the row index if the store is read-only.
             shuffle_window: rows that are read and shuffled together; 0 = all. Random second
                 segments come from the same window.
@@ -235,16 +235,16 @@ def evaluation_batches(
     offsets: np.ndarray | None = None,
     max_rows: int = 0,
 ) -> Iterator[Batch]:
-    """The first rows of epoch 0, each once: the same ones in the same batches every time.
+    """The first rows of epoch 0, each once; the same batches every time.
 
-    Every process makes the same number of batches. What is missing in the last is filled with
-    copies of the first row that have `row_weights` and `masked_weights` 0 and `row_ids` -1.
+    Every process makes the same number of batches. The last one is filled up with copies of the
+    first row that have `row_weights` and `masked_weights` 0 and `row_ids` -1.
 
     Args:
         reader: of the held-out documents.
         global_batch_size: rows of a batch over all processes.
         offsets: integer [b], this process's rows of each global batch; None = all of them.
-        max_rows: rows to make at most; 0 = all.
+        max_rows: largest number of rows; 0 = all.
     """
     offsets = np.arange(global_batch_size) if offsets is None else offsets
     num_rows = min(max_rows, reader.num_rows) if max_rows else reader.num_rows

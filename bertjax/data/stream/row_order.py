@@ -1,9 +1,9 @@
 """In which order the rows of an epoch come: shuffled as one, or in windows of blocks.
 
-A shuffle of all rows reads everywhere at once, which needs a store that fits the memory or a fast
-disk. In two levels, consecutive rows form blocks, the blocks are shuffled, as many of them as make
-a window are read together, and the rows of the window are shuffled. Both are keyed permutations:
-each row comes once an epoch, and its place follows from the index without a table.
+A shuffle of all rows reads from all parts of the store, so the store must fit the memory or lie on
+a fast disk. The alternative has two levels: consecutive rows form blocks, the blocks are shuffled,
+some blocks form a window, and the rows of the window are shuffled. Both shuffles are keyed
+permutations: each row comes once per epoch, and its place follows from the index without a table.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy.typing as npt
 from bertjax.data.counter_rng import bits64, permute, uniform_int
 from bertjax.data.store.store import Split
 
-WINDOW_BLOCKS = 256  # places of the store that a window mixes; so a block is window / 256 rows
-_LARGE_STORE = 2**35  # bytes of tokens above which rows are not shuffled as one unless told to
+WINDOW_BLOCKS = 256  # blocks per window; a block has window / 256 rows
+_LARGE_STORE = 2**35  # bytes of tokens; above, the default is to shuffle in windows
 _LARGE_STORE_WINDOW = 2**18  # rows
-_SHIFT, _BLOCK, _FIRST_WINDOW = range(3)  # what the bits of an epoch's key are for
+_SHIFT, _BLOCK, _FIRST_WINDOW = range(3)  # purposes of the bits of an epoch's key
 
 
 def shuffle_window(setting: int, split: Split) -> int:
-    """Rows that are shuffled together: what is set, or for -1 what the size of the store asks for.
+    """The number of rows that are shuffled together: as set, or for -1 by the size of the store.
 
     The memory of a machine must not decide it: a run would read other rows on another machine.
     """
@@ -82,7 +82,7 @@ class RowOrder:
 
     @property
     def num_windows(self) -> int:
-        """Of an epoch; the last is the longest, up to two windows and a part of a block."""
+        """Windows of an epoch; the last is the longest, up to two windows and a part of a block."""
         return max(1, self.num_rows // self._span)
 
     def blocks(self, window: int, key: int) -> list[tuple[int, int]]:
@@ -109,7 +109,7 @@ class RowOrder:
         return begin, self.num_rows - begin if window == self.num_windows - 1 else self._span
 
     def _groups(self, index: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
-        """What lies in one window of one epoch: places in `index`, the window and the key."""
+        """For each window of each epoch: places in `index`, the window and the key."""
         numbers = self.window_numbers(index)
         for key in np.unique(keys):
             for window in np.unique(numbers[keys == key]):
@@ -125,8 +125,8 @@ class RowOrder:
 def _first_rows(order: RowOrder, window: int, key: int) -> np.ndarray:
     """The first row of each block of a window.
 
-    What does not fill a block stays last; all rows are shifted by a number of the epoch, so that
-    these are others in each epoch.
+    Rows that do not fill a block stay last. All rows are shifted by a number of the epoch, so these
+    are other rows in each epoch.
     """
     begin, size = order._extent(window)
     block = np.arange(begin, begin + size, order._block_rows) // order._block_rows

@@ -1,9 +1,9 @@
 """What a row looks like, and the index that says where each row of a split begins.
 
 The anchors are fixed: walking a document from its first sentence, a row closes when its tokens fill
-the room of a row or the document ends. Rows therefore partition the sentences: row i is the
-sentences [starts[i], starts[i + 1]), every sentence lies in one row and n is known. The index
-depends on the store and the room alone, so it is built once and kept in STORE/rows/.
+the room of a row or the document ends. So rows partition the sentences: row i is the sentences
+[starts[i], starts[i + 1]), and the number of rows is known. The index depends only on the store and
+the room, so it is built once and kept in STORE/rows/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RowSpec:
     mask_rate: float = 0.15  # share of the tokens, special tokens included, to predict
     masking: str = "token"  # "token", "whole_word" or "span"
     short_row_rate: float = 0.1  # share of rows cut to a random length
-    next_sentence: bool = True  # False: one segment of running sentences, as RoBERTa
+    next_sentence: bool = True  # False: one segment of consecutive sentences, as RoBERTa
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -60,15 +60,15 @@ class RowSpec:
 
 
 def row_index(split: Split, room: int, cache: Path | None = None) -> np.ndarray:
-    """Where each row begins; read from STORE/rows/, or built and left there.
+    """Where each row begins; read from STORE/rows/, or built and stored there.
 
     Args:
         split: the documents.
         room: tokens that fill a row.
-        cache: folder to use where the store is read-only; None = build in memory then.
+        cache: folder to use if the store is read-only; None = build in memory then.
 
     Returns:
-        int64 [num_rows + 1], memory-mapped where it lies on disk: the first sentence of each row,
+        int64 [num_rows + 1], memory-mapped if it is on disk: the first sentence of each row,
         then num_sentences.
     """
     # The manifest names every file's checksum, so a changed store changes the name.
@@ -100,8 +100,8 @@ def build_row_index(split: Split, room: int) -> np.ndarray:
 def row_blocks(split: Split, room: int) -> Iterator[np.ndarray]:
     """Walks the documents; a hundred million sentences take about ten seconds.
 
-    Each sentence is given the row that would follow if one began there, block by block with NumPy;
-    following these from sentence to sentence is then one step a row. Memory is that of a block.
+    For each sentence NumPy computes, block by block, where the next row begins if one begins there.
+    Following these is then one step per row. The memory is that of a block.
 
     Yields:
         int64, parts of the index, see `row_index`; the last is num_sentences.
@@ -112,7 +112,7 @@ def row_blocks(split: Split, room: int) -> Iterator[np.ndarray]:
     began = reported = time.monotonic()
     for block in range(0, split.num_sentences, _BLOCK):
         stop = min(block + _BLOCK, split.num_sentences)
-        # A sentence has a token at least, so `room` sentences beyond the block always reach.
+        # A sentence has at least one token, so `room` sentences beyond the block are enough.
         window = offsets[block : min(stop + room, split.num_sentences) + 1]
         full = block + np.searchsorted(window, window[: stop - block] + room)
         first, last = np.searchsorted(documents, (block, stop - 1), side="right")
@@ -139,14 +139,14 @@ def row_blocks(split: Split, room: int) -> Iterator[np.ndarray]:
 def _read(path: Path, split: Split) -> np.ndarray | None:
     try:
         starts = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # none, or one that a crash cut short
+    except (OSError, ValueError, EOFError):  # no index, or one that a crash cut short
         return None
     whole = starts.dtype == np.int64 and starts.ndim == 1 and len(starts) > 1
     return starts if whole and starts[0] == 0 and starts[-1] == split.num_sentences else None
 
 
 def _write(path: Path, blocks: Iterable[np.ndarray]) -> None:
-    """Whole or not at all: two processes may build the same index at once."""
+    """Complete or not at all: two processes may build the same index at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".tmp", path.name, path.parent) as folder:
         file = ArrayFile(Path(folder) / path.name, np.dtype(np.int64))

@@ -1,8 +1,8 @@
 """Batches made ahead of time in the background: tf.data calls the reader from several threads.
 
-Where TensorFlow is not installed a pool of threads does the same, and says so. Nothing random
-happens here: batch k of a stream is the rows at the positions that its number says, so the stream
-is opened anywhere at once and TensorFlow's version cannot change what it holds.
+Without TensorFlow a pool of threads does the same, and logs it. Nothing here is random: the number
+of a batch determines its positions. So a stream opens at any position at once, and TensorFlow's
+version cannot change its content.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bertjax.cores import num_cores
 from bertjax.data.stream.reader import Batch, Rows
 from bertjax.errors import EXIT_FAILED, BertjaxError
 
-# Tokens made by one call, 2,048 rows of 128: below that the cost of NumPy's calls shows (a call for
-# a batch of 32 rows takes nine times as long a row), above it the arrays leave the cache.
+# Tokens made by one call, 2,048 rows of 128. With fewer, NumPy's calls are costly: calls for 32
+# rows take nine times as long per row. With more, the arrays do not fit the cache.
 _BLOCK_TOKENS = 2**18
 
 
@@ -38,7 +38,7 @@ class StreamError(BertjaxError, RuntimeError):
 
 
 class BatchStream:
-    """Iterates over batches without end, from any position; a context manager.
+    """Iterates endlessly over batches, from any position; a context manager.
 
     `close` stops the threads: an interpreter that ends under a running tf.data iterator can hang.
     A stream that is dropped or still open at exit closes itself.
@@ -61,9 +61,9 @@ class BatchStream:
             global_batch_size: rows of a batch over all processes.
             offsets: integer [b], this process's rows of each global batch; None = all of them.
                 Batch k has the rows at position + k * global_batch_size + offsets.
-            position: first row of the first global batch: all the state that a stream has.
-            num_threads: calls at the same time; 0 = one a core, at most 16.
-            prefetch_batches: batches kept ready, at least.
+            position: first row of the first global batch: the whole state of a stream.
+            num_threads: calls at the same time; 0 = one per core, at most 16.
+            prefetch_batches: least number of batches made ahead.
 
         Raises:
             ValueError: an offset lies outside the global batch, or there is none.
@@ -138,15 +138,15 @@ class _TensorFlowPipeline:
         self._blocks_taken = 0
         empty = reader.rows(np.zeros(0, np.int64))
         self._names = tuple(empty)
-        # By block. An exception must not reach TensorFlow, which would log its traceback and hand
-        # on no more than its text.
+        # By block. An exception must not reach TensorFlow, which would log its traceback and pass
+        # on only its text.
         self._errors: dict[int, Exception] = {}
         self._closing = threading.Event()
         errors, closing = self._errors, self._closing
 
         def make_block(block: np.ndarray) -> list[np.ndarray]:
             rows = empty
-            if not closing.is_set():  # what is still queued need not be made
+            if not closing.is_set():  # queued blocks need not be made
                 try:
                     rows = reader.rows(positions(int(block)))
                 except Exception as error:
@@ -219,7 +219,7 @@ class _ThreadPipeline:
         return rows
 
     def close(self) -> None:
-        """Waits for the blocks that are being made; the queued ones never are."""
+        """Waits for the blocks in progress; queued ones are dropped."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -232,8 +232,8 @@ def _stream_error(positions: np.ndarray, error: Exception) -> StreamError:
     return found
 
 
-# Set while TensorFlow is imported: then it leaves Keras, half of the time that the import takes, to
-# whoever uses tf.keras. Not set any more by then, so tf.keras stays what it is.
+# Set only during the import of TensorFlow, which then imports Keras lazily. Keras takes half of the
+# import time. Later it is unset, so tf.keras is not changed.
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
@@ -253,6 +253,8 @@ def _import_tensorflow() -> Any:
     Raises:
         RuntimeError: the process already uses TensorFlow on a GPU.
     """
+    # It only feeds rows here, and would print lines about floating point twice.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     given = os.environ.get(_LEGACY_KERAS)
     os.environ[_LEGACY_KERAS] = "1"
     try:

@@ -1,8 +1,8 @@
-"""Text to words and punctuation marks, as google-research/bert, tokenization.py, has them.
+"""Text to words and punctuation marks, as in tokenization.py of google-research/bert.
 
-`basic_tokenize` is the rules, for one text. `split_chunks` and `fine_chunks` cut text at places
-where the rules cut it too, and far faster: chunks repeat, so whoever remembers what became of each
-chunk hardly ever needs the rules.
+`basic_tokenize` applies the rules to one text. `split_chunks` and `fine_chunks` cut text at places
+where the rules cut it too, and are far faster: chunks repeat, so a cache of chunks hardly ever
+needs the rules.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CJK_RANGES = (
     (0x2F800, 0x2FA1F),
 )
 
-# Lines where str.split() alone does not give the reference's chunks: control characters that Python
-# takes for white space and the reference drops, and ideographs, each a chunk of its own. And NUL,
+# In these texts str.split() does not give the reference's chunks: control characters that Python
+# treats as white space and the reference drops, and ideographs, each a chunk of its own. Also NUL,
 # which ends sentences below.
 _NEEDS_CLEANING = re.compile(
     "[\0\x0b\x0c\x1c-\x1f\x85" + "".join(f"{chr(a)}-{chr(b)}" for a, b in CJK_RANGES) + "]"
@@ -78,7 +78,7 @@ def basic_tokenize(text: str, lower_case: bool) -> list[str]:
     """Split text into words and punctuation marks, before any vocabulary is looked at."""
     words: list[str] = []
     for token in text.translate(CLEAN).split():
-        # Word by word: what lower() makes of a sigma depends on what stands next to it.
+        # Word by word, because lower() of a sigma depends on its neighbours.
         if lower_case:
             token = unicodedata.normalize("NFD", token.lower()).translate(SPLIT_UNCASED)
         else:
@@ -97,14 +97,14 @@ def split_chunks(text: str) -> list[str]:
 # Between sentences; no text has it once it is cleaned.
 SENTENCE_END = b"\0"
 _SEPARATOR = f" {SENTENCE_END.decode()} "
-# ASCII punctuation, each to be set apart. It is translated by itself, and no accent joins it.
+# ASCII punctuation, each a chunk. It is not changed by translation, and no accent joins it.
 _ASCII_MARKS = [
     (mark.encode(), f" {mark} ".encode()) for mark in map(chr, range(33, 127)) if not mark.isalnum()
 ]
 # U+2010 to U+2027: dashes, quotation marks and the ellipsis, all of them punctuation.
 _GENERAL_PUNCTUATION = re.compile(rb"(\xe2\x80[\x90-\xa7])")
-# Bytes of which one at least stands in all that `_plain` changes, NUL aside: U+000B, U+000C, and
-# the first bytes of ideographs (and of kana and emoji, which does no harm).
+# Everything that `_plain` changes, except NUL, contains one of these bytes: U+000B, U+000C, and the
+# first bytes of ideographs (and of kana and emoji, which is harmless).
 _SUSPICIOUS = bytes([0x0B, 0x0C, *range(0xE3, 0xEA), *range(0xEF, 0x100)])
 _CAPITAL_SIGMA = "\u03a3"
 
@@ -112,11 +112,11 @@ _CAPITAL_SIGMA = "\u03a3"
 def fine_chunks(sentences: Sequence[str], lower_case: bool) -> list[bytes]:
     """Cut sentences into pieces of UTF-8 that are mostly one word or one punctuation mark.
 
-    The words of the chunks, joined, are the words of the sentences. Chunks are so few that they
-    are worth remembering: at white space, ASCII punctuation and common quotation marks the rules
-    cut as well, and for lowered text the letters A to Z may be lowered at once, since lower() is
-    idempotent. It looks at neighbours for a capital sigma alone, so text with one is lowered
-    before it is cut.
+    The words of the chunks, joined, are the words of the sentences. The number of different chunks
+    is small enough for a cache. The rules too cut at white space, ASCII punctuation and common
+    quotation marks. For an uncased vocabulary the letters A to Z are lowered first, which is safe
+    because lower() is idempotent. Only a capital sigma depends on its neighbours, so text with one
+    is lowered before it is cut.
 
     Args:
         sentences: any text.
@@ -133,12 +133,12 @@ def fine_chunks(sentences: Sequence[str], lower_case: bool) -> list[bytes]:
     ):
         data = _joined([_plain(sentence, lower_case) for sentence in sentences])
     if lower_case:
-        data = data.lower()  # of bytes: A to Z alone
+        data = data.lower()  # on bytes, only A to Z
     for mark, apart in _ASCII_MARKS:
         data = data.replace(mark, apart)
     if not data.isascii():
         data = b" ".join(_GENERAL_PUNCTUATION.split(data))
-    # Python splits bytes at ASCII white space only: of that, the reference too splits at all but
+    # Python splits bytes at ASCII white space only. The reference splits there too, except at
     # U+000B and U+000C.
     return data.split()
 
@@ -148,7 +148,7 @@ def _joined(sentences: Sequence[str]) -> bytes:
 
 
 def _plain(sentence: str, lower_case: bool) -> str:
-    """A sentence with the same words in which any white space or punctuation is a place to cut."""
+    """A sentence with the same words that can be cut at any white space or punctuation."""
     if lower_case and _CAPITAL_SIGMA in sentence:
         return " ".join([chunk.lower() for chunk in sentence.translate(CLEAN).split()])
     if _NEEDS_CLEANING.search(sentence):

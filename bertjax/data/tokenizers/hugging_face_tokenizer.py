@@ -1,9 +1,9 @@
-"""Hugging Face's tokenizer files: those of a BERT folder read, and ours written so.
+"""Reads the tokenizer files of a Hugging Face BERT folder, and writes bertjax's in that form.
 
-Read are vocab.txt or the WordPiece model of tokenizer.json, with the casing of
-tokenizer_config.json, and SentencePiece models. A setting that would give a text other ids than
-ours is refused by name; what still differs (words of 101 to 200 characters, rare characters) is
-listed in docs/design/weights.md.
+It reads vocab.txt or the WordPiece model of tokenizer.json, with the casing of
+tokenizer_config.json, and SentencePiece models. A setting with which a text would have other ids is
+refused by name. docs/design/weights.md lists the remaining differences (words of 101 to 200
+characters, rare characters).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SPECIAL_NAMES = dict(
         strict=True,
     )
 )
-# Where settings name tokens that are cut out of text before it is split.
+# Keys of settings that name tokens which are cut out of text before it is split.
 _ADDED = (
     *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
     *("bos_token", "eos_token"),
@@ -60,7 +60,7 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
     large as the word table.
 
     Raises:
-        TokenizerError: there is none, it is not one of BERT's, or its settings are not ours.
+        TokenizerError: there is none, it is not a BERT tokenizer, or a setting is not supported.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -104,7 +104,7 @@ def load_hugging_face(folder: str | Path) -> Tokenizer:
 
 
 def hugging_face_files(tokenizer: Tokenizer, max_positions: int) -> dict[str, str]:
-    """The files, by name, that `AutoTokenizer.from_pretrained` wants beside a vocabulary.
+    """The files, by name, that `AutoTokenizer.from_pretrained` needs beside a vocabulary.
 
     `Tokenizer.save` writes the vocabulary or model itself.
     """
@@ -210,7 +210,7 @@ def _unigram_description(tokenizer: SentencePieceTokenizer) -> tuple[dict[str, A
             "Hugging Face's tokenizer files can be written for SentencePiece models of the type "
             "unigram; this one has another type"
         )
-    silent = -1e6  # a score that text never chooses: pieces that stand for none
+    silent = -1e6  # the score of pieces that text must never choose
     scores = [
         piece.score if piece.type in (NORMAL, USER_DEFINED, BYTE) else silent
         for piece in proto.pieces
@@ -252,7 +252,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuses a tokenizer_config.json whose ids would not be ours."""
+    """Refuses a tokenizer_config.json that gives other ids."""
     path = folder / "tokenizer_config.json"
     _check_class(folder, settings, ("BertTokenizer", "BertTokenizerFast", *_FAST))
     _check_special(folder, settings, _SPECIAL_NAMES)
@@ -264,7 +264,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_class(folder: Path, settings: dict[str, Any], expected: Collection[str]) -> None:
-    """Refuses a class of transformers that gives pieces ids of its own, as XLMRobertaTokenizer."""
+    """Refuses a class of transformers that renumbers pieces, such as XLMRobertaTokenizer."""
     kind = settings.get("tokenizer_class")
     if kind is not None and kind not in expected:
         raise TokenizerError(
@@ -274,7 +274,7 @@ def _check_class(folder: Path, settings: dict[str, Any], expected: Collection[st
 
 
 def _check_added(folder: Path, description: dict[str, Any], special: Collection[str]) -> None:
-    """Refuses tokens that were added to a vocabulary, or stand in it and are cut out of text."""
+    """Refuses tokens that were added to a vocabulary, or are in it and are cut out of text."""
     found: list[Any] = [*description.get("added_tokens", ())]
     found += _read_json(folder / "added_tokens.json")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -305,7 +305,7 @@ def _check_special(folder: Path, settings: dict[str, Any], names: dict[str, str]
 
 
 def _check_model(folder: Path, settings: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
-    """Refuses settings that change text or special pieces beside a SentencePiece model."""
+    """Refuses settings of a SentencePiece model that change text or special pieces."""
     path = folder / "tokenizer_config.json"
     _check_special(folder, settings, _special_names(tokenizer))
     if settings.get("do_lower_case") not in (None, tokenizer.lower_case):
@@ -356,7 +356,7 @@ def _pieces_of(path: Path, vocabulary: dict[str, int]) -> list[str]:
 
 
 def _check_same_pieces(source: Path, ours: list[str], theirs: list[str]) -> None:
-    """Refuses a vocab.txt beside a tokenizer.json with other pieces: one is of another model."""
+    """Refuses a vocab.txt and a tokenizer.json with different pieces."""
     if ours == theirs:
         return
     pairs = zip_longest(ours, theirs)
@@ -370,7 +370,7 @@ def _check_same_pieces(source: Path, ours: list[str], theirs: list[str]) -> None
 def _casing(
     folder: Path, settings: dict[str, Any], description: dict[str, Any], pieces: list[str]
 ) -> bool:
-    """Whether text is lowered: what the files say alike, checked against the vocabulary."""
+    """Whether text is lowered: the files must agree, and the vocabulary must not contradict."""
     normalizer = description.get("normalizer") or {}
     answers = {
         "tokenizer_config.json, do_lower_case": settings.get("do_lower_case"),

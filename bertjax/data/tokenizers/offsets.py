@@ -1,9 +1,9 @@
-"""Where in its text each piece stands: ids as `Tokenizer.encode` gives them, with characters.
+"""The place of each piece in its text: ids as in `Tokenizer.encode`, with character offsets.
 
 WordPiece drops, lowers, decomposes and reorders characters before it splits. Here every character
-carries the place it came from through the same steps, so that the text of a span of pieces is read
-from the original instead of being guessed from the pieces (`get_final_text` of
-google-research/bert, run_squad.py). SentencePiece tells its offsets itself.
+carries its original place through the same steps. So the text of a span of pieces is read from the
+original, and not guessed from the pieces (`get_final_text` of google-research/bert, run_squad.py).
+SentencePiece reports its offsets itself.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CHUNK = re.compile(f"[{_CJK}]|[^{_CJK}{_SPACES}]+")
 
 
 class Encoding(NamedTuple):
-    """n pieces of a text; piece i stands for text[starts[i]:ends[i]], without space round it.
+    """n pieces of a text; piece i is text[starts[i]:ends[i]], without surrounding space.
 
-    Pieces overlap where one character became several of them (a Hangul syllable taken apart, a
-    ligature); a piece of white space only is empty.
+    Pieces overlap if one character became several pieces (a decomposed Hangul syllable, a
+    ligature). A piece of white space only is empty.
     """
 
     ids: np.ndarray  # int32 [n]
@@ -38,20 +38,20 @@ class Encoding(NamedTuple):
 
 
 class OffsetEncoder:
-    """Encodes texts with offsets; keeps the chunks that it has seen, for they repeat.
+    """Encodes texts with offsets, with a cache of chunks, since they repeat.
 
     Args:
         tokenizer: of either kind.
     """
 
-    MAX_CHUNKS = 1 << 16  # remembered; then all are forgotten
+    MAX_CHUNKS = 1 << 16  # in the cache, which is then emptied
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._chunks: dict[str, list[tuple[int, int, int]]] = {}
 
     def encode(self, text: str) -> Encoding:
-        """Return the ids that `tokenizer.encode(text)` gives and where each stands in `text`."""
+        """Return the ids of `tokenizer.encode(text)` and the place of each in `text`."""
         if isinstance(self._tokenizer, SentencePieceTokenizer):
             return _sentence_pieces(self._tokenizer, text)
         assert isinstance(self._tokenizer, WordPieceTokenizer)
@@ -87,12 +87,12 @@ def _word_pieces(tokenizer: WordPieceTokenizer, chunk: str) -> list[tuple[int, i
 
 
 def _words(chunk: str, lower_case: bool) -> list[list[tuple[str, int, int]]]:
-    """The words of `basic_tokenize(chunk)`, each character with where it comes from."""
+    """The words of `basic_tokenize(chunk)`, each character with its original place."""
     kept = [(c, i) for i, c in enumerate(chunk) if CLEAN[ord(c)] is not None]
     table = SPLIT_CASED
     if lower_case:
         table = SPLIT_UNCASED
-        # Together, for a sigma looks at its neighbours; one character may become several.
+        # All at once, since a sigma depends on its neighbours; one character may become several.
         lowered = "".join(c for c, _ in kept).lower()
         sources = [i for c, i in kept for _ in c.lower()]
         kept = _decomposed(list(zip(lowered, sources, strict=True)))
@@ -131,7 +131,7 @@ def _decomposed(characters: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def _sentence_pieces(tokenizer: SentencePieceTokenizer, text: str) -> Encoding:
     ids, starts, ends = tokenizer.encode_with_offsets(text)
-    # A piece takes the white space before it along; a span must not begin with it.
+    # A piece includes the white space before it; a span must not begin with it.
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         surface = text[start:end]
         starts[i] = end - len(surface.lstrip())

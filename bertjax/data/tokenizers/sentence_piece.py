@@ -1,8 +1,8 @@
 """SentencePiece behind the tokenizer interface. The library is imported when one is made.
 
 A model needs [PAD], [UNK], [CLS], [SEP] and [MASK]. [UNK] is the model's own unknown piece and
-[PAD] its padding piece, whatever they are called; the others are found by name. What the model
-lacks is appended after its last id, then `[unusedN]` up to the size asked for.
+[PAD] its padding piece, under any name; the others are found by name. Pieces that the model lacks
+are appended after its last id, then `[unusedN]` up to the requested size.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _UNSPACED = re.compile(
 
 
 def _begins_word(piece: str) -> bool:
-    """After a space; where text has none each piece, or a sentence would be one word to mask."""
+    """True after a space, and for each piece of a script without spaces (else one huge word)."""
     return piece.startswith(WORD_START) or bool(_UNSPACED.match(piece))
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with special pieces.
 
-    `lower_case` tells what the model's own normaliser does.
+    `lower_case` says what the model's own normalizer does.
 
     Args:
         model: the bytes of a .model file.
         vocab_size: fill up to this size with `[unusedN]`; None = the model and its special pieces.
-        source: what to call the model in errors.
+        source: name of the model in errors.
 
     Raises:
-        TokenizerError: the bytes are no model, or it has more than `vocab_size` pieces.
+        TokenizerError: the bytes are not a model, or it has more than `vocab_size` pieces.
     """
 
     kind = "sentencepiece"
@@ -58,7 +58,7 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         try:
-            if not model:  # the library takes no bytes for a model of no pieces
+            if not model:  # the library accepts empty bytes as a model without pieces
                 raise RuntimeError("it is empty")
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
@@ -77,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
                 special_ids[piece] = len(pieces)
                 pieces.append(piece)
         pieces = with_filler(pieces, vocab_size, source)
-        # Pieces that stand for no text begin a word too, so that they never join the one before.
+        # Pieces without text begin a word too, so that they never join the word before.
         silent = [
             id >= size or processor.is_control(id) or processor.is_unknown(id)
             for id in range(len(pieces))
@@ -118,7 +118,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Tokenizer.encode_sentences`."""
-        # UTF-8 here and not in the library, which has no answer to half of a surrogate pair.
+        # Encoded here, because the library fails on half of a surrogate pair.
         texts = [sentence.encode("utf-8", "replace") for sentence in sentences]
         encoded = self._processor.encode(texts, out_type=int, num_threads=1) if texts else []
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))

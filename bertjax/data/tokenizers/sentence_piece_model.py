@@ -1,7 +1,7 @@
-"""What a SentencePiece .model file says beside its pieces.
+"""The contents of a SentencePiece .model file.
 
 The fields of sentencepiece_model.proto that bertjax reads, by their published numbers and defaults. The module
-that sentencepiece ships for it (`sentencepiece_model_pb2`) demands a protobuf that Apache Beam does not take.
+that sentencepiece ships for it (`sentencepiece_model_pb2`) needs a protobuf version that Apache Beam refuses.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_model(content: bytes) -> Any:
     """The message in a .model file: `pieces`, `trainer_spec` and `normalizer_spec`.
 
     Args:
-        content: the bytes of a file that the library `sentencepiece` has taken.
+        content: the bytes of a file that the library `sentencepiece` accepts.
     """
     return _model_class().FromString(content)
 

@@ -1,6 +1,6 @@
 """Tokenizers: WordPiece and SentencePiece behind one interface.
 
-tokenizer = from_argument("wordpiece:vocab.txt")       # what --tokenizer of prepare says
+tokenizer = from_argument("wordpiece:vocab.txt")       # the value of prepare --tokenizer
 ids, lengths = tokenizer.encode_sentences(["A sentence.", "Another."])
 tokenizer.save(folder)
 tokenizer = load_tokenizer(folder)
@@ -112,15 +112,15 @@ def from_argument(
         argument: `wordpiece:PATH` (or a path that ends in .txt), `sentencepiece:PATH` (or a path
             that ends in .model), `hf:FOLDER` (a Hugging Face model), the folder of a saved
             tokenizer, `train:wordpiece` or `train:sentencepiece`.
-        lower_case: None = True for WordPiece, False for training SentencePiece, and what it does
-            for a SentencePiece model, a Hugging Face model or a saved tokenizer.
+        lower_case: None = True for WordPiece, False for training SentencePiece, and as it is for a
+            SentencePiece model, a Hugging Face model or a saved tokenizer.
         vocab_size: of a trained vocabulary, 30,522 if None. A given one is filled up to this size
             with `[unusedN]`, or as it is if None.
         lines: the text to train on; not touched for a given vocabulary.
 
     Raises:
-        TokenizerError: the argument has another form, the file is not of the kind it says, or its
-            casing or size contradicts what was asked for.
+        TokenizerError: the argument has another form, the file is of another kind, or its casing or
+            size contradicts the arguments.
     """
     form, _, path = argument.partition(":")
     if argument == "train:wordpiece":
@@ -157,7 +157,7 @@ def from_argument(
 
 
 def _check_casing(tokenizer: WordPieceTokenizer, path: str) -> None:
-    """Refuse a casing that would waste or miss the vocabulary without a word."""
+    """Refuse a casing that would silently waste or miss the vocabulary."""
     uncased = guess_casing(tokenizer.pieces)
     if tokenizer.lower_case and uncased is False:
         capitals = len(set(tokenizer.pieces).intersection(string.ascii_uppercase))

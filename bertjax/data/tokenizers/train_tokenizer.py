@@ -1,7 +1,7 @@
-"""Vocabularies learned from text: the same lines give the same vocabulary, byte for byte.
+"""Trains vocabularies: the same lines give the same vocabulary, byte for byte.
 
-Memory stays bounded however many lines come: WordPiece counts words and forgets the rarest when
-they are too many; SentencePiece keeps every 2^k-th line.
+Memory is bounded for any number of lines. WordPiece counts words and forgets the rarest if there
+are too many; SentencePiece keeps every 2^k-th line.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def train_wordpiece(
     """Learn a WordPiece vocabulary: special pieces, the alphabet, then merges by frequency.
 
     The words are those of `basic_tokenize`. The alphabet is printable ASCII and the most frequent
-    characters up to 99.95 % of the text, but at most three quarters of the vocabulary; words with
-    other characters are left out, being [UNK]. A vocabulary that stays smaller than `vocab_size`,
-    because the text is short, is filled up with `[unusedN]`.
+    characters up to 99.95 % of the text, but at most three quarters of the vocabulary. Words with
+    other characters are left out, because they are [UNK]. If the text is too short for
+    `vocab_size`, the vocabulary is filled up with `[unusedN]`.
 
     Raises:
         TokenizerError: there is no text, or `vocab_size` has no room for the ASCII pieces.
@@ -97,7 +97,7 @@ def count_words(lines: Iterable[str], lower_case: bool) -> Counter[str]:
 
 
 def _ascii_characters(lower_case: bool) -> list[str]:
-    """Printable ASCII, which every learned vocabulary can spell, seen in the text or not."""
+    """Printable ASCII, which every trained vocabulary can spell."""
     return [c for c in map(chr, range(33, 127)) if not (lower_case and c.isupper())]
 
 
@@ -128,7 +128,7 @@ def _choose_alphabet(words: Counter[str], vocab_size: int, lower_case: bool) -> 
 
 
 def _repeat_words(words: Counter[str]) -> Iterator[str]:
-    """Yield lines in which each word stands as often as it was counted, or in proportion."""
+    """Yield lines that contain each word as often as it was counted, or in proportion."""
     scale = max(1.0, words.total() / MAX_FED_WORDS)
     for word, number in words.items():
         if times := round(number / scale):
@@ -140,9 +140,9 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Learn a SentencePiece unigram model (Kudo 2018) whose ids 0 to 4 are the special pieces.
 
-    Learns from all lines up to 32 MB of text; of more, from every 2nd, 4th, 8th ... line, so that
-    what is kept stays under that. A model that stays smaller than `vocab_size` is filled up with
-    `[unusedN]`. `lower_case` folds case in the model's normaliser (NFKC either way).
+    Learns from all lines up to 32 MB of text, and from every 2nd, 4th, 8th, ... line of a larger
+    text, so that at most 32 MB are kept. A model that stays smaller than `vocab_size` is filled up
+    with `[unusedN]`. `lower_case` folds case in the model's normalizer (NFKC either way).
 
     Raises:
         TokenizerError: there is no text, or `vocab_size` has no room for its characters.

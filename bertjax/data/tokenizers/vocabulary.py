@@ -1,6 +1,6 @@
-"""What every tokenizer has: pieces, special ids, word starts, a hash, and a folder on disk.
+"""What all tokenizers have: pieces, special ids, word starts, a hash, and a folder on disk.
 
-`tokenizer.py` is the door; `wordpiece.py` and `sentence_piece.py` are the two kinds.
+`tokenizer.py` is the entry point; `wordpiece.py` and `sentence_piece.py` are the two kinds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest of uint16 and uint32 that holds every id: that of stored ids."""
+    """The dtype of stored ids: uint16 if it holds every id, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -32,20 +32,20 @@ class TokenizerError(BertjaxError, ValueError):
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. No special tokens are added, and none comes out of text.
+    """Text to ids and back. No special tokens are added, and text never becomes one.
 
     Attributes:
         pieces: the piece of each id.
         vocab_size: number of ids.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special pieces.
         special_ids: ids that are never candidates for masking: [PAD], [CLS], [SEP], [MASK]. An
-            [UNK] stands for a word of the text and is a candidate, as in the reference
+            [UNK] is a word of the text and a candidate, as in the reference
             (google-research/bert, create_pretraining_data.py).
         lower_case: True if upper and lower case give the same ids.
         word_starts: bool [v], True where a piece begins a word; special pieces count as words.
         dtype: of stored ids: uint16 for up to 65,536 ids, else uint32.
         content: the bytes of the vocabulary or model.
-        hash: sha256, hexadecimal, over all that decides which ids a text gets.
+        hash: sha256, hexadecimal, over everything that decides the ids of a text.
     """
 
     kind: ClassVar[str]
@@ -81,7 +81,7 @@ class Tokenizer(abc.ABC):
         """Return the ids of `text`."""
 
     def encode_within(self, text: str) -> list[int]:
-        """Return the ids of `text` that goes on without a space behind another piece."""
+        """Return the ids of `text` that follows another piece without a space."""
         return self.encode(text)
 
     @abc.abstractmethod
@@ -98,7 +98,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Return readable text; what the tokenizer dropped does not come back."""
+        """Return readable text; characters that the tokenizer dropped are lost."""
 
     def id_to_piece(self, id: int) -> str:
         """Return the piece of an id.
@@ -136,7 +136,7 @@ class Tokenizer(abc.ABC):
 
 
 def check_word_table(num_pieces: int, table_size: int, source: str) -> None:
-    """Checks that a vocabulary is that of a model whose word table has so many rows.
+    """Checks that a vocabulary fits a model whose word table has this many rows.
 
     Tables have the size of the vocabulary, or that rounded up to a multiple of a power of two.
 

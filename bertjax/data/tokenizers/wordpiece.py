@@ -1,9 +1,9 @@
 """WordPiece as published: the ids of google-research/bert, tokenization.py, exactly.
 
-The rules in short: drop U+0000, U+FFFD, control (Cc) and format (Cf) characters; put spaces round
+The rules in short: drop U+0000, U+FFFD, control (Cc) and format (Cf) characters; put spaces around
 CJK ideographs; split on white space; for an uncased vocabulary lower() and drop accents (NFD
 without Mn); split at punctuation; then take the longest known piece from the left, again and again.
-A word with an unknown part, or of more than 200 characters, is one [UNK].
+A word with an unknown part, or with more than 200 characters, is one [UNK].
 
 The speed comes from a cache: words repeat, so sentences are encoded by looking up their
 `fine_chunks` in a dict from chunk to id bytes.
@@ -28,16 +28,16 @@ from bertjax.data.tokenizers.vocabulary import (
 )
 
 MAX_WORD_CHARACTERS = 200
-# Some 160,000 chunks; 130 MB of novels have 99,000. With half of it, emptied twice over 160 MB,
-# `prepare` took 9 % longer.
+# About 160,000 chunks; 130 MB of novels have 99,000. With half of this, the cache was emptied twice
+# in 160 MB, and `prepare` took 9 % longer.
 DEFAULT_CACHE_BYTES = 32 << 20
-_BATCH = 2_000  # sentences cut and looked up at once: some MB for what is in between
+_BATCH = 2_000  # sentences cut and looked up at once: some MB of intermediate data
 
 
 class _ChunkCache(dict[bytes, bytes]):
     """`fine_chunks` → bytes of their ids; computed when missing, emptied when full."""
 
-    # What an entry costs beside its characters and ids: two object headers, a share of the table.
+    # Bytes of an entry beside its characters and ids: two object headers, a share of the table.
     ENTRY_BYTES = 200
     # A longer chunk is hardly ever seen twice.
     MAX_CHUNK_BYTES = 100
@@ -46,11 +46,11 @@ class _ChunkCache(dict[bytes, bytes]):
         super().__init__()
         self.lower_case = lower_case
         self.max_bytes = DEFAULT_CACHE_BYTES
-        # One more than the ids: the greatest value stands for SENTENCE_END.
+        # One more than the ids: the largest value means SENTENCE_END.
         self.dtype = np.dtype(np.uint16 if len(pieces) < 1 << 16 else np.uint32)
         self.sentence_end = 2 ** (8 * self.dtype.itemsize) - 1
         stored = {piece: self._to_bytes(id) for id, piece in enumerate(pieces)}
-        # A longer word is [UNK] even where the vocabulary has it.
+        # A longer word is [UNK] even if the vocabulary has it.
         self.initial = {p: ids for p, ids in stored.items() if len(p) <= MAX_WORD_CHARACTERS}
         self.continuing = {p[2:]: ids for p, ids in stored.items() if p.startswith("##")}
         self.longest = max(map(len, stored))
@@ -138,7 +138,7 @@ class WordPieceTokenizer(Tokenizer):
         self._cache = _ChunkCache(self.pieces, self.unk_id, lower_case)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without what the cache holds, which would be slower to send than to fill."""
+        """Pickle without the cache, which is faster to fill than to send."""
         return _wordpiece_from_pickle, (self.pieces, self.lower_case, self.cache_bytes)
 
     @property
@@ -191,9 +191,9 @@ def _wordpiece_from_pickle(
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """Read a vocab.txt: UTF-8, one piece a line, the id is the line number counted from 0.
+    """Read a vocab.txt: UTF-8, one piece per line, the id is the line number from 0.
 
-    White space round a piece is not part of it, as in the reference.
+    White space around a piece is not part of it, as in the reference.
 
     Raises:
         TokenizerError: the file cannot be read or is not UTF-8 text.

@@ -1,4 +1,4 @@
-"""What one program of the attention kernels computes: blocks of queries against blocks of keys.
+"""The work of one program of the attention kernels: blocks of queries against blocks of keys.
 
 Arrays in fast memory are [block, k] of one head and [block, block] of its scores. See
 docs/design/attention.md; `attention_kernel.py` calls these.
@@ -21,17 +21,17 @@ from bertjax.models.visibility import Visibility
 _Keep = Callable[..., jax.Array]
 _Tile = Callable[..., tuple[jax.Array, ...]]
 
-_MASKED = -1e30  # a score that leaves no probability, and whose difference from any other is finite
+_MASKED = -1e30  # the score of probability 0; its difference from any other score is finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How a device cuts the work.
+    """How a device divides the work.
 
     Attributes:
-      block: queries, or keys, that are in fast memory at a time.
-      heads: that one program of the grid works on, one after the other.
-      head_size: columns of a head, with those that are added.
+      block: queries, or keys, in fast memory at a time.
+      heads: heads per program of the grid, computed one after the other.
+      head_size: columns of a head, padding included.
     """
 
     block: int
@@ -81,7 +81,7 @@ def forward_kernel(
             jnp.zeros(q.shape, wide),
         )
         highest, total, output = _loop(num_blocks, attend, start)
-        sees_any = visibility.sees_any(_block(i, tiling))  # without, the sums are of masked scores
+        sees_any = visibility.sees_any(_block(i, tiling))  # else the sums are of masked scores
         output = output * jnp.where(sees_any, 1 / (total * (1 - dropout_rate)), 0)
         output_ref[0, :, columns] = output.astype(output_ref.dtype)
         log_sum_exp = jnp.where(sees_any, highest + jnp.log(total), 0)
@@ -106,9 +106,9 @@ def backward_kernel(
     scale: float,
     dropout_rate: float,
 ) -> None:
-    """The gradients of one block: as keys over the blocks of queries, then the other way round.
+    """The gradients of one block: first as keys, over the blocks of queries, then as queries.
 
-    Where a row is one block both come of the same probabilities.
+    If a row is one block, both parts share the probabilities.
     """
     here = pl.program_id(2) if num_blocks > 1 else 0
     for head in range(tiling.heads):
@@ -162,7 +162,7 @@ def _scores(
     tiling: Tiling,
     scale: float,
 ) -> jax.Array:
-    """The scaled scores of block i of queries and block j of keys, those in sight."""
+    """The scaled scores of block i of queries and block j of keys, masked."""
     visible = visibility.block(_block(i, tiling), _block(j, tiling))
     return jnp.where(visible, _dot(q, k, (1, 1)) * scale, _MASKED)
 

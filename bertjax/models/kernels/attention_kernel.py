@@ -1,10 +1,10 @@
 """The kernels of fused attention, forward and backward (Dao 2023, "FlashAttention-2"), in Pallas.
 
-No array [b, h, t, t] reaches main memory: scores, softmax and dropout live in one block at a time,
-and the backward pass forms them again from q, k and each query's log-sum-exp. The dropout mask is
-that of `dropout.random_bits` at (row key, head, query, key), in both passes. One source serves TPU
-(Mosaic) and GPU (Triton); `fused_attention.py` puts it into a model, docs/design/attention.md
-explains it.
+No array [b, h, t, t] reaches main memory: scores, softmax and dropout exist one block at a time.
+The backward pass computes them again from q, k and each query's log-sum-exp. In both passes the
+dropout mask is `dropout.random_bits` at (row key, head, query, key). One source serves TPU (Mosaic)
+and GPU (Triton). `fused_attention.py` puts it into a model, and docs/design/attention.md explains
+it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def tpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
 
 
 def gpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
-    """Blocks of at most 64 tokens of one head; Triton asks for powers of two, of 16 at least."""
+    """Blocks of at most 64 tokens of one head; Triton requires powers of two, at least 16."""
     del num_heads
     return Tiling(min(64, _power_of_two(length)), 1, _power_of_two(head_size))
 
@@ -55,7 +55,7 @@ def forward(
       value: [b, t, h, k].
       visibility: of b rows of t tokens.
       words: uint32 [b, h, 2], `dropout.plane_words` of the heads.
-      dropout_rate: of the probabilities; 0 = `words` is not read.
+      dropout_rate: of the probabilities; with 0 `words` is not read.
       tiling: of the device.
       **call: settings of `pl.pallas_call` for the device.
 
@@ -99,7 +99,7 @@ def backward(
       tiling: of the device.
       **call: settings of `pl.pallas_call` for the device.
     """
-    # What the softmax subtracts, the sum over keys of p * dp, is that over columns of o * do.
+    # The sum over keys of p * dp, which the softmax subtracts, equals that over columns of o * do.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     precision = product_precision(query.dtype)
     delta = jnp.einsum(
@@ -125,10 +125,10 @@ def _call(
     tiling: Tiling,
     call: dict[str, Any],
 ) -> list[jax.Array]:
-    """Lays the arrays out for the kernel, runs it and undoes the layout.
+    """Changes the layout of the arrays for the kernel, runs it and restores the layout.
 
-    A head lies beside the next one, [b, t, h * k]: an array of 64 columns would be padded to 128
-    lanes. Every program of the grid (row, heads, block) sees the whole row of its heads.
+    Heads are side by side, [b, t, h * k], because 64 columns alone would be padded to 128 lanes.
+    Every program of the grid (row, heads, block) sees the whole row of its heads.
 
     Args:
       kernel: `forward_kernel` or `backward_kernel`.

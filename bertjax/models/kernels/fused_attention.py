@@ -17,7 +17,7 @@ from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import Arrays, split_rows_and_heads
 
 _TPU = pl_tpu.CompilerParams(dimension_semantics=("parallel",) * 3)
-# Float32 takes twice the registers: with 4 warps the backward kernel spilled 570 bytes a thread.
+# Float32 takes twice the registers: with 4 warps the backward kernel spilled 570 bytes per thread.
 _GPU = {
     2: pl_triton.CompilerParams(num_warps=4, num_stages=2),
     4: pl_triton.CompilerParams(num_warps=8, num_stages=2),
@@ -32,10 +32,10 @@ def fused_attention(
     row_keys: jax.Array | None,
     dropout_rate: float,
 ) -> jax.Array:
-    """`attention.dot_product_attention` by the kernels of attention_kernel.py.
+    """`attention.dot_product_attention` with the kernels of attention_kernel.py.
 
-    The same numbers but for rounding, with the same dropout mask. Padded queries are
-    0 here.
+    The results are the same except for rounding, with the same dropout mask. Padded queries are 0
+    here.
 
     Args:
       query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
@@ -52,7 +52,7 @@ def fused_attention(
     if row_keys is None or dropout_rate == 0.0:
         dropout_rate, words = 0.0, jnp.zeros((b, h, 2), jnp.uint32)
     else:
-        # By the number of the head in the model: on a mesh each device gets those of its heads.
+        # By the head's number in the model: on a mesh each device has the words of its heads.
         words = jnp.stack(plane_words(row_keys, h), axis=-1)
     return _attend(dropout_rate, query, key, value, visibility, words)
 
@@ -76,10 +76,10 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _run(kernel: Callable[..., Arrays], dropout_rate: float, *arrays: Any) -> Arrays:
-    """Runs a kernel on each device's rows and heads, as the platform that compiles it needs it.
+    """Runs a kernel on each device's rows and heads, with the tiling of the platform.
 
-    The platform is known when the program is lowered, not before: bertjax.plan compiles for
-    devices that the process does not run on.
+    The platform is known only when the program is lowered: bertjax.plan compiles for devices that
+    the process does not have.
     """
 
     def local(*arrays: Any) -> Arrays:

@@ -1,4 +1,4 @@
-"""CoNLL files: a word a line with its tag in a column, a blank line after each sentence."""
+"""CoNLL files: one word per line with its tag in a column, a blank line after each sentence."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _RUN = re.compile(f"[{_SPACES}]+")
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """Words, and their BIO tags where these were read."""
+    """Words, and their BIO tags if these were read."""
 
     words: tuple[str, ...]
-    tags: tuple[str, ...]  # empty where they were not read
-    scheme: str  # of the file: "IO", "IOB1" or "BIO"; "" where tags were not read
+    tags: tuple[str, ...]  # empty if they were not read
+    scheme: str  # of the file: "IO", "IOB1" or "BIO"; "" if tags were not read
     source: str
     line: int  # of the first word
 
 
 def split_words(line: str) -> list[str]:
-    """What has blanks or tabs between it."""
+    """Splits text at blanks and tabs."""
     line = line.strip(_SPACES)
     return _RUN.split(line) if line else []
 
@@ -43,7 +43,7 @@ def read_conll(
         needs_labels: False reads no tags, and needs no column of them.
         word_column: of the words, counted from 0, or from the end: -1 is the last.
         tag_column: of the tags, counted in the same way.
-        separator: "whitespace" (any run of blanks and tabs) or "tab".
+        separator: "whitespace" (any number of blanks and tabs) or "tab".
 
     Raises:
         TaskError: a line has another number of columns than the first one, a column is not
@@ -94,8 +94,8 @@ def _column(path: str, number: int, columns: list[str], index: int, option: str)
 def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
     """Recognises the scheme of all tags of a file.
 
-    IO has no B-. IOB1 writes B- only where an entity follows another of its type directly; in
-    BIO every entity begins with it; some I- that does not is a slip.
+    IO has no B-. IOB1 has B- only if an entity directly follows another of its type. In BIO every
+    entity begins with B-; a few that begin with I- are errors of the file.
     """
     needless = found = False
     for tags in sentences:

@@ -61,7 +61,7 @@ class NerTask(Task[Sentence]):
         return [name[2:] for name in self.label_names if name.startswith("B-")]
 
     def with_labels(self, examples: Sequence[Sentence]) -> NerTask:
-        """See `Task.with_labels`: the types of the examples, sorted, where the task has none."""
+        """See `Task.with_labels`: the types of the examples, sorted, if the task has none."""
         if self.label_names:
             return self
         types = sorted({tag[2:] for example in examples for tag in example.tags if tag != "O"})
@@ -139,7 +139,7 @@ class NerTask(Task[Sentence]):
             if len(example.tags) != len(prediction["tags"]):
                 raise TaskError(
                     f"{example.source}:{example.line}: {len(prediction['tags'])} tags predicted, "
-                    f"{len(example.tags)} are there; expected one a word, read with labels"
+                    f"{len(example.tags)} are there; expected one per word, read with labels"
                 )
         return entity_scores(
             [list(example.tags) for example in examples],
@@ -156,10 +156,10 @@ class NerTask(Task[Sentence]):
 def entity_scores(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], types: Sequence[str]
 ) -> dict[str, float]:
-    """Precision, recall and F1 of entities: right where type and both borders are.
+    """Precision, recall and F1 of entities; an entity is right if its type and borders are.
 
-    An entity begins at a B-, and at an I- after O or another type, as in conlleval. What is not
-    defined (nothing predicted, nothing there) is 0.
+    An entity begins at a B-, and at an I- after O or another type, as in conlleval. An
+    undefined score (nothing predicted, or no entity) is 0.
 
     Returns:
         `precision`, `recall`, `f1` over all entities and `TYPE/precision` and so on for each type.

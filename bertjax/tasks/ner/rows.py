@@ -1,7 +1,7 @@
 """Rows of tagged sentences: each word's first piece carries its tag, long sentences take several.
 
-A sentence that is too long is cut between words into windows that share no word, so that each
-word is in exactly one row. A word with more pieces than a row has room for keeps its first ones.
+A sentence that is too long is cut between words into windows that share no word, so each word is in
+exactly one row. A word with more pieces than fit a row keeps its first ones.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def tagged_rows(
 ) -> Arrays:
     """Makes the rows of sentences: one for each window, in order.
 
-    Beside the arrays of every task, `tag_ids` (missing where a sentence has no tags) and
+    Beside the arrays of every task, `tag_ids` (missing if a sentence has no tags) and
     `tag_weights`:
 
     - `example_index` int32 [n]: the row's sentence.
     - `word_index` int32 [n, t]: which word of the sentence begins at this piece; -1 elsewhere.
 
     Raises:
-        TaskError: `max_length` has no room for a piece, or a tag is not in `label_names`.
+        TaskError: no piece fits `max_length`, or a tag is not in `label_names`.
     """
     if max_length < 3:
         raise TaskError(f"max_length = {max_length} has no room for a row; give at least 3")

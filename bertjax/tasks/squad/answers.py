@@ -1,7 +1,7 @@
 """From start and end logits to answers: `write_predictions` of google-research/bert, run_squad.py.
 
-The text of an answer is the paragraph from its first piece's first character to its last piece's
-last one, so nothing is put together again from pieces (`get_final_text` of the reference).
+The text of an answer is copied from the paragraph, from the first character of its first piece to
+the last character of its last piece. The reference reconstructs it from pieces (`get_final_text`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def search_answers(
 ) -> list[dict[str, Any]]:
     """Finds the best answers of each question.
 
-    In each window the `n_best` best starts and ends are paired; a pair counts where both are
-    pieces of the paragraph, the start has most context in this window, and the answer has 1 to
-    `max_answer_length` pieces. Of equal texts the best stays.
+    In each window the `n_best` best starts and ends are paired. A pair counts if both are pieces of
+    the paragraph, the start has most context in this window, and the answer has 1 to
+    `max_answer_length` pieces. If several answers have the same text, the best stays.
 
     Returns:
         `{"id", "text", "nbest"}` for each question; nbest has up to `n_best` of `{"text",
-        "probability", "start_logit", "end_logit"}`, best first; the probabilities are among these.
-        Where no pair counts, there is one, the empty text.
+        "probability", "start_logit", "end_logit"}`, best first; these probabilities sum to 1. If
+        no pair counts, the only answer is the empty text.
     """
     shape = arrays["answer_starts"].shape
     start_logits = take_output(outputs, "start_logits", shape)
@@ -80,7 +80,7 @@ def _of_window(
     max_answer_length: int,
 ) -> list[tuple[float, float, str]]:
     """The answers of one window, best first."""
-    # The best are taken before any is thrown out, and the first of equal ones, as the reference.
+    # The best are taken before any is dropped, and the first of equal ones, as in the reference.
     starts = np.argsort(-start_logits, kind="stable")[:n_best]
     ends = np.argsort(-end_logits, kind="stable")[:n_best]
     starts, ends = starts[answer_starts[starts] >= 0], ends[answer_ends[ends] >= 0]

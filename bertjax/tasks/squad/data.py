@@ -28,15 +28,15 @@ class Question:
     id: str
     question: str
     context: str
-    answers: tuple[Answer, ...]  # empty where they were not read
+    answers: tuple[Answer, ...]  # empty if they were not read
 
 
 def read_squad(path: str, needs_labels: bool) -> list[Question]:
     """Reads a SQuAD v1.1 file, gzip or not, or `tfds:squad:SPLIT`.
 
     Raises:
-        TaskError: the file is not such JSON, an id comes twice, a question has no answer or an
-            answer does not stand where it should.
+        TaskError: the JSON has another form, an id occurs twice, a question has no answer, or the
+            text of an answer is not at its offset.
     """
     questions: list[Question] = []
     seen: set[str] = set()

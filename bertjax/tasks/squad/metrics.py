@@ -15,17 +15,17 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Lower, drop ASCII punctuation, then the words a, an, the, then surplus white space."""
+    """Lowers the text, drops ASCII punctuation, the words a, an, the, and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, truth: str) -> float:
-    """1 where both are the same once normalised, else 0."""
+    """1 if both are the same after normalization, else 0."""
     return float(normalize(prediction) == normalize(truth))
 
 
 def f1(prediction: str, truth: str) -> float:
-    """F1 of the words, counted with repetition; 0 where they share none."""
+    """F1 of the words, counted with repetition; 0 if they share none."""
     predicted, true = normalize(prediction).split(), normalize(truth).split()
     same = sum((collections.Counter(predicted) & collections.Counter(true)).values())
     if same == 0:
@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         dataset: the file's "data": articles with paragraphs with questions ("qas").
-        predictions: question id → text. An id that the data set lacks counts for nothing.
+        predictions: question id → text. An id that the data set lacks is ignored.
 
     Returns:
         `exact_match` and `f1` in percent.

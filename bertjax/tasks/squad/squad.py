@@ -23,9 +23,9 @@ class SquadTask(Task[Question]):
 
     Attributes:
         doc_stride: pieces from the start of a window to that of the next.
-        max_query_length: pieces of a question that are read.
-        n_best: starts and ends that are paired, and answers that are kept.
-        max_answer_length: pieces of an answer.
+        max_query_length: largest number of pieces of a question.
+        n_best: number of starts and ends that are paired, and of answers that are kept.
+        max_answer_length: largest number of pieces of an answer.
     """
 
     default_max_length: ClassVar[int] = 384
@@ -49,7 +49,7 @@ class SquadTask(Task[Question]):
     def for_texts(
         cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> SquadTask:
-        """See `Task.for_texts`; a question takes half of a row at most."""
+        """See `Task.for_texts`; a question takes at most half of a row."""
         del label_names, paired
         return cls(head=head, max_query_length=min(cls.max_query_length, max_length // 2))
 

@@ -1,7 +1,7 @@
 """Rows of questions: [CLS] question [SEP] window of the paragraph [SEP].
 
-Windows, their stride and which of them a piece belongs to are those of google-research/bert,
-run_squad.py. Places of answers are characters here: a piece's text is read from the paragraph.
+Windows, their stride and the window of a piece are those of google-research/bert, run_squad.py.
+Places of answers are characters here: a piece's text is copied from the paragraph.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def windows_of(num_pieces: int, room: int, stride: int) -> list[tuple[int, int]]
 
 
 def window_of_most_context(windows: Sequence[tuple[int, int]]) -> np.ndarray:
-    """For each piece of a paragraph, the window in which it has most context.
+    """For each piece of a paragraph, the window in which it has the most context.
 
-    That is the lesser of the numbers of pieces to its left and right, plus a hundredth of the
-    window's length; the first window where equal (`_check_is_max_context`).
+    Context is the smaller of the numbers of pieces to its left and right, plus a hundredth of the
+    window's length. The first of equal windows counts (`_check_is_max_context`).
     """
     num_pieces = windows[-1][0] + windows[-1][1]
     most, owner = np.full(num_pieces, -1.0), np.zeros(num_pieces, np.int64)
@@ -122,10 +122,10 @@ def window_of_most_context(windows: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def answer_pieces(paragraph: Encoding, question: Question) -> tuple[int, int] | None:
-    """The first and last piece that hold the first answer; None where no piece holds any of it.
+    """The first and last piece of the first answer; None if no piece holds any of it.
 
-    The reference takes the words between white space that hold it and looks in them for pieces
-    that spell the answer (`_improve_answer_span`); characters say directly which pieces do.
+    The reference takes the words between white space that hold it, and searches them for pieces
+    that spell the answer (`_improve_answer_span`). Characters identify the pieces directly.
     """
     answer = question.answers[0]
     begin, end = answer.start, answer.start + len(answer.text)
