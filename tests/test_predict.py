@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import run_here
 
 from bertjax.config import ModelConfig
 from bertjax.encoder import Encoder
@@ -56,13 +57,7 @@ def models(wordpiece, tmp_path_factory):
 
 
 def predict(model, *arguments, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "bertjax.predict", f"--model={model}", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_here("predict", f"--model={model}", *arguments, stdin=stdin)
 
 
 def records(result):
@@ -104,7 +99,11 @@ def test_masks_are_filled_from_the_arguments(models):
 
 def test_texts_are_classified_from_standard_input(models):
     lines = "a good value\n\nthe name of a module\n"
-    found = records(predict(models / "classification", "--format=json", stdin=lines))
+    command = [sys.executable, "-m", "bertjax.predict", f"--model={models / 'classification'}"]
+    command += ["--format=json"]
+    found = records(
+        subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    )
     assert [record["text"] for record in found] == ["a good value", "the name of a module"]
     for record in found:
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=3e-6)

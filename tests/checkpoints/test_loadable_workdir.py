@@ -65,6 +65,7 @@ def test_an_older_workdir_gets_its_copy_when_it_resumes(tmp_path):
     assert load_tokenizer(tmp_path / "tokenizer").hash == make_tokenizer().hash
 
 
+@pytest.mark.slow
 def test_a_run_loads_converts_and_starts_another(tmp_path):
     make_store(tmp_path / "store")
     config = recipes.load_recipe(RECIPE)

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from commands import run_here
 from folders import GOLDENS
 
 from bertjax.config import (
@@ -141,7 +142,7 @@ def command(*arguments, **flags):
 
 
 def finetune(*arguments, **flags):
-    return subprocess.run(command(*arguments, **flags), capture_output=True, text=True, timeout=300)
+    return run_here("finetune", *command(*arguments, **flags)[3:])
 
 
 def of_sentences(start, files, folder, **flags):
@@ -180,9 +181,9 @@ def test_columns_that_are_padding_in_every_row_are_left_out(files, wordpiece):
 @pytest.fixture(scope="module")
 def command_run(start, files, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finetune") / "run"
-    result = of_sentences(
-        start, files, workdir, learning_rate="1e-2", batch_size=8, epochs=5, seed=3
-    )
+    flags = sentence_flags(start, files, workdir)
+    flags |= {"learning_rate": "1e-2", "batch_size": 8, "epochs": 5, "seed": 3}
+    result = subprocess.run(command(**flags), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return workdir, result
 
@@ -242,6 +243,7 @@ def computed(workdir):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 7])
 def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path, stop):
     examples = open_examples(files, wordpiece)
@@ -257,6 +259,7 @@ def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.slow
 def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
     start, files, wordpiece, tmp_path, monkeypatch
 ):
@@ -278,6 +281,7 @@ def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
     assert read_weights(tmp_path).source.endswith("step_00000005")
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wordpiece, tmp_path):
     labels = tmp_path / "labels.json"
     labels.write_text('["of", "another"]')  # of a run that ended before its first checkpoint
@@ -302,6 +306,7 @@ def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wor
     assert read_weights(other).labels == ()
 
 
+@pytest.mark.slow
 def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path):
     """The best checkpoint would be chosen by scores of two files."""
     training, evaluation = open_examples(files, wordpiece)
@@ -313,6 +318,7 @@ def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_
         train_and_score(config, tmp_path, training, other, wordpiece)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", TASKS)
 def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
     examples = open_examples(files, wordpiece, head)
@@ -352,6 +358,7 @@ def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path
         assert ours["text"].split()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_path):
     """Where the evaluation has the labels the other way round, the best is not the last."""
     swapped = tmp_path / "eval.tsv"
@@ -389,6 +396,7 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, best.params)))
 
 
+@pytest.mark.slow
 def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch):
     training, evaluation = open_examples(files, wordpiece)
     config = make_config(start, training.task)
@@ -403,6 +411,7 @@ def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch)
     assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["regression", "tagging", "span"])
 def test_scores_do_not_depend_on_how_rows_are_batched(wordpiece, tmp_path, monkeypatch, head):
     """Two lengths of rows, in turns: batches of few are cut to the short ones and sorted."""
@@ -475,6 +484,7 @@ def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, word
 # Several runs
 
 
+@pytest.mark.slow
 def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
     result = of_sentences(
         start, files, tmp_path, learning_rate="1e-3,1e-2", seed="0,1", epochs=1, batch_size=24
@@ -497,6 +507,7 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
     assert means == sorted(means, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, files, tmp_path):
     # Rates that six digits do not tell apart, too.
     rates = "1e30,1e-3,1.0000001e-3"
@@ -513,6 +524,7 @@ def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, fil
 # What is refused, before any training
 
 
+@pytest.mark.slow
 def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp_path):
     flags = sentence_flags(start, files, tmp_path) | {"config.log.every_steps": 1}
     again = command(**flags, seed="0,1", epochs=20, batch_size=24)
@@ -602,6 +614,7 @@ def test_a_workdir_of_another_task_is_refused_in_one_line(start, files, command_
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_other_weights_to_begin_with_are_refused_and_a_moved_folder_is_not(
     start, files, command_run, wordpiece, tmp_path
 ):

@@ -15,6 +15,8 @@ from folders import RECIPE, REPOSITORY
 
 from bertjax.testing import make_store
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
 NODE = Path(__file__).parent / "slurm_node.sh"
 

@@ -63,6 +63,7 @@ def loss(model, params, batch, keys=None):
     return pretraining_loss(sums, pretraining_denominators(batch)), sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "change"),
     [
@@ -125,6 +126,7 @@ def test_a_mask_is_the_segment_ids_of_one_segment():
     assert np.isfinite(same).all()
 
 
+@pytest.mark.slow
 def test_microbatches_of_packed_rows_add_up(params, batches):
     """With dropout; rows hold one to three pairs, so that means of means would be wrong."""
     with jax.enable_x64(True):
@@ -163,6 +165,7 @@ def test_a_plan_knows_the_shapes_of_packed_batches(batches):
         assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == expected
 
 
+@pytest.mark.slow
 def test_other_attentions_see_the_same_pairs_and_masks(params, batches):
     """With dropout: in float64, where another bit of a mask would show."""
     with jax.enable_x64(True):

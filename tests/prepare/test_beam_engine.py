@@ -60,6 +60,8 @@ def wait_for_staged(process, store):
         time.sleep(0.002)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_killed_worker(corpus, vocabulary, expected, tmp_path):
     process = start(on_beam(corpus, tmp_path / "s", vocabulary))
     wait_for_staged(process, tmp_path / "s")
@@ -73,6 +75,8 @@ def test_killed_worker(corpus, vocabulary, expected, tmp_path):
     assert contents(tmp_path / "s") == expected
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
     process = start(on_beam(corpus, tmp_path / "s", vocabulary))
     wait_for_staged(process, tmp_path / "s")
@@ -97,6 +101,7 @@ def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
     assert contents(tmp_path / "s") == expected
 
 
+@pytest.mark.slow
 def test_tfds(vocabulary, tmp_path):
     texts = [random_text(seed, 2000) for seed in range(100)]
     paragraphs = (text.replace("\n", "_NEWLINE_") for text in texts)

@@ -15,6 +15,8 @@ from folders import RECIPE, REPOSITORY
 from bertjax.parallel.distributed import HEARTBEAT_SECONDS
 from bertjax.testing import make_store
 
+pytestmark = pytest.mark.processes
+
 # Dropout is on. A rate at which rounding does not grow; a schedule that every run here shares.
 SETTINGS = (
     "--config.phases=({'num_steps': 100000},)",
@@ -98,6 +100,7 @@ def assert_same_run(workdir, reference):
             assert line[name] == pytest.approx(other[name], abs=1e-5), (name, line["step"])
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_four_to_one_to_two_processes(store, tmp_path):
     moving, staying = tmp_path / "moving", tmp_path / "staying"
     run(store, staying, "--config.num_steps=20")
@@ -111,6 +114,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one_to_two_processes(store, t
     assert_same_run(moving, staying)
 
 
+@pytest.mark.slow
 def test_preempted_killed_and_continued_by_another_number(store, tmp_path):
     workdir, staying = tmp_path / "workdir", tmp_path / "staying"
     mesh = ("--config.mesh.fsdp=2",)
@@ -143,6 +147,7 @@ def test_preempted_killed_and_continued_by_another_number(store, tmp_path):
     assert_same_run(workdir, staying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "message"),
     [

@@ -29,6 +29,7 @@ def mixed(store, other, weights=(7, 3), **changes):
     return micro("", data__stores=f"{store}:{weights[0]},{other}:{weights[1]}", **changes)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_is_the_same_run(store, other, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert pretrain(mixed(store, other), tmp_path / "whole").exit_code == 0

@@ -221,6 +221,7 @@ def share(packed, count=3_000):
     return (packed.rows(np.arange(count))["segment_ids"] > 0).mean()
 
 
+@pytest.mark.slow
 def test_rows_are_full_where_half_of_the_places_were_padding(tmp_path):
     """Documents as short as Wikipedia's, in rows of 512."""
     store = write_store(
@@ -234,6 +235,7 @@ def test_rows_are_full_where_half_of_the_places_were_padding(tmp_path):
     assert packed.left_out(0) <= 0.001 * reader.num_rows
 
 
+@pytest.mark.slow
 def test_rows_of_real_text_are_full(shared_data, tmp_path):
     files = (shared_data / "corpus" / f"{name}.jsonl.gz" for name in ("wiki_train", "speeches"))
     vocabulary = shared_data / "vocab" / "bert-base-uncased-vocab.txt"

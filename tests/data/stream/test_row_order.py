@@ -133,6 +133,7 @@ def test_random_segments_come_from_the_window_and_another_document():
     assert (plain != row_ids).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_in_any_batch_packed_or_not():
     windowed = make_windowed(512)
     for source in (windowed, PackedRows(windowed, 2)):

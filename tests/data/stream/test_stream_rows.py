@@ -28,6 +28,7 @@ def plain_row_starts(documents, room):
     return [*starts, sentence]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [5, 29, 125, 509, 100_000])
 @pytest.mark.parametrize("block", [1, 7, 1000, 2**20])
 def test_index_equals_a_plain_walk(monkeypatch, room, block):
