@@ -243,31 +243,62 @@ def computed(workdir):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(start, files, wordpiece, tmp_path_factory):
+    """The workdir of a run of 12 steps that nothing interrupts, and how often it scored."""
+    workdir = tmp_path_factory.mktemp("finetune") / "whole"
+    examples = open_examples(files, wordpiece)
+    scored = []
+
+    def run(scorer, params, run=Scorer.run):
+        scored.append(run(scorer, params))
+        return scored[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "run", run)
+        config = make_config(start, examples[0].task)
+        assert train_and_score(config, workdir, *examples, wordpiece).exit_code == 0
+    return workdir, len(scored)
+
+
+@pytest.fixture(scope="module")
+def four_steps(start, files, wordpiece, tmp_path_factory):
+    """The workdir of the same run, ended after 4 steps; tests go on with copies of it."""
+    workdir = tmp_path_factory.mktemp("finetune") / "four_steps"
+    examples = open_examples(files, wordpiece)
+    config = dataclasses.replace(make_config(start, examples[0].task), num_steps=4)
+    assert train_and_score(config, workdir, *examples, wordpiece).exit_code == 0
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 7])
-def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path, stop):
+def test_stopped_and_continued_is_the_same_run(
+    start, files, wordpiece, tmp_path, whole, four_steps, stop
+):
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
-    assert train_and_score(config, tmp_path / "whole", *examples, wordpiece).exit_code == 0
-    first = dataclasses.replace(config, num_steps=stop)
-    assert train_and_score(first, tmp_path / "parts", *examples, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path / "parts")
+    if stop > 4:  # stopped twice
+        more = dataclasses.replace(config, num_steps=stop)
+        assert train_and_score(more, tmp_path / "parts", *examples, wordpiece).exit_code == 0
     assert train_and_score(config, tmp_path / "parts", *examples, wordpiece).exit_code == 0
-    assert computed(tmp_path / "parts") == computed(tmp_path / "whole")
-    hashes = [read_json(tmp_path / d / "summary.json")["params_sha256"] for d in ("whole", "parts")]
+    workdirs = whole[0], tmp_path / "parts"
+    assert computed(workdirs[1]) == computed(workdirs[0])
+    hashes = [read_json(workdir / "summary.json")["params_sha256"] for workdir in workdirs]
     assert hashes[0] == hashes[1]
-    predictions = [read_lines(tmp_path / d / "predictions.jsonl") for d in ("whole", "parts")]
+    predictions = [read_lines(workdir / "predictions.jsonl") for workdir in workdirs]
     assert predictions[0] == predictions[1]
 
 
 @pytest.mark.slow
 def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
-    start, files, wordpiece, tmp_path, monkeypatch
+    start, files, wordpiece, tmp_path, monkeypatch, four_steps
 ):
     """They name a checkpoint that may be removed before the next end."""
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
-    first = dataclasses.replace(config, num_steps=4)
-    assert train_and_score(first, tmp_path, *examples, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
     assert read_json(tmp_path / "scores.json")["best_step"] == 4
 
     def fail(job, phase_index, params):
@@ -307,12 +338,11 @@ def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wor
 
 
 @pytest.mark.slow
-def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path):
+def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path, four_steps):
     """The best checkpoint would be chosen by scores of two files."""
     training, evaluation = open_examples(files, wordpiece)
     config = make_config(start, training.task)
-    first = dataclasses.replace(config, num_steps=4)
-    assert train_and_score(first, tmp_path, training, evaluation, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
     other = Examples(training.task, evaluation.examples[1:], wordpiece, 16)
     with pytest.raises(ValueError, match=r"settings \(the evaluation examples \(--eval\): '"):
         train_and_score(config, tmp_path, training, other, wordpiece)
@@ -397,18 +427,9 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
 
 
 @pytest.mark.slow
-def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch):
-    training, evaluation = open_examples(files, wordpiece)
-    config = make_config(start, training.task)
-    scored = []
-
-    def run(scorer, params, run=Scorer.run):
-        scored.append(run(scorer, params))
-        return scored[-1]
-
-    monkeypatch.setattr(Scorer, "run", run)
-    assert train_and_score(config, tmp_path, training, evaluation, wordpiece).exit_code == 0
-    assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
+def test_nothing_is_scored_twice(whole):
+    workdir, num_scored = whole
+    assert num_scored == len(read_lines(workdir / "evals.jsonl")) > 1
 
 
 @pytest.mark.slow
