@@ -152,6 +152,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     assert progress["num_microbatches"] == 1
 
 
+@pytest.mark.slow
 def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path, monkeypatch):
     """Not after the days that the phases before it take."""
     monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 522_248)
@@ -171,6 +172,7 @@ def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     assert "1 before the restart: the rounding will differ" in caplog.text
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     config = micro(store)
     log_step = Tracker.log_step
