@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import h100
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark, cpu, cpu_name, nested
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.kernels.fused_attention import fused_attention
 from bertjax.models.visibility import Visibility
@@ -46,7 +43,6 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 import attention_reference
 
-RESULT = Path(__file__).parent / "results" / "attention_kernel.json"
 RATE = 0.1
 PATHS: dict[str, Callable[..., jax.Array]] = {
     "xla": functools.partial(dot_product_attention, dropout_rate=RATE),
@@ -62,33 +58,39 @@ SHAPES = {  # layers, rows, length, heads, columns of a head
 }
 
 
-def main() -> None:
-    """Compiles or times, prints, and keeps the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--compile", metavar="CHIP", help="v5e:2x2, v6e:2x2, ... or h100")
     parser.add_argument("--check", action="store_true", help="on the device of this machine")
     parser.add_argument("--time", action="store_true", help="on the device of this machine")
-    parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument(
         "--paths",
         default=",".join(PATHS),
         help="of attention; libtpu 0.0.42.1 crashes where it compiles remat for v6e",
     )
-    arguments = parser.parse_args()
-    paths = {name: PATHS[name] for name in arguments.paths.split(",")}
-    if arguments.compile:
-        rows = compile_all(arguments.compile, paths)
-        write(arguments.output, arguments.compile, "compiled", rows)
-    device = jax.devices()[0] if arguments.check or arguments.time else None
-    if arguments.time and device:
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compiles, times or checks, and prints."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    paths = {name: PATHS[name] for name in args.paths.split(",")}
+    if args.compile:
+        rows = compile_all(args.compile, paths)
+        # Where it compiles no device is opened.
+        what = {"what": "compiled", "chip": args.compile, "device": cpu()}
+        yield {**what, "flags": flags, "rows": rows}
+    if not args.check and not args.time:
+        return
+    device = jax.devices()[0]
+    kind = cpu_name() if device.platform == "cpu" else device.device_kind
+    if args.time:
         if device.platform == "cpu":
             print("on a CPU the kernels are interpreted: there is nothing to time")
         else:
-            write(arguments.output, device.device_kind, "timed", time_all(paths))
-    if arguments.check and device:
+            yield {"what": "timed", "chip": kind, "flags": flags, "rows": time_all(paths)}
+    if args.check:
         rows = check_all()
-        kind = cpu_name() if device.platform == "cpu" else device.device_kind
-        write(arguments.output, kind, "checked", rows)
+        yield {"what": "checked", "chip": kind, "flags": flags, "rows": rows}
         if not all(row["passes"] for row in rows):
             raise SystemExit("the kernels are off: see the rows that do not pass")
 
@@ -273,23 +275,7 @@ def both_passes(
     return output, *backward(gradient)
 
 
-def write(path: Path, chip: str, what: str, rows: list[dict[str, Any]]) -> None:
-    """Puts the rows into the file of results, in the place of earlier ones of that chip."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    packages = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
-    installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
-    results.setdefault(what, {})[chip] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": cpu_name() if what == "compiled" else chip,
-        "flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: installed[name] for name in packages if name in installed},
-        },
-        "rows": rows,
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
-
+BENCHMARK = Benchmark(measure, "attention_kernel.json", options, keep=nested("what", "chip"))
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -12,39 +12,33 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark
 from bertjax.models.attention import by_rows, dot_product_attention
 from bertjax.models.visibility import Visibility
 
-RESULT = Path(__file__).parent / "results" / "attention_rows.json"
 SHAPES = ((32, 64), (32, 128), (8, 368), (32, 368), (8, 512))  # rows, tokens
 HEADS, SIZE = 12, 32
 ROUNDS = 5
 PATHS: dict[str, Callable] = {"xla": lambda attend: attend, "rows": by_rows}
 
 
-def main() -> None:
-    """Measures, prints and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    result = record(parser.parse_args().load) | {
-        "cores": len(os.sched_getaffinity(0)),
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures all shapes."""
+    return {
         "heads": HEADS,
         "head_size": SIZE,
-        "cases": [measure(*shape) for shape in SHAPES],
+        "cases": [measure_shape(*shape) for shape in SHAPES],
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(rows: int, tokens: int) -> dict[str, float]:
+def measure_shape(rows: int, tokens: int) -> dict[str, float]:
     """Milliseconds of both, by the kind of pass."""
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = tuple(jax.random.normal(key, (rows, tokens, HEADS, SIZE)) for key in keys)
@@ -76,5 +70,8 @@ def measure(rows: int, tokens: int) -> dict[str, float]:
     return case
 
 
+BENCHMARK = Benchmark(measure, "attention_rows.json")
+
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

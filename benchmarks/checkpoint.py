@@ -10,55 +10,40 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark
 from bertjax.checkpoints import checkpoint_directory
 from bertjax.checkpoints.checkpoint import CheckpointStore, resolve
 from bertjax.config import ModelConfig
 from bertjax.models import abstract_params
 
-RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 
-
-def main() -> None:
-    """Runs the measurements and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument(
         "--folder", type=Path, required=True, help="on the disk to measure; emptied"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures several times."""
     abstract = abstract_params(ModelConfig())
-    runs = [measure(arguments.folder, abstract) for _ in range(arguments.repeats)]
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average_at_the_end": round(os.getloadavg()[0], 1),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint")},
-        },
+    return {
         "state": "BERT BASE, float32, parameters and two moments",
-        "runs": runs,
+        "runs": [measure_once(args.folder, abstract) for _ in range(args.repeats)],
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(RESULT.read_text())
 
 
-def measure(folder: Path, abstract: Any) -> dict[str, float]:
+def measure_once(folder: Path, abstract: Any) -> dict[str, float]:
     """One save, verification and restoration, in seconds and bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     state = jax.block_until_ready(noise(abstract))
@@ -119,5 +104,7 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+BENCHMARK = Benchmark(measure, "checkpoint.json", options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -10,38 +10,33 @@ is read and what is written.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark
 
 CALLS, TURNS = 20, 5
 
 
-def main() -> None:
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures both and prints them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
     small = jax.default_backend() == "cpu"
     size, count = (1_024, 1 << 24) if small else (8_192, 1 << 29)
     dtype = jnp.float32 if small else jnp.bfloat16
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     numbers = jax.random.normal(jax.random.key(1), (count,), jnp.float32)
-    result = {
-        **record(),
+    result: dict[str, Any] = {
         "product": f"{size} x {size} x {size}, {x.dtype}",
         "product_flops": 2 * size**3 / seconds_of_one(jnp.matmul, x, x),
         "copy": f"{numbers.nbytes / 2**30:.3g} GiB",
         # Negated, for the compiler would do without a plain copy.
         "copy_bytes_per_second": 2 * numbers.nbytes / seconds_of_one(jnp.negative, numbers),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    yield result
     print(
         f"{result['product_flops'] / 1e12:,.3g} TFLOP/s of a product ({result['product']}), "
         f"{result['copy_bytes_per_second'] / 1e9:,.4g} GB/s of a copy ({result['copy']})"
@@ -62,5 +57,7 @@ def seconds_of_one(function: Callable[..., jax.Array], *arrays: jax.Array) -> fl
     return least
 
 
+BENCHMARK = Benchmark(measure)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

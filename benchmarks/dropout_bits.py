@@ -11,26 +11,22 @@ benchmarks/results/dropout_bits.json.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark
 from bertjax.models.dropout import drop_threshold, random_bits
 
-RESULT = Path(__file__).parent / "results" / "dropout_bits.json"
 RATE, ROWS, SHAPE = 0.1, 8, (12, 128, 128)
 REPEATS = 30
 
 
-def main() -> None:
-    """Times each way of drawing and writes the result."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times each way of drawing."""
     keys = jax.random.split(jax.random.key(0), ROWS)
     x = jnp.ones((ROWS, *SHAPE), jnp.float32)
 
@@ -48,16 +44,13 @@ def main() -> None:
         ),
         "a multiplication": (lambda x: x * 1.5, x),
     }
-    result = {
-        **record(),
+    return {
         "shape": [ROWS, *SHAPE],
-        "ways": {name: measure(*way) for name, way in ways.items()},
+        "ways": {name: measure_way(*way) for name, way in ways.items()},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
-def measure(draw: Callable[..., jax.Array], argument: jax.Array) -> dict[str, float]:
+def measure_way(draw: Callable[..., jax.Array], argument: jax.Array) -> dict[str, float]:
     """Seconds to compile, and milliseconds to run."""
     started = time.perf_counter()
     compiled = jax.jit(draw).lower(argument).compile()
@@ -70,5 +63,7 @@ def measure(draw: Callable[..., jax.Array], argument: jax.Array) -> dict[str, fl
     return {"compile_seconds": round(compile_seconds, 3), "milliseconds": 1e3 * min(times)}
 
 
+BENCHMARK = Benchmark(measure, "dropout_bits.json")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

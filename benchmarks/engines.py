@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import DATA, Benchmark
 from benchmarks.prepare import write_input
-from bertjax.prepare.build_store import num_cores
 
-RESULT = Path(__file__).parent / "results" / "engines.json"
 NUM_WORKERS = 4
 SHARD_TOKENS = 2**21  # some ten shards of 100 MB
 ENGINES = {  # flags, what shows the progress in the work folder, what names a worker in /proc
@@ -38,15 +35,15 @@ ENGINES = {  # flags, what shows the progress in the work folder, what names a w
 }
 
 
-def main() -> None:
-    """Runs all six and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--megabytes", type=int, default=100)
-    parser.add_argument("--load", default="", help="what else the machine does, for the record")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs all six; an error if a store differs."""
     vocabulary = arguments.data / "vocab" / "bert-base-uncased-vocab.txt"
-    load_average = os.getloadavg()
     runs, stores = [], []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "input.jsonl.gz"
@@ -67,20 +64,8 @@ def main() -> None:
                 stores.append(contents(store))
         manifest = json.loads((store / "manifest.json").read_text())
     same = all(store == stores[0] for store in stores)
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": num_cores(),
-        "load": arguments.load,
-        "load_average_before": [round(load, 2) for load in load_average],
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("apache-beam", "numpy", "protobuf", "sentencex")
-            },
-        },
-        "command": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
+    yield {
+        "prepare": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
         f"--num_workers={NUM_WORKERS} --shard_tokens={SHARD_TOKENS} [--runner=DirectRunner]",
         "text_megabytes": round(manifest["text_bytes"] / 1e6, 1),
         "shards": len(manifest["splits"]["train"]["shards"]),
@@ -91,8 +76,7 @@ def main() -> None:
         "a kill at the end",
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{RESULT}: {'the same' if same else 'DIFFERENT'} bytes")
+    print(f"{arguments.output}: {'the same' if same else 'DIFFERENT'} bytes")
     sys.exit(not same)
 
 
@@ -151,5 +135,7 @@ def contents(store: Path) -> dict[str, str]:
     }
 
 
+BENCHMARK = Benchmark(measure, "engines.json", options, device="none")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

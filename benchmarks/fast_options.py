@@ -4,9 +4,8 @@
 
 Off: plain attention, float32, scanned layers. On: attention by our kernels (interpreted where there is
 neither a TPU nor a GPU), bfloat16, unrolled layers. Each seed draws its own parameters, rows, masks and dropout, the
-same for both. What the options change should be small beside what another seed does. Imports neither
-TensorFlow nor bertjax's command line, so that it runs where there is only JAX. Writes
-benchmarks/results/fast_options.json and .png.
+same for both. What the options change should be small beside what another seed does. Does not import
+TensorFlow, so that it runs where there is only JAX. Writes benchmarks/results/fast_options.json and .png.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -14,12 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib
-import json
-import os
-import platform
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark
+from bertjax.cli.recipes import load_recipe
 from bertjax.config import Config
 from bertjax.data.store.store import Store, open_store
 from bertjax.data.stream.reader import RowReader
@@ -37,7 +31,6 @@ from bertjax.objectives.objective import make_objective
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 
-RESULT = Path(__file__).parent / "results" / "fast_options.json"
 OPTIONS: dict[str, dict[str, Any]] = {
     "off": {"attention": "xla", "dtype": "float32", "scan_layers": True},
     "on": {"attention": "pallas", "dtype": "bfloat16", "scan_layers": False},
@@ -45,14 +38,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 LAST = 10  # steps over which losses are compared
 
 
-def main() -> None:
-    """Runs all seeds both ways and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--recipe", default="tiny", help="of configs/")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs all seeds both ways and draws the losses."""
     store = open_store(args.store)
     config = recipe(args.recipe, args.steps, store)
     runs = []
@@ -62,11 +57,8 @@ def main() -> None:
             runs.append({"seed": seed, "options": name, "losses": losses})
             print(f"seed {seed}, {name}: {losses[0]:.4f} to {np.mean(losses[-LAST:]):.4f}")
     (phase,) = config.resolved_phases()
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "cpu": f"{os.cpu_count()} x {cpu_name()}",
-        "versions": {"python": platform.python_version(), "jax": version("jax")},
+    plot(runs, args.output.with_suffix(".png"))
+    return {
         "recipe": args.recipe,
         "rows": f"{phase.global_batch_size} x {phase.max_length}",
         "dropout_rate": config.model.dropout_rate,
@@ -74,14 +66,11 @@ def main() -> None:
         "compared": compare(runs),
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    plot(runs, RESULT.with_suffix(".png"))
-    print(json.dumps(result["compared"], indent=1))
 
 
 def recipe(name: str, steps: int, store: Store) -> Config:
     """The recipe's first phase cut to so many steps, with the dropout of the paper."""
-    config: Config = importlib.import_module(f"configs.{name}").get_config()
+    config = load_recipe(name)
     first = config.resolved_phases()[0]
     model = dataclasses.replace(
         config.model,
@@ -153,5 +142,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+BENCHMARK = Benchmark(measure, "fast_options.json", options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

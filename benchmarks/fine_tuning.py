@@ -8,12 +8,12 @@ rates, weight decay, clipping and evaluations are the same. What differs is the 
 dropout masks; with --nodropout, the program alone. Both keep the best of the evaluations, one an
 epoch. What stands in the results is not run again, and several processes may share the file: one a
 core, with taskset, makes the most of two cores, and --programs= lets each run one of the two, or
-at another time. benchmarks.fine_tuning_page makes the page of the results. Needs the extra `peer`,
-in an environment of its own.
+at another time. Needs the extra `peer`, in an environment of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import itertools
@@ -21,18 +21,14 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
-from filelock import FileLock
 
-from benchmarks.hardware import device_name
+from benchmarks.harness import DATA, Benchmark, Contents, Record, comma_list, read_contents
 from bertjax.config import (
     CheckpointConfig,
     EvalConfig,
@@ -45,7 +41,7 @@ from bertjax.config import (
 )
 from bertjax.data.stream.example_rows import ExampleRows
 from bertjax.fine_tuning.job import Examples
-from bertjax.fine_tuning.run import fine_tune
+from bertjax.fine_tuning.run import train_and_score
 from bertjax.models import init_params
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import join_outputs
@@ -54,7 +50,6 @@ from bertjax.training.optimizer import make_schedule
 from bertjax.weights.bertjax_checkpoint import SCORES
 from bertjax.weights.hugging_face_folder import read_folder
 
-RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
 TASKS = {  # name: (task, training files, evaluation file, tokens a row)
     "polarity": ("polarity", "polarity/train.tsv", "polarity/dev.tsv", 64),
     "cola": ("cola", "cola/in_domain_train.tsv", "cola/in_domain_dev.tsv", 64),
@@ -62,21 +57,6 @@ TASKS = {  # name: (task, training files, evaluation file, tokens a row)
     "wnut17": ("ner", "ner/wnut17train.conll", "ner/emerging.test.annotated", 64),
     "squad": ("squad", "squad/train-v1.1.json.gz", "squad/dev-v1.1.json.gz", 384),
 }
-_WEIGHTS = flags.DEFINE_string("weights", None, "Hugging Face folder of a BERT.", required=True)
-_DATA = flags.DEFINE_string("data", "../shared/data", "Folder of the tasks' files.")
-_TASK = flags.DEFINE_enum("task", None, list(TASKS), "What to fine-tune for.", required=True)
-_PROGRAMS = flags.DEFINE_list("programs", ["bertjax", "transformers"], "Which of the two to run.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
-_EPOCHS = flags.DEFINE_integer("epochs", 3, "Times each example is seen.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 5e-5, "Peak learning rate.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows a step.")
-_SHARE = flags.DEFINE_float("share", 1.0, "Of the training examples, the same for all seeds.")
-_DTYPE: flags.FlagHolder[Any] = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters stay in float32."
-)
-_DROPOUT = flags.DEFINE_bool("dropout", True, "Without it both programs compute the same.")
-_LOAD = flags.DEFINE_string("load", "", "What else the machine was doing, for the record.")
-
 _CLASSES = {
     "classification": "BertForSequenceClassification",
     "regression": "BertForSequenceClassification",
@@ -90,80 +70,135 @@ _LAYERS = {
     "tagging": ("tagging_head", "classifier"),
     "span": ("span_head", "qa_outputs"),
 }
-_PACKAGES = {"bertjax": ("jax", "bertjax"), "transformers": ("torch", "transformers")}
+PROGRAMS = ("bertjax", "transformers")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
-def main(_: list[str]) -> None:
-    """Runs the seeds that are missing and prints the table."""
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--weights", required=True, help="Hugging Face folder of a BERT")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the tasks' files")
+    parser.add_argument("--task", required=True, choices=TASKS, help="what to fine-tune for")
+    parser.add_argument(
+        "--programs", type=comma_list, default=PROGRAMS, help="which of the two to run"
+    )
+    parser.add_argument("--seeds", type=comma_list, default=["0", "1", "2", "3", "4"])
+    parser.add_argument("--epochs", type=int, default=3, help="times each example is seen")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="at the peak")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per step")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the training examples, the same for all seeds"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="of the computation; parameters stay in float32",
+    )
+    parser.add_argument(
+        "--nodropout",
+        dest="dropout",
+        action="store_false",
+        help="without dropout both programs compute the same",
+    )
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs the seeds that are missing."""
     logging.basicConfig(level=logging.WARNING)
     use_compilation_cache()  # as the command does
-    name, train, evaluate, max_length = TASKS[_TASK.value]
-    data = Path(_DATA.value)
-    weights = read_folder(_WEIGHTS.value)
+    name, train, evaluate, max_length = TASKS[args.task]
+    weights = read_folder(args.weights)
     tokenizer = weights.tokenizer
     assert tokenizer is not None
     task = make_task(name)
-    examples = task.read(str(data / train), needs_labels=True)
+    examples = task.read(str(args.data / train), needs_labels=True)
     task = task.with_labels(examples)
     chosen = np.random.default_rng(0).permutation(len(examples))
-    chosen = np.sort(chosen[: round(_SHARE.value * len(examples))])
+    chosen = np.sort(chosen[: round(args.share * len(examples))])
     examples = [examples[i] for i in chosen]
     training = Examples(task, examples, tokenizer, max_length)
     evaluation = Examples(
-        task, task.read(str(data / evaluate), needs_labels=True), tokenizer, max_length
+        task, task.read(str(args.data / evaluate), needs_labels=True), tokenizer, max_length
     )
     model = dataclasses.replace(
         weights.config,
         head=task.head,
         num_labels=task.num_labels,
         pooler=task.head in ("classification", "regression"),
-        dtype=_DTYPE.value,
+        dtype=args.dtype,
     )
-    if not _DROPOUT.value:
+    if not args.dropout:
         model = dataclasses.replace(model, dropout_rate=0.0, attention_dropout_rate=0.0)
-    key = f"{_TASK.value}_batch_{_BATCH_SIZE.value}_lr_{_LEARNING_RATE.value:g}"
-    key += f"_epochs_{_EPOCHS.value}"
-    if _SHARE.value < 1:
-        key += f"_share_{_SHARE.value:g}"
-    if not _DROPOUT.value:
-        key += "_no_dropout"
-    if _DTYPE.value != "float32":
-        key += f"_{_DTYPE.value}"
     run = {
         "bertjax": functools.partial(_run_ours, training, evaluation, tokenizer),
-        "transformers": functools.partial(_run_theirs, training, evaluation),
+        "transformers": functools.partial(_run_theirs, training, evaluation, args.weights),
     }
-    for seed, program in itertools.product(map(int, _SEEDS.value), _PROGRAMS.value):
-        if program in _results().get(key, {}).get("runs", {}).get(str(seed), {}):
+    setting = {
+        "task": args.task,
+        "weights": Path(args.weights).name,
+        "main_metric": task.main_metric,
+        "max_length": training.max_length,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "learning_rate": args.learning_rate,
+        "share_of_training_examples": args.share,
+        "dropout": args.dropout,
+        "dtype": args.dtype,
+    }
+    for seed, program in itertools.product(args.seeds, args.programs):
+        done = (read_contents(args.output) or {}).get(_key(setting), {}).get("runs", {})
+        if program in done.get(seed, {}):
             continue
-        scores, seconds, cpu_seconds = _timed(run[program], _config(model, task, training, seed))
-        result = {
+        config = _config(args, model, task, training, int(seed))
+        scores, seconds, cpu_seconds = _timed(run[program], config)
+        print(seed, program, json.dumps(scores), flush=True)
+        yield {
+            "setting": setting,
+            "seed": seed,
+            "program": program,
             "scores": scores,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
-            "hardware": device_name(),
-            "load": _LOAD.value,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {n: version(n) for n in _PACKAGES[program]},
         }
-        _add(key, task.main_metric, training.max_length, str(seed), program, result)
-        print(seed, program, json.dumps(result), flush=True)
 
 
-def _config(model: ModelConfig, task: Any, training: Examples, seed: int) -> FineTuningConfig:
+def keep(old: Contents, record: Record) -> Contents:
+    """Puts a run under its setting, seed and program."""
+    results = old or {}
+    setting = record.pop("setting")
+    runs = results.setdefault(_key(setting), setting | {"runs": {}})["runs"]
+    runs.setdefault(record["seed"], {})[record["program"]] = record
+    return results
+
+
+def _key(setting: dict[str, Any]) -> str:
+    key = f"{setting['task']}_batch_{setting['batch_size']}_lr_{setting['learning_rate']:g}"
+    key += f"_epochs_{setting['epochs']}"
+    if setting["share_of_training_examples"] < 1:
+        key += f"_share_{setting['share_of_training_examples']:g}"
+    if not setting["dropout"]:
+        key += "_no_dropout"
+    if setting["dtype"] != "float32":
+        key += f"_{setting['dtype']}"
+    return key
+
+
+def _config(
+    args: argparse.Namespace, model: ModelConfig, task: Any, training: Examples, seed: int
+) -> FineTuningConfig:
     rows = len(training.arrays["row_weights"])
-    num_steps = rows * _EPOCHS.value // _BATCH_SIZE.value
+    num_steps = rows * args.epochs // args.batch_size
     return FineTuningConfig(
         seed=seed,
-        init_from=f"hf:{_WEIGHTS.value}",
+        init_from=f"hf:{args.weights}",
         model=model,
-        phases=(Phase(num_steps, training.max_length, _BATCH_SIZE.value),),
+        phases=(Phase(num_steps, training.max_length, args.batch_size),),
         optimizer=OptimizerConfig(
-            name="adamw", learning_rate=_LEARNING_RATE.value, warmup_steps=round(0.1 * num_steps)
+            name="adamw", learning_rate=args.learning_rate, warmup_steps=round(0.1 * num_steps)
         ),
         checkpoint=CheckpointConfig(every_steps=num_steps, every_minutes=0, keep=1),
-        eval=EvalConfig(every_steps=-(-num_steps // _EPOCHS.value)),
+        eval=EvalConfig(every_steps=-(-num_steps // args.epochs)),
         log=LogConfig(every_steps=50, tensorboard=False),
         task=TaskConfig(name=task.name, options=task.settings()["options"]),
     )
@@ -180,13 +215,13 @@ def _run_ours(
     training: Examples, evaluation: Examples, tokenizer: Any, config: FineTuningConfig
 ) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        fine_tune(config, Path(folder), training, evaluation, tokenizer)
+        train_and_score(config, Path(folder), training, evaluation, tokenizer)
         scores = json.loads((Path(folder) / SCORES).read_text())["scores"]
     return {k: v for k, v in scores.items() if k != "loss"}
 
 
 def _run_theirs(
-    training: Examples, evaluation: Examples, config: FineTuningConfig
+    training: Examples, evaluation: Examples, weights: str, config: FineTuningConfig
 ) -> dict[str, float]:
     """The same with torch, in the plain way of transformers' examples."""
     import torch
@@ -199,7 +234,7 @@ def _run_theirs(
     model = (
         getattr(transformers, _CLASSES[task.head])
         .from_pretrained(
-            _WEIGHTS.value,
+            weights,
             num_labels=task.num_labels,
             hidden_dropout_prob=config.model.dropout_rate,
             attention_probs_dropout_prob=config.model.attention_dropout_rate,
@@ -224,15 +259,16 @@ def _run_theirs(
         betas=(config.optimizer.b1, config.optimizer.b2),
         eps=config.optimizer.eps,
     )
-    num_steps = config.total_steps
+    (phase,) = config.resolved_phases()
+    num_steps, batch_size = phase.num_steps, phase.global_batch_size
     rates = np.asarray(make_schedule(config.optimizer, num_steps)(jax.numpy.arange(num_steps)))
     rows = ExampleRows(training.model_arrays(), seed=config.seed)
     best: dict[str, float] = {}
     for step in range(num_steps):
-        positions = step * _BATCH_SIZE.value + np.arange(_BATCH_SIZE.value)
+        positions = step * batch_size + np.arange(batch_size)
         batch = {name: torch.from_numpy(x).to(device) for name, x in rows.rows(positions).items()}
         model.train()
-        with _precision(device):
+        with _precision(device, config.model):
             outputs = model(**{name: batch[name].long() for name in _INPUTS})
             loss = _loss(task.head, outputs, batch)
         optimizer.zero_grad()
@@ -242,16 +278,16 @@ def _run_theirs(
             group["lr"] = float(rates[step])
         optimizer.step()
         if (step + 1) % config.eval.every_steps == 0 or step + 1 == num_steps:
-            scores = _evaluate_theirs(model, evaluation)
+            scores = _evaluate_theirs(model, evaluation, config.model)
             if not best or scores[task.main_metric] > best[task.main_metric]:
                 best = scores
     return best
 
 
-def _precision(device: Any) -> Any:
+def _precision(device: Any, model: ModelConfig) -> Any:
     import torch
 
-    return torch.autocast(device.type, torch.bfloat16, enabled=_DTYPE.value == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == "bfloat16")
 
 
 def _loss(head: str, outputs: Any, batch: dict[str, Any]) -> Any:
@@ -269,7 +305,7 @@ def _loss(head: str, outputs: Any, batch: dict[str, Any]) -> Any:
     return cross_entropy(outputs.logits[chosen], batch["tag_ids"][chosen].long())
 
 
-def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
+def _evaluate_theirs(model: Any, evaluation: Examples, config: ModelConfig) -> dict[str, float]:
     import torch
 
     model.eval()
@@ -287,7 +323,7 @@ def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
                 .to(model.device)
                 for name in _INPUTS
             }
-            with _precision(model.device):
+            with _precision(model.device, config):
                 found = model(**inputs)
             for name in names:
                 parts[name].append((rows, found[name].float().cpu().numpy()))
@@ -298,34 +334,7 @@ def _evaluate_theirs(model: Any, evaluation: Examples) -> dict[str, float]:
     return task.scores(evaluation.examples, task.predictions(evaluation.examples, arrays, outputs))
 
 
-def _results() -> dict[str, Any]:
-    return json.loads(RESULT.read_text()) if RESULT.exists() else {}
-
-
-def _add(
-    key: str, metric: str, max_length: int, seed: str, program: str, result: dict[str, Any]
-) -> None:
-    with FileLock(RESULT.with_suffix(".lock")):
-        results = _results()
-        entry = results.setdefault(
-            key,
-            {
-                "task": _TASK.value,
-                "weights": Path(_WEIGHTS.value).name,
-                "main_metric": metric,
-                "max_length": max_length,
-                "batch_size": _BATCH_SIZE.value,
-                "epochs": _EPOCHS.value,
-                "learning_rate": _LEARNING_RATE.value,
-                "share_of_training_examples": _SHARE.value,
-                "dropout": _DROPOUT.value,
-                "dtype": _DTYPE.value,
-                "runs": {},
-            },
-        )
-        entry["runs"].setdefault(seed, {})[program] = result
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
-
+BENCHMARK = Benchmark(measure, "fine_tuning.json", options, keep=keep)
 
 if __name__ == "__main__":
-    app.run(main)
+    BENCHMARK.main()

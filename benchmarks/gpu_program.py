@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import os
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "results" / "gpu_program.json"
+from benchmarks.harness import RESULTS, Benchmark, UsageError, read_contents, rows
+
+RESULT = RESULTS / "gpu_program.json"
 CASES = (
     ("base:128:512", "pallas"),
     ("large:128:256", "pallas"),
@@ -37,34 +38,34 @@ CASES = (
     ("minilm:384:32:span", "xla"),
 )
 LAYOUTS = ("compiler", "row_major")
-_KEY = ("case", "fields", "flags", "note")
 
 
-def main() -> None:
-    """Compiles, prints the account and keeps it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--case", help="model:length:rows[:packed|:span]")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
     parser.add_argument("--figures", action="store_true", help="all of docs/design/speed.md")
     parser.add_argument("--by_part", action="store_true", help="by part of the model, too")
     parser.add_argument("--text", type=Path, help="where to write the program, gzipped")
     parser.add_argument("--note", default="", help="what else there is to say of the program")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compiles, prints the account and returns it."""
     if not args.figures and not args.case:
-        parser.error("name a --case, or --figures")
+        raise UsageError("name a --case, or --figures")
     if args.case:
-        compile_case(args)
+        yield compile_case(args)
     if args.figures:
         for case, attention in CASES:
             for layout in LAYOUTS:
                 fields = [f"--set=attention={attention}", f"--set=activation_layout={layout}"]
                 command = [sys.executable, "-m", "benchmarks.gpu_program", f"--case={case}"]
                 subprocess.run([*command, *fields, f"--output={args.output}"], check=True)
-        print(table(json.loads(args.output.read_text())))
+        print(table(read_contents(args.output)))
 
 
-def compile_case(args: argparse.Namespace) -> None:
+def compile_case(args: argparse.Namespace) -> dict[str, Any]:
     """Compiles one case in this process, which becomes one that computes on the CPU alone."""
     from benchmarks import h100
 
@@ -73,7 +74,6 @@ def compile_case(args: argparse.Namespace) -> None:
     import jax
 
     from benchmarks import program_account, step_case
-    from benchmarks.hardware import cpu_name
     from bertjax.parallel.sharding import make_mesh
     from bertjax.training.compilation import program_bytes
 
@@ -98,22 +98,13 @@ def compile_case(args: argparse.Namespace) -> None:
         "peak_gigabytes": round(sum(memory.values()) / 1e9, 2),
         "kinds": kinds,
         "compile_seconds": round(seconds, 1),
-        "hardware": cpu_name(),
-        "versions": h100.versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "compiled_for": "H100",
     }
-    write(args.output, row)
     print(program_account.table(kinds))
     if args.by_part:
         print(program_account.table(program_account.grouped(kernels, program_account.by_part)))
     print(table([row]), flush=True)
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    """Puts a row into the file of results, in the place of an earlier one of the same program."""
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [other for other in rows if any(other[x] != row[x] for x in _KEY)] + [row]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    return row
 
 
 HEADER = f"{'':74}{'GB':>8}{'kernels':>9}{'transposes':>12}{'temporary':>11}{'peak, GB':>10}"
@@ -132,5 +123,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+BENCHMARK = Benchmark(
+    measure,
+    RESULT.name,
+    options,
+    device="none",
+    keep=rows("case", "fields", "flags", "note"),
+)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

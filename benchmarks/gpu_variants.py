@@ -36,14 +36,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_program import RESULT as PROGRAMS
+from benchmarks.harness import RESULTS, Benchmark, UsageError, device_elsewhere
 
-RESULTS = Path(__file__).parent / "results"
 NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 NO_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -258,63 +259,61 @@ def small(part: Part) -> Part:
     )
 
 
-def main() -> None:
-    """Measures what the time allows, or compiles, and prints what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--lease", type=int, choices=[1, 2], required=True)
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--only", default="", help="names of parts, such as those left out before")
     parser.add_argument("--seconds", type=float, default=590.0, help="all in all")
     parser.add_argument("--compile", action="store_true", help="for an H100, instead of running")
-    args = parser.parse_args()
+
+
+def target(args: argparse.Namespace) -> Path:
+    """The file of the results in the folder that --output names."""
+    if not args.output and not args.compile:
+        raise UsageError("name the folder of the results: --output=FOLDER")
+    return (args.output or RESULTS) / f"lease{args.lease}.json"
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures what the time allows, or compiles, and prints what came out."""
     ends = time.monotonic() + args.seconds
     parts = leases()[args.lease]
     if unknown := {*filter(None, args.only.split(","))} - {part.name for part in parts}:
         known = ", ".join(part.name for part in parts)
-        parser.error(f"--only={args.only}: no part {', '.join(sorted(unknown))}; there are {known}")
+        raise UsageError(
+            f"--only={args.only}: no part {', '.join(sorted(unknown))}; there are {known}"
+        )
     if args.only:
         parts = tuple(part for part in parts if part.name in args.only.split(","))
     if args.compile:
         compile_all(parts)
         return
-    if not args.output:
-        parser.error("name the folder of the results: --output=FOLDER")
-    args.output.mkdir(parents=True, exist_ok=True)
-    device, platform = ask_device()
+    folder = args.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    device, platform = device_elsewhere()
     if platform == "cpu":
         parts = tuple(map(small, parts))
-    target = args.output / f"lease{args.lease}.json"
     outcome: dict[str, Any] = {
         "lease": args.lease,
         "device": device,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m benchmarks.gpu_variants " + " ".join(sys.argv[1:]),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "best": None,
         "parts": [],
     }
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory() as tilings:
         shared = [f"--xla_gpu_per_fusion_autotune_cache_dir={tilings}"]
         for part in parts:
             best = best_of(outcome["parts"])
             done = {"name": part.name, "prediction": part.prediction, "against": part.against}
             with_tilings = shared if part.tilings else []
-            done |= run(part, best, args.output, ends, with_tilings)
+            done |= run(part, best, folder, ends, with_tilings)
             outcome["parts"].append(done)
             outcome["best"] = best_of(outcome["parts"])
-            target.write_text(json.dumps(outcome, indent=1) + "\n")
-    text = table(outcome)
-    target.with_suffix(".txt").write_text(text + "\n")
+            yield outcome
+    text = table(outcome | {"date": begun})
+    args.output.with_suffix(".txt").write_text(text + "\n")
     print(text)
-
-
-def ask_device() -> tuple[str, str]:
-    """Name and platform of the device, from a process that ends: an open GPU has no memory left."""
-    ask = "import jax; d = jax.devices()[0]; print(d.device_kind); print(d.platform)"
-    command = [sys.executable, "-c", ask]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    device, platform = answer.strip().split("\n")[-2:]
-    return device, platform
 
 
 def best_of(done: list[dict[str, Any]]) -> dict[str, Any]:
@@ -534,5 +533,7 @@ def in_words(name: str, result: Any) -> list[str]:
     return ["\n" + steps(result)]
 
 
+BENCHMARK = Benchmark(measure, target, options, device="elsewhere")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
-from importlib.metadata import version
 from typing import Any
 
 # What XLA must know of a GPU to compile for it.
@@ -31,16 +29,6 @@ clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_opt
 cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
 registers_per_block_limit: 65536 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3" """
-
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "jax-cuda12-plugin",
-    "jax-cuda12-pjrt",
-    "nvidia-cuda-nvcc-cu12",
-    "flax",
-)
 
 
 def prepare() -> None:
@@ -64,11 +52,6 @@ def prepare() -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-
-
-def versions() -> dict[str, str]:
-    """What compiles."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def device() -> Any:

@@ -15,7 +15,6 @@ needs more steps to be killed in.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -24,26 +23,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import RESULTS, Benchmark
+
 RATES = ("sequences_per_second", "real_tokens_per_second", "mfu")
 INSIDE_A_SAVE, IN_EACH_PHASE = 3, 3
-RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    """Runs both and writes the result; exits non-zero if they differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--two_phases", action="store_true")
     parser.add_argument("--num_steps", type=int, default=90)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--output", type=Path, help="in place of the file in benchmarks/results")
-    args = parser.parse_args()
+
+
+def target(args: argparse.Namespace) -> Path:
+    """The file of the result: each kind of run has one."""
+    kind = "_two_phases" if args.two_phases else ""
+    return args.output or RESULTS / f"kill_and_resume{kind}.json"
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs both; an error if they differ."""
     two_phases = args.two_phases
-    name = "kill_and_resume_two_phases.json" if two_phases else "kill_and_resume.json"
-    output = args.output or RESULTS / name
     flags = flags_of(args.num_steps, two_phases)
     moments = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="bertjax-kill-") as folder:
@@ -79,9 +84,7 @@ def main() -> None:
         final_exit = run(killed, again, environment).wait()
 
         result = {
-            "date": datetime.date.today().isoformat(),
-            "hardware": f"{summary(whole)['hardware']}, {os.cpu_count()} CPU cores",
-            "versions": {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")},
+            "hardware": summary(whole)["hardware"],
             "flags": flags,
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
             "kills": kills,
@@ -96,8 +99,8 @@ def main() -> None:
                 a["step"] for a, b in zip(steps(killed), steps(whole), strict=True) if a != b
             ],
         }
-    print(json.dumps(result, indent=2))
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=1))
+    yield result
     same = result["params_sha256"] == result["params_sha256_uninterrupted"]
     sys.exit(not (same and not result["steps_that_differ"] and sigterm_exit == 75))
 
@@ -171,5 +174,7 @@ def summary(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 
 
+BENCHMARK = Benchmark(measure, target, options, device="elsewhere")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

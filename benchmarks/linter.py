@@ -16,24 +16,25 @@ import json
 import re
 import resource
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import DATA, Benchmark
 from bertjax.inspect.report import inspect_texts
 
-RESULT = Path(__file__).parent / "results" / "linter.json"
 NAMES = ("novels", "novels_eltec")
 LENGTH = 8  # words of a run of the truth
 FOUND = 0.3
 
 
-def main() -> None:
-    """Runs the measurement and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    folder = parser.parse_args().data / "corpus"
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--data", type=Path, default=DATA)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Inspects both editions, and compares with the truth."""
+    folder = args.data / "corpus"
     files = [folder / f"{name}.jsonl.gz" for name in NAMES]
     begin, cpu = time.monotonic(), time.process_time()
     report = inspect_texts(",".join(map(str, files)))
@@ -61,9 +62,7 @@ def main() -> None:
         / max(1, sum(w["chapters_true"][side] for w in works))
         for side in (0, 1)
     ]
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
+    return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "peak_rss_bytes": peak,
@@ -72,8 +71,6 @@ def main() -> None:
         "pairs_that_are_none": sorted(set(found) - pairs),
         "findings": [finding.kind for finding in report.findings],
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
 def truth(part: Path, whole: Path) -> dict[tuple[str, str], int]:
@@ -107,5 +104,7 @@ def chapters(path: Path):
             yield record["id"].rpartition("/")[0], re.findall("[a-z]+", record["text"].lower())
 
 
+BENCHMARK = Benchmark(measure, "linter.json", options, device="none")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -11,18 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark
 
-RESULT = Path(__file__).parent / "results" / "load_time.json"
 PROCESSES = 6
 CODE = """
 import json, sys, time
@@ -43,24 +38,17 @@ print(json.dumps(found))
 """
 
 
-def main() -> None:
-    """Measures each model and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("models", nargs="+", help="a workdir or a Hugging Face folder")
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    args = parser.parse_args()
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{os.cpu_count()} x {cpu_name()}",
-        "versions": {"python": platform.python_version(), "jax": version("jax")},
-        "load": args.load,
-        "models": {Path(model).name: measure(model) for model in args.models},
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
-def measure(model: str) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures each model."""
+    return {"models": {Path(model).name: measure_model(model) for model in args.models}}
+
+
+def measure_model(model: str) -> dict[str, Any]:
     """The least seconds of each part over several processes."""
     runs = []
     for _ in range(PROCESSES):
@@ -74,5 +62,7 @@ def measure(model: str) -> dict[str, Any]:
     }
 
 
+BENCHMARK = Benchmark(measure, "load_time.json", options, device="elsewhere")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

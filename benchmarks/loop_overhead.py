@@ -17,33 +17,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark
 from benchmarks.train_step import Bertjax, make_batch, make_config
 from bertjax.config import CheckpointConfig, Config, EvalConfig, LogConfig
 from bertjax.data.store.store import open_store
 from bertjax.pretraining.run import pretrain
 
-RESULT = Path(__file__).parent / "results" / "loop_overhead.json"
 ROUNDS = 3
 
 
-def main() -> None:
-    """Measures the cases and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--case", action="append", required=True, help="recipe:length:rows")
     parser.add_argument("--seconds", type=float, default=15.0, help="of one turn, about")
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    args = parser.parse_args()
-    result = {
-        **record(args.load),
-        "cases": {case: measure(case, args.store, args.seconds) for case in args.case},
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["cases"], indent=1))
 
 
-def measure(case: str, store: Path, seconds: float) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures the cases."""
+    return {"cases": {case: measure_case(case, args.store, args.seconds) for case in args.case}}
+
+
+def measure_case(case: str, store: Path, seconds: float) -> dict[str, Any]:
     """Seconds a step, bare and in the loop."""
     recipe, length, rows = case.split(":")
     config = make_config(recipe, int(length), int(rows))
@@ -84,5 +79,7 @@ def fastest_rate(config: Config, store: Path, steps: int) -> float:
     return json.loads(lines[0])["sequences_per_second"]
 
 
+BENCHMARK = Benchmark(measure, "loop_overhead.json", options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -14,15 +14,11 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 DEVICES = 8
@@ -34,7 +30,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.hardware import cpu_name  # noqa: E402
+from benchmarks.harness import Benchmark  # noqa: E402
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, OptimizerName  # noqa: E402
 from bertjax.models import init_params  # noqa: E402
 from bertjax.objectives.objective import make_objective  # noqa: E402
@@ -48,7 +44,6 @@ from bertjax.parallel.sharding import (  # noqa: E402
 from bertjax.training.optimizer import make_optimizer  # noqa: E402
 from bertjax.training.step import TrainState, train_step  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "meshes.json"
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 LENGTH, MASKED, ROWS = 16, 4, 16
 
@@ -63,11 +58,13 @@ class Run:
     num_microbatches: int = 1
 
 
-def main() -> None:
-    """Runs all combinations, or with --quick a few, and prints or writes what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--quick", action="store_true", help="smaller, fewer; printed only")
-    arguments = parser.parse_args()
+
+
+def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs all combinations, or with --quick a few, which are only printed."""
     model = ModelConfig(
         vocab_size=99 if arguments.quick else 30_522,  # 8 divides neither
         hidden_size=32 if arguments.quick else 64,
@@ -105,23 +102,12 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
     if arguments.quick:
         return
-    RESULT.write_text(
-        json.dumps(
-            {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "hardware": f"{DEVICES} simulated devices on {os.cpu_count()} cores, {cpu_name()}",
-                "versions": {
-                    "python": platform.python_version(),
-                    "jax": importlib.metadata.version("jax"),
-                },
-                "model": dataclasses.asdict(model),
-                "steps": steps,
-                "runs": results,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    yield {
+        "simulated_devices": DEVICES,
+        "model": dataclasses.asdict(model),
+        "steps": steps,
+        "runs": results,
+    }
 
 
 def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
@@ -206,5 +192,7 @@ def captured_stderr() -> Iterator[list[str]]:
             messages.append(file.read().decode(errors="replace"))
 
 
+BENCHMARK = Benchmark(compare, "meshes.json", options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

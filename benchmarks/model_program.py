@@ -9,16 +9,14 @@ benchmarks/results/model_program.json.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import importlib.metadata
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks.harness import Benchmark
 from bertjax.config import MeshConfig, ModelConfig, Phase
 from bertjax.models import BertForPreTraining, abstract_params
 from bertjax.objectives.objective import abstract_batch, make_objective
@@ -29,13 +27,12 @@ from bertjax.objectives.pretraining import (
 )
 from bertjax.parallel.sharding import make_mesh
 
-RESULT = Path(__file__).parent / "results" / "model_program.json"
 BASE = ModelConfig(dtype="bfloat16", scan_layers=True)
 ROWS = {"64 x 128": Phase(1, 128, 64, 20), "16 x 512": Phase(1, 512, 16, 80)}
 
 
-def main() -> None:
-    """Counts, prints and writes."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Counts and prints."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     lines = {}
     for name, scan in (("scanned", True), ("unrolled", False)):
@@ -48,15 +45,11 @@ def main() -> None:
             loss, batch = loss_function(dataclasses.replace(BASE, remat=remat), rows, mesh)
             kept.setdefault(rows, {})[remat] = round(kept_bytes(loss, batch) / 2**20)
             print(rows, remat, kept[rows][remat], "MiB", flush=True)
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
+    return {
         "model": dataclasses.asdict(BASE),
         "stablehlo_lines": lines,
         "kept_mebibytes": kept,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(RESULT.read_text())
 
 
 def loss_function(model: ModelConfig, rows: str, mesh: Any) -> tuple[Callable, dict[str, Any]]:
@@ -89,5 +82,7 @@ def kept_bytes(loss: Callable, batch: dict[str, Any]) -> int:
     )
 
 
+BENCHMARK = Benchmark(measure, "model_program.json")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -14,14 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark
 from bertjax.config import ModelConfig, OptimizerConfig, packed_predictions
 from bertjax.data.store.store import Store, open_store
 from bertjax.data.store.store_writer import write_store
@@ -47,7 +42,6 @@ from bertjax.objectives.pretraining import (
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 
-RESULT = Path(__file__).parent / "results" / "packing.json"
 LENGTH = 512
 DEPTHS = (2, 3, 4, 6, 8, 12)
 ROWS, ROUNDS, STEPS = 8, 5, 2
@@ -56,32 +50,24 @@ MODEL = ModelConfig(
 )
 
 
-def main() -> None:
-    """Measures both stores and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures both stores."""
     real = open_store(args.store)
     with tempfile.TemporaryDirectory() as folder:
         like = short_documents(Path(folder), real.tokenizer())
-        result = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": f"{os.cpu_count()} x {cpu_name()}",
-            "load": args.load,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("jax", "numpy")},
-            },
+        return {
             "length": LENGTH,
             "model": dataclasses.asdict(MODEL),
             "stores": {
-                "real text": measure(real, Path(folder) / "rows_real"),
-                "lengths like Wikipedia's": measure(like, Path(folder) / "rows_like"),
+                "real text": measure_store(real, Path(folder) / "rows_real"),
+                "lengths like Wikipedia's": measure_store(like, Path(folder) / "rows_like"),
             },
         }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["stores"], indent=1))
 
 
 def short_documents(folder: Path, tokenizer: Tokenizer) -> Store:
@@ -96,7 +82,7 @@ def short_documents(folder: Path, tokenizer: Tokenizer) -> Store:
     return write_store(folder / "store", tokenizer, documents)
 
 
-def measure(store: Store, cache: Path) -> dict[str, Any]:
+def measure_store(store: Store, cache: Path) -> dict[str, Any]:
     """Efficiency by depth; equality and speed at the first depth that fills 98 %."""
     pairs = reader(store, 1, cache)
     sample = pairs.lengths(pairs.draw(np.arange(min(pairs.num_rows, 50_000)))[1])
@@ -199,5 +185,7 @@ def arrays(batch: Batch) -> dict[str, jax.Array]:
     return {name: jnp.asarray(x) for name, x in batch.items() if name != "row_ids"}
 
 
+BENCHMARK = Benchmark(measure, "packing.json", options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

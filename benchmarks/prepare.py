@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,35 +28,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import DATA, ROOT, Benchmark
+from bertjax.cores import num_cores
 from bertjax.data.corpus.corpus import find_sources, read_blocks, read_documents, split_sentences
-from bertjax.prepare.build_store import num_cores
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY / "tests" / "helpers"))
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
-import wordpiece_oracle  # noqa: E402
+import wordpiece_oracle
 
 CORPORA = ("novels", "novels_eltec", "wiki_train", "speeches", "wiki_heldout", "wikitext2_heldout")
-RESULT = Path(__file__).parent / "results" / "prepare.json"
 PEER_BATCH = 10_000  # sentences given to `tokenizers` at once
 ORIGINAL_SHARE = 100  # the published rules get every so-many-th sentence
 SAMPLE_SECONDS = 0.25  # between two looks at the memory
 
 
-def main() -> None:
-    """Runs the measurements and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[80, 160])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--load", default="", help="what else the machine does, for the record")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the measurements."""
     vocabulary = arguments.data / "vocab" / "bert-base-uncased-vocab.txt"
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +69,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             for megabytes, file in files.items():
                 store = Path(folder) / f"store-{megabytes}-{number}"
-                runs.append(measure(file, store, vocabulary))
+                runs.append(measure_prepare(file, store, vocabulary))
                 print(json.dumps(runs[-1]))
             runs.append(measure_here("tokenizers", sentences, num_cores(), peer_tokens(peer)))
             print(json.dumps(runs[-1]))
@@ -87,18 +84,7 @@ def main() -> None:
         }
         for rate in ("megabytes_per_second_and_core", "megabytes_per_cpu_second")
     }
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": num_cores(),
-        "load": arguments.load,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("numpy", "sentencex", "tokenizers")
-            },
-        },
+    return {
         "prepare": f"python -m bertjax.prepare --input=FILE --tokenizer={vocabulary.name} "
         f"--num_workers={num_cores()}: read, split, tokenise, write; processes' start in",
         "tokenizers": "BertWordPieceTokenizer.encode_batch, all cores: tokenises, nothing else",
@@ -115,9 +101,6 @@ def main() -> None:
         "peak_rss_growth": growth(runs, "peak_rss_bytes"),
         "runs": runs,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{RESULT}: {json.dumps(speeds)}, memory x {result['peak_pss_growth']}")
 
 
 def median(runs: list[dict], what: str, rate: str, megabytes: float | None) -> float:
@@ -207,7 +190,7 @@ def rates(
     }
 
 
-def measure(file: Path, store: Path, vocabulary: Path) -> dict:
+def measure_prepare(file: Path, store: Path, vocabulary: Path) -> dict:
     """Prepares one input in a new process; returns its figures."""
     command = [sys.executable, "-m", "bertjax.prepare", f"--input={file}", f"--output={store}"]
     command += [f"--tokenizer={vocabulary}", f"--num_workers={num_cores()}"]
@@ -275,5 +258,7 @@ def peaks(runs: list[dict]) -> int:
     return max(run["peak_pss_bytes"] for run in runs if run["what"] == "prepare")
 
 
+BENCHMARK = Benchmark(measure, "prepare.json", options, device="none")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -12,24 +12,23 @@ and how many answers come back, as the same text or the same after the official 
 Writes benchmarks/results/squad_features.json. One process.
 """
 
+from __future__ import annotations
+
 import argparse
-import datetime
-import json
-import platform
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import DATA, Benchmark
 from bertjax.data.tokenizers.offsets import OffsetEncoder
 from bertjax.data.tokenizers.tokenizer import from_argument
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.squad.metrics import normalize
 from bertjax.tasks.squad.windows import answer_pieces
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 384
 STEPS = ("read", "features", "spans", "search")
 SEARCHED = 4096  # questions searched at once
@@ -55,7 +54,7 @@ class Recovered:
         self.other += not same and answer not in found
 
 
-def measure(path: Path, tokenizer) -> dict:
+def measure_file(path: Path, tokenizer) -> dict:
     """Read a file, make its rows and count what is recovered."""
     task = make_task("squad")
     clock, processor = [time.perf_counter()], [time.process_time()]
@@ -109,12 +108,13 @@ def measure(path: Path, tokenizer) -> dict:
     }
 
 
-def main() -> None:
-    """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
-    parser.add_argument("--load", default="quiet machine", help="what else the machine does")
-    arguments = parser.parse_args()
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--data", type=Path, default=DATA)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures both files with both tokenizers."""
     tokenizers = {
         "wordpiece": "bert-base-uncased-vocab.txt",
         "sentencepiece": "sentencepiece_test_model.model",
@@ -123,24 +123,19 @@ def main() -> None:
     for kind, name in tokenizers.items():
         tokenizer = from_argument(str(arguments.data / "vocab" / name))
         results[kind] = [
-            measure(arguments.data / "squad" / file, tokenizer)
+            measure_file(arguments.data / "squad" / file, tokenizer)
             for file in ("dev-v1.1.json.gz", "train-v1.1.json.gz")
         ]
-    report = {
+    return {
         "what": "rows of SQuAD v1.1 and the answers recovered from them",
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "machine": arguments.load,
         "max_length": MAX_LENGTH,
         "doc_stride": make_task("squad").settings()["options"]["doc_stride"],
         "vocabularies": tokenizers,
         "results": results,
     }
-    output = REPOSITORY / "benchmarks" / "results" / "squad_features.json"
-    output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(results, indent=2, ensure_ascii=False))
 
+
+BENCHMARK = Benchmark(measure, "squad_features.json", options, device="none")
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

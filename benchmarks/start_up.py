@@ -9,32 +9,25 @@ index and the program are made at the first start. What the log says of the star
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+from typing import Any
 
-from benchmarks.hardware import record
-
-RESULT = Path(__file__).parent / "results" / "start_up.json"
+from benchmarks.harness import Benchmark
 
 
-def main() -> None:
-    """Starts each recipe twice and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--config", action="append", required=True, help="recipe")
     parser.add_argument("--store", required=True)
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    args = parser.parse_args()
-    result = {
-        **record(args.load),
-        "recipes": {recipe: starts(recipe, args.store) for recipe in args.config},
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Starts each recipe twice."""
+    return {"recipes": {recipe: starts(recipe, args.store) for recipe in args.config}}
 
 
 def starts(recipe: str, store: str) -> dict[str, dict[str, float]]:
@@ -61,5 +54,7 @@ def starts(recipe: str, store: str) -> dict[str, dict[str, float]]:
     return found
 
 
+BENCHMARK = Benchmark(measure, "start_up.json", options, device="elsewhere")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

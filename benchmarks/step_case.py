@@ -3,7 +3,7 @@
 A case is model:length:rows. The model is a recipe of configs/, `novels` (the network of
 docs/results/novels_wiki_gpu.py, but with dropout) or `minilm` (the sizes of all-MiniLM-L6-v2).
 With `:packed` rows hold several pairs; with `:span` the model is fine-tuned, with the head of
-SQuAD. Imports neither TensorFlow nor the command line of bertjax.
+SQuAD. Does not import TensorFlow.
 """
 
 from __future__ import annotations

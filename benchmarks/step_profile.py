@@ -6,8 +6,7 @@ On a GPU with XLA_FLAGS=--xla_gpu_enable_command_buffer= , or what runs in a com
 step of a case (benchmarks/step_case.py), traces a few of them with JAX's profiler, and adds up the time of every
 operation under the part of the model that its name stems from. An operation that runs others counts without them;
 where several run at once the sum is more than the time that passed. A fusion counts where its name says, though it may
-hold more. Writes benchmarks/results/step_profile.json and prints the table. Imports neither TensorFlow nor bertjax's
-command line.
+hold more. Writes benchmarks/results/step_profile.json and prints the table. Does not import TensorFlow.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import collections
 import dataclasses
 import gzip
-import json
 import os
 import re
 import tempfile
@@ -28,10 +26,9 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark, device_name, rows
 from benchmarks.step_case import Runner, step_config
 
-RESULT = Path(__file__).parent / "results" / "step_profile.json"
 WARM_UP_STEPS = 3
 # The first that is found in an operation's name; `optimizer` has no gradient around it.
 PARTS = (
@@ -50,18 +47,18 @@ PARTS = (
 OPTIMIZER = "optimiser, clipping, metrics, dropout keys"
 
 
-def main() -> None:
-    """Traces a case, writes the result and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--case", default="base:128:8", help="recipe:length:rows")
     parser.add_argument("--attention", default="xla", choices=["xla", "pallas"])
     parser.add_argument("--scan_layers", action="store_true", help="as recipes do not")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
     parser.add_argument("--steps", type=int, default=5, help="that are traced")
     parser.add_argument("--trace", type=Path, help="where to keep the trace, gzipped")
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Traces a case and prints the table."""
     layers = [f"attention={args.attention}", f"scan_layers={str(args.scan_layers).lower()}"]
     config = step_config(args.case, [*layers, *args.set])
     contender = Runner(config)
@@ -94,13 +91,9 @@ def main() -> None:
         "seconds_of_operations": sum(sum(part.values()) for part in parts.values()),
         "parts": parts,
         "model": dataclasses.asdict(config.model),
-        **record(args.load),
     }
-    results = json.loads(args.output.read_text()) if args.output.exists() else []
-    same = ("case", "attention", "scan_layers", "fields", "flags", "device")
-    results = [r for r in results if any(r.get(k) != result[k] for k in same)] + [result]
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(result))
+    yield result
+    print(table(result | {"device": device_name()}))
 
 
 def operation_seconds(trace: ProfileData) -> dict[str, float]:
@@ -182,5 +175,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+BENCHMARK = Benchmark(
+    measure,
+    "step_profile.json",
+    options,
+    keep=rows("case", "attention", "scan_layers", "fields", "flags", "device"),
+)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from benchmarks import program_account
-from benchmarks.hardware import record
+from benchmarks.harness import Benchmark
 from benchmarks.step_case import Runner, activation_size, step_config
 from bertjax.checkpoints.params_hash import params_sha256
 from bertjax.config import Config
@@ -34,19 +34,20 @@ from bertjax.training.compilation import program_bytes
 WARM_UP, TURNS = 3, 3
 
 
-def main() -> None:
-    """Times the variant, writes the result and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--case", required=True, help="model:length:rows[:packed|:span]")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the model")
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--repeat", action="store_true", help="twice: the same to the bit?")
     parser.add_argument("--program", type=Path, help="where to write the program, gzipped")
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Times the variant and prints what it came to."""
     config = step_config(args.case, args.set)
-    result = {"case": args.case, "fields": args.set, **measure(config, args)}
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = {"case": args.case, "fields": args.set, **measure_step(config, args)}
+    yield result
     print(
         f"{args.case} {' '.join(args.set)}: {result['milliseconds']:,.2f} ms, "
         f"{result['rows_per_second']:,.4g} rows/s, {result['gigabytes']:,} GB, "
@@ -55,7 +56,7 @@ def main() -> None:
     )
 
 
-def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+def measure_step(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Compiles, runs and counts."""
     started = time.monotonic()
     runner = Runner(config)
@@ -93,7 +94,6 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
         "model": {x: getattr(config.model, x) for x in ("dtype", "attention", "dropout_rate")},
         "seconds_to_compile": round(compiled, 1),
         "seconds_to_end_of_steps": round(ready, 1),
-        **record(),
     }
 
 
@@ -111,5 +111,7 @@ def time_turns(runner: Runner, steps: int) -> tuple[list[float], float, str]:
     return seconds, loss, params_sha256(runner.state.params)
 
 
+BENCHMARK = Benchmark(measure, options=options)
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -12,72 +12,53 @@ benchmarks/results/stream.json; what is not measured keeps its last result and d
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.hardware import cpu_name
+from benchmarks.harness import Benchmark, UsageError, in_process, nested
 from bertjax.data.store.store import Store, open_store
 from bertjax.data.stream.reader import Batch, RowReader
 from bertjax.data.stream.rows import RowSpec, build_row_index
 from bertjax.data.stream.tf_data import BatchStream
 
-RESULT = Path(__file__).parent / "results" / "stream.json"
 FAR = 10**7  # position to start from
 
 
-def main() -> None:
-    """Runs the measurements and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each stretch")
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
     parser.add_argument("--skip_table", action="store_true", help="keep the last table of speeds")
     parser.add_argument("--scale", type=Path, help="folder to make large stores in")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures what is asked for."""
     if arguments.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        parser.error("--peer=transformers needs PyTorch and transformers: pip install '.[peer]'")
+        raise UsageError(
+            "--peer=transformers needs PyTorch and transformers: pip install '.[peer]'"
+        )
     store = open_store(arguments.store)
-    result = json.loads(RESULT.read_text())
     if arguments.peer:
-        result["beside"] = {**circumstances(), **beside(store, arguments.seconds)}
+        yield {"part": "beside", **beside(store, arguments.seconds)}
     if arguments.scale:
-        result["at_scale"] = {
-            **circumstances(),
-            "simulated": at_scale("simulated", arguments.scale, 300),
-            "reads": at_scale("reads", arguments.scale, 4),
+        folder = str(arguments.scale)
+        yield {
+            "part": "at_scale",
+            "simulated": in_process("simulated", folder, 300, module="stream_at_scale"),
+            "reads": in_process("reads", folder, 4, module="stream_at_scale"),
         }
     if not arguments.skip_table:
-        result["table"] = {**circumstances(), "runs": table(store, arguments.seconds)}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def circumstances() -> dict[str, Any]:
-    """When and where something was measured."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "tensorflow": importlib.metadata.version("tensorflow-cpu"),
-        },
-    }
+        yield {"part": "table", "runs": table(store, arguments.seconds)}
 
 
 def table(store: Store, seconds: float) -> list[dict[str, Any]]:
@@ -110,13 +91,13 @@ def table(store: Store, seconds: float) -> list[dict[str, Any]]:
                     "masking": masking,
                 }
                 begins = itertools.count(FAR, batch_size)
-                speed = measure(
+                speed = rates(
                     (reader.rows(begin + np.arange(batch_size)) for begin in begins),
                     seconds,
                 )
                 report(what="reader, a call a batch", **common, **speed)
                 with BatchStream(reader, global_batch_size=batch_size, position=FAR) as stream:
-                    speed = measure(stream, seconds)
+                    speed = rates(stream, seconds)
                 report(what="tf.data", **common, **speed)
             begin = time.perf_counter()
             with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
@@ -143,18 +124,16 @@ def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
         fields: Any = unmasked_rows(reader)
         np.savez(rows, **fields)
         vocabulary = str(store.path / "tokenizer" / "vocab.txt")
-        command = [sys.executable, "-m", "benchmarks.stream_peer", str(rows), vocabulary]
         for _ in range(rounds):
             with BatchStream(reader, global_batch_size=256, position=FAR) as stream:
-                ours.append(measure(stream, seconds))
-            output = subprocess.run(
-                [*command, f"--seconds={seconds}"], stdout=subprocess.PIPE, text=True, check=True
+                ours.append(rates(stream, seconds))
+            theirs = in_process(
+                "measure_forms", str(rows), vocabulary, seconds, module="stream_peer"
             )
-            for line in output.stdout.splitlines():
-                run = json.loads(line)
+            for run in theirs:
                 names = ("examples", "return_tensors", "num_workers")
                 peers.setdefault(", ".join(f"{name} {run[name]}" for name in names), []).append(run)
-            print(json.dumps({"bertjax": ours[-1], "transformers": output.stdout.splitlines()}))
+            print(json.dumps({"bertjax": ours[-1], "transformers": theirs}))
     speeds = ("rows_per_cpu_second", "rows_per_second")
     best = {name: {s: max(run[s] for run in runs) for s in speeds} for name, runs in peers.items()}
     mine = {s: max(run[s] for run in ours) for s in speeds}
@@ -166,7 +145,6 @@ def beside(store: Store, seconds: float, rounds: int = 3) -> dict[str, Any]:
         "rounds": rounds,
         "bertjax": mine,
         "transformers": best,
-        "peer_versions": run["versions"],
         "times_as_fast_as_the_fastest": round(mine["rows_per_cpu_second"] / fastest, 1),
     }
 
@@ -184,17 +162,7 @@ def unmasked_rows(reader: RowReader, count: int = 8192) -> dict[str, np.ndarray]
     return {"special_ids": special, **{name: batch[name] for name in names}}
 
 
-def at_scale(what: str, folder: Path, gigabytes: int) -> dict[str, Any]:
-    """See `stream_at_scale`, which is a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.stream_at_scale", what, str(folder)]
-    output = subprocess.run(
-        [*command, f"--gigabytes={gigabytes}"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    print(output.stdout)
-    return json.loads(output.stdout.splitlines()[-1])
-
-
-def measure(batches: Iterator[Batch], seconds: float, stretches: int = 3) -> dict[str, float]:
+def rates(batches: Iterator[Batch], seconds: float, stretches: int = 3) -> dict[str, float]:
     """Rows per second, by processor time and by the clock."""
     by_cpu, by_clock = [], []
     for _ in range(stretches):
@@ -209,5 +177,7 @@ def measure(batches: Iterator[Batch], seconds: float, stretches: int = 3) -> dic
     }
 
 
+BENCHMARK = Benchmark(measure, "stream.json", options, device="none", keep=nested("part"))
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,28 +1,23 @@
 """The stream on stores larger than memory: how it starts, what it keeps and what it reads.
 
-    python -m benchmarks.stream_at_scale simulated FOLDER --gigabytes=300
-    python -m benchmarks.stream_at_scale reads FOLDER --gigabytes=4
-
 `simulated` makes a store with holes for tokens and opens it at position 10^9. `reads` makes a real
-one, takes it out of the page cache and counts what the disk is asked for. `benchmarks.stream` runs
-both, each part in a process of its own; FOLDER is removed again.
+one, takes it out of the page cache and counts what the disk is asked for. `benchmarks.stream` calls
+both, each in a process of its own, as the parts of each are; the folder is removed again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import in_process
 from benchmarks.simulated_store import make_store
 from bertjax.data.store.store import open_store
 from bertjax.data.stream.reader import RowReader
@@ -34,47 +29,49 @@ FAR = 10**9  # position
 BATCH_SIZE = 256
 STARTS = 8
 READ_WINDOW = 2**18  # rows, what is chosen for large stores
+READ_SECONDS = 30.0  # at the start
 
 
-def main() -> None:
-    """Makes the store, has it measured by other processes and prints the results as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["simulated", "reads", "start", "read"])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--gigabytes", type=float, default=300.0)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of reading, at the start")
-    parser.add_argument("--window", type=int, default=-1)
-    arguments = parser.parse_args()
-    if arguments.what == "start":
-        print(json.dumps(start(arguments.folder, arguments.seconds, arguments.window)))
-        return
-    if arguments.what == "read":
-        print(json.dumps(read_cold(arguments.folder, arguments.window)))
-        return
-    holes = arguments.what == "simulated"
+def simulated(folder: str, gigabytes: float) -> dict[str, Any]:
+    """A store with holes, opened twice: the second start finds pages that the first has to make."""
+    return with_store(
+        Path(folder),
+        gigabytes,
+        "simulated",
+        lambda: [in_process("start", folder, module="stream_at_scale") for _ in range(2)],
+    )
+
+
+def reads(folder: str, gigabytes: float) -> dict[str, Any]:
+    """A real store, read without a window and with one."""
+    return with_store(
+        Path(folder),
+        gigabytes,
+        "reads",
+        lambda: [
+            in_process("read_cold", folder, window, module="stream_at_scale")
+            for window in (0, READ_WINDOW)
+        ],
+    )
+
+
+def with_store(
+    folder: Path, gigabytes: float, what: str, measure: Callable[[], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Makes a store and its row index, measures and removes it."""
     try:
         began = time.perf_counter()
-        make_store(arguments.folder, int(arguments.gigabytes * 1e9), holes=holes)
+        make_store(folder, int(gigabytes * 1e9), holes=what == "simulated")
         made = round(time.perf_counter() - began)
-        index = build_index(arguments.folder)
-        if holes:  # twice, for the second finds pages in memory that the first has to make
-            parts = [in_process("start", arguments) for _ in range(2)]
-        else:
-            parts = [
-                in_process("read", arguments, f"--window={window}") for window in (0, READ_WINDOW)
-            ]
-        result = {"store": describe(arguments.folder), "seconds_to_make": made, "row_index": index}
-        print(json.dumps({**result, arguments.what: parts}))
+        index = build_index(folder)
+        return {
+            "store": describe(folder),
+            "seconds_to_make": made,
+            "row_index": index,
+            what: measure(),
+        }
     finally:
-        shutil.rmtree(arguments.folder, ignore_errors=True)
-
-
-def in_process(what: str, arguments: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """What a process of its own measures."""
-    command = [sys.executable, "-m", "benchmarks.stream_at_scale", what, str(arguments.folder)]
-    options = [f"--seconds={arguments.seconds}", *more]
-    output = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(output.stdout.splitlines()[-1])
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -114,20 +111,21 @@ def open_reader(folder: Path, window: int) -> RowReader:
     )
 
 
-def start(folder: Path, seconds: float, window: int) -> dict[str, Any]:
+def start(path: str) -> dict[str, Any]:
     """Opens the store at position 10^9 as training does, and reads on for a while.
 
     Packages are imported before.
     """
     import tensorflow  # noqa: F401
 
-    first = [first_batch(folder, window, FAR + i * 10**7) for i in range(STARTS)]
-    reader = open_reader(folder, window)
+    folder = Path(path)
+    first = [first_batch(folder, FAR + i * 10**7) for i in range(STARTS)]
+    reader = open_reader(folder, -1)
     began = time.perf_counter()
     with BatchStream(reader, global_batch_size=BATCH_SIZE, position=FAR) as stream:
         rows, cpu, notes = 0, time.process_time(), [memory()]
         for part in range(3):
-            while time.perf_counter() - began < (part + 1) * seconds / 3:
+            while time.perf_counter() - began < (part + 1) * READ_SECONDS / 3:
                 rows += len(next(stream)["input_ids"])
             notes.append({"rows": rows, **memory()})
         speed = round(rows / (time.process_time() - cpu), -2)
@@ -141,10 +139,10 @@ def start(folder: Path, seconds: float, window: int) -> dict[str, Any]:
     }
 
 
-def first_batch(folder: Path, window: int, position: int) -> dict[str, float]:
+def first_batch(folder: Path, position: int) -> dict[str, float]:
     """Opens everything anew: from the path of the store to the first batch."""
     began, cpu = time.perf_counter(), time.process_time()
-    reader = open_reader(folder, window)
+    reader = open_reader(folder, -1)
     with BatchStream(reader, global_batch_size=BATCH_SIZE, position=position) as stream:
         next(stream)
         return {
@@ -162,13 +160,14 @@ def memory() -> dict[str, float]:
     }
 
 
-def read_cold(folder: Path, window: int) -> dict[str, Any]:
+def read_cold(path: str, window: int) -> dict[str, Any]:
     """Reads from a disk whose pages are not in memory: requests and bytes a 1,000 rows."""
+    folder = Path(path)
     reader = open_reader(folder, window)
     # A window is read as a whole; more rows from everywhere would only read the whole store.
     num_rows = window or 256
-    for path in folder.rglob("*.npy"):
-        with open(path, "rb") as file:
+    for array in folder.rglob("*.npy"):
+        with open(array, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before, began, cpu = disk(folder), time.perf_counter(), time.process_time()
     first_rows = 0.0
@@ -216,7 +215,3 @@ def disk(folder: Path) -> dict[str, int]:
         "device_bytes": 512 * int(block[2]),
         "major_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
     }
-
-
-if __name__ == "__main__":
-    main()

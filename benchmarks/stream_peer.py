@@ -6,13 +6,9 @@ made: neither tokenising nor choosing pairs is in what it measures, only collati
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,18 +24,20 @@ BATCH_SIZE = 256
 FORMS = (("features", "pt", 0), ("features", "np", 0), ("features", "pt", 2), ("ids", "pt", 0))
 
 
-def main() -> None:
-    """Prints a line of JSON for each form."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", type=Path, help=".npz of the stream's fields, without masks")
-    parser.add_argument("vocab", type=Path, help="vocab.txt of the store's tokenizer")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    arguments = parser.parse_args()
+def measure_forms(rows: str, vocabulary: str, seconds: float) -> list[dict[str, Any]]:
+    """Rates of each form.
+
+    Args:
+      rows: .npz of the stream's fields, without masks.
+      vocabulary: vocab.txt of the store's tokenizer.
+      seconds: of each measurement.
+    """
     torch.set_num_threads(1)  # rows a core; intra-op threads only add overhead at this size
-    tokenizer = BertTokenizerFast(vocab_file=str(arguments.vocab))
-    fields = dict(np.load(arguments.rows))
+    tokenizer = BertTokenizerFast(vocab_file=vocabulary)
+    fields = dict(np.load(rows))
     features = make_features(fields)
     ids = [torch.from_numpy(row) for row in fields["input_ids"].astype(np.int64)]
+    runs = []
     for form, tensors, workers in FORMS:
         loader: DataLoader[Any] = DataLoader(
             features if form == "features" else ids,
@@ -50,18 +48,9 @@ def main() -> None:
             persistent_workers=workers > 0,
             collate_fn=DataCollatorForLanguageModeling(tokenizer, return_tensors=tensors),
         )
-        print(
-            json.dumps(
-                {
-                    "examples": form,
-                    "return_tensors": tensors,
-                    "num_workers": workers,
-                    **measure(loader, arguments.seconds),
-                    "versions": {name: version(name) for name in ("torch", "transformers")},
-                }
-            ),
-            flush=True,
-        )
+        names = {"examples": form, "return_tensors": tensors, "num_workers": workers}
+        runs.append({**names, **measure(loader, seconds)})
+    return runs
 
 
 def make_features(fields: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -101,7 +90,3 @@ def cpu_seconds() -> float:
     """Of this process and of the children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-if __name__ == "__main__":
-    main()

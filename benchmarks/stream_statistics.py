@@ -15,30 +15,30 @@ import argparse
 import json
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import Benchmark
 from bertjax.data.counter_rng import keys_at
 from bertjax.data.store.store import Split, open_store
 from bertjax.data.stream.pairs import draw_segments
 from bertjax.data.stream.reader import RowReader
 from bertjax.data.stream.rows import RowSpec
 
-RESULT = Path(__file__).parent / "results" / "stream_statistics.json"
-
 Row = tuple[int, int, int, int, bool, bool]  # A and B: start, length; random?; one sentence?
 
 
-def main() -> None:
-    """Walks the store both ways and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--max_length", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--epochs", type=int, default=4)
-    arguments = parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Walks the store both ways."""
     store = open_store(arguments.store)
     split = store.train
     runs = []
@@ -52,8 +52,7 @@ def main() -> None:
         for name, epochs in (("reference", walked), ("bertjax", drawn)):
             runs.append({"max_length": max_length, "rows_from": name} | statistics(split, epochs))
             print(json.dumps(runs[-1]))
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    return {
         "store": {
             "documents": split.num_documents,
             "sentences": split.num_sentences,
@@ -61,7 +60,6 @@ def main() -> None:
         },
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def walk(split: Split, spec: RowSpec, seed: int) -> np.ndarray:
@@ -174,5 +172,7 @@ def covered(num_tokens: int, ranges: list[tuple[np.ndarray, np.ndarray]]) -> np.
     return np.cumsum(change[:-1]) > 0
 
 
+BENCHMARK = Benchmark(measure, "stream_statistics.json", options, device="none")
+
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -8,19 +8,22 @@ Documents are encoded whole, by `encode_sentences`, as `prepare` does. Writes
 benchmarks/results/tokenizer_equality.json. Two processes; about ten minutes for 166 MB.
 """
 
+from __future__ import annotations
+
 import argparse
-import datetime
 import gzip
 import json
 import multiprocessing
-import platform
 import sys
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")]
+from benchmarks.harness import DATA, ROOT, Benchmark, UsageError
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import wordpiece_oracle  # noqa: E402
 
@@ -117,15 +120,19 @@ def add_up(corpus: Path, parts: list[dict]) -> dict:
     }
 
 
-def main() -> int:
-    """Run the comparison; the exit status is 1 if any line differs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
-    arguments = parser.parse_args()
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--data", type=Path, default=DATA)
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compares; an error if any line differs."""
     corpora = sorted((arguments.data / "corpus").glob("*.jsonl.gz"))
     vocabularies = sorted((arguments.data / "vocab").glob("*-vocab.txt"))
     if not corpora or not vocabularies:
-        parser.error(f"{arguments.data}: no corpus/*.jsonl.gz or no vocab/*-vocab.txt in it")
+        raise UsageError(
+            f"--data={arguments.data}: no corpus/*.jsonl.gz or no vocab/*-vocab.txt in it"
+        )
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         code_points = pool.map(compare_code_points, [True, False])
@@ -134,10 +141,8 @@ def main() -> int:
     results = [
         add_up(corpus, parts[n * PARTS : (n + 1) * PARTS]) for n, corpus in enumerate(corpora)
     ]
-    report = {
+    yield {
         "what": "lines whose WordPiece ids differ from tests/helpers/wordpiece_oracle.py",
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
         "unicode": unicodedata.unidata_version,
         "seconds": round(time.perf_counter() - start),
         "vocabularies": {
@@ -146,15 +151,18 @@ def main() -> int:
         "corpora": results,
         "code_points": code_points,
     }
-    output = REPOSITORY / "benchmarks" / "results" / "tokenizer_equality.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     differing = sum(n for entry in results for n in entry["differing"].values())
     differing += sum(entry["differing"] for entry in code_points)
     lines = sum(entry["lines"] for entry in results)
-    print(f"{lines} lines, {len(vocabularies)} vocabularies: {differing} differ; see {output}")
-    return 1 if differing else 0
+    print(
+        f"{lines} lines, {len(vocabularies)} vocabularies: {differing} differ; "
+        f"see {arguments.output}"
+    )
+    sys.exit(differing > 0)
+
+
+BENCHMARK = Benchmark(measure, "tokenizer_equality.json", options, device="none")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.main()

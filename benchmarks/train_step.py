@@ -13,10 +13,9 @@ transformers is timed twice: as it is, with the MLM logits of all positions, and
 masked positions only, which is the work that bertjax does. Each has its own count of operations,
 and bertjax a ratio to each. --peer_logits=masked leaves one out.
 
-Imports neither TensorFlow nor the command line of bertjax, so that it runs where there is only JAX
-and PyTorch; on a GPU benchmarks.gpu_variants runs it. Writes benchmarks/results/train_step.json (or
---output) and prints its table last; --report writes docs/results/train_step.md and .png from the
-results.
+Does not import TensorFlow, so that it runs where there is only JAX and PyTorch; on a GPU
+benchmarks.gpu_variants runs it. Writes benchmarks/results/train_step.json (or --output) and prints
+its table last.
 """
 
 from __future__ import annotations
@@ -24,22 +23,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import importlib
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "results" / "train_step.json"
-PAGE = Path(__file__).parent.parent / "docs" / "results" / "train_step.md"
+from benchmarks.harness import RESULTS, Benchmark, UsageError, comma_list, rows
+
+RESULT = RESULTS / "train_step.json"
 DEPTH = 12  # pairs in a packed row, at most
 WARM_UP_STEPS = 3
 PEER = "transformers, "  # and which MLM logits it computes: the name of a contender
@@ -51,7 +46,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.hardware import device_name  # noqa: E402
+from bertjax.cli.recipes import load_recipe  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
 from bertjax.flops import flops_per_row, peak_flops  # noqa: E402
 from bertjax.models import compute_dtype, init_params  # noqa: E402
@@ -121,44 +116,39 @@ class Bertjax:
         return sum(program_bytes(self._step).values())
 
 
-def main() -> None:
-    """Runs the cases, writes each as it is done, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--case", action="append", default=[], help="recipe:length:rows[:packed]")
     parser.add_argument("--attention", default="xla", help="of bertjax: xla, pallas or both")
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
     parser.add_argument(
         "--peer_logits",
-        type=lambda text: text.split(","),
+        type=comma_list,
         default=LOGITS,
         help="of which positions the peer computes MLM logits: all, masked or both",
     )
     parser.add_argument("--peer_eager", action="store_true", help="without torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one turn, about")
-    parser.add_argument("--load", default="", help="what else the machine was doing")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--report", action="store_true", help="only write the page")
-    args = parser.parse_args()
-    if args.report:
-        report(json.loads(args.output.read_text()))
-        return
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs the cases and prints the table."""
     if not args.case:
-        parser.error("name a --case")
+        raise UsageError("name a --case")
     if unknown := set(args.peer_logits) - {*LOGITS}:
-        parser.error(f"--peer_logits: {', '.join(sorted(unknown))}; expected all, masked or both")
-    results = json.loads(args.output.read_text()) if args.output.exists() else []
+        raise UsageError(
+            f"--peer_logits: {', '.join(sorted(unknown))}; expected all, masked or both"
+        )
     done = []
     for case in args.case:
-        result = measure(case, args)
+        result = measure_case(case, args)
+        yield result
         done.append(result)
-        same = ("device", "case", "peer_mode")
-        results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(table(done))
 
 
-def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times all contenders on one case, in turns."""
     config, batch, peer_batch = make_case(case)
     contenders: dict[str, Any] = {}
@@ -214,7 +204,6 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
     gc.collect()
     result = {
         "case": case,
-        "device": device_name(),
         "peer_mode": args.peer and ("eager" if args.peer_eager else "compiled"),
         "dropout_rate": config.model.dropout_rate,
         "measured_matmul_flops": measured,
@@ -222,10 +211,6 @@ def measure(case: str, args: argparse.Namespace) -> dict[str, Any]:
         "peak_flops": peak_flops(jax.devices()[0].device_kind),
         "runs": runs,
         "flags": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "OMP_NUM_THREADS")},
-        "python": platform.python_version(),
-        "command": "python -m benchmarks.train_step " + " ".join(sys.argv[1:]),
-        "load": args.load,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return with_shares_and_ratios(result)
 
@@ -305,7 +290,7 @@ def make_case(case: str) -> tuple[Config, dict[str, np.ndarray], dict[str, np.nd
 
 def make_config(recipe: str, length: int, rows: int, depth: int = 1) -> Config:
     """The recipe with one phase of such rows, of so many pairs at most, on one device."""
-    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config = load_recipe(recipe)
     dtype = compute_dtype(config.model, jax.default_backend())
     return dataclasses.replace(
         config,
@@ -393,7 +378,7 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{run['real_tokens_per_second']:,.4g}",
                     f"{run['flops_per_step'] / rows / 1e9:.1f}",
                     f"{peak:.1%}" if peak else "",
-                    f"{run['share_of_measured_matmul']:.1%}" + ("" if _queued(result) else " *"),
+                    f"{run['share_of_measured_matmul']:.1%}" + ("" if queued(result) else " *"),
                     f"{memory:.2f}" if memory else "",
                     f"{run['seconds_to_start']:.0f}",
                     *(_ratio(run["ratios"].get(logits)) for logits in LOGITS),
@@ -402,7 +387,7 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return cells
 
 
-def _queued(result: Mapping[str, Any]) -> bool:
+def queued(result: Mapping[str, Any]) -> bool:
     """Whether the products that shares are of were queued; in the first results they were not."""
     return result.get("products_queued", False)
 
@@ -421,56 +406,7 @@ def table(results: list[dict[str, Any]]) -> str:
     )
 
 
-def report(results: list[dict[str, Any]]) -> None:
-    """Writes the page and the plot beside it."""
-    import matplotlib.pyplot as plt
-
-    text = [
-        "# The training step beside transformers",
-        "",
-        "Written by `python -m benchmarks.train_step --report` from "
-        "`benchmarks/results/train_step.json`, which has commands, versions, settings and the "
-        "time of every turn. The fastest turn counts, the median stands beside it; dropout 0.1, in "
-        "turns in one process, full rows and the same batch, or where the case says packed, pairs "
-        "as long as Wikipedia's.",
-        "",
-        "transformers computes the MLM logits of all positions. 'Masked positions' are the same "
-        "modules and parameters with the logits of the masked positions only, the work that "
-        "bertjax does: losses and gradients are equal. Ratios are of real tokens: of the fastest "
-        "turns, and in brackets of the medians. GFLOP are of the operations that each contender "
-        "performs, padding included, and so are both shares: 'of peak' is against the vendor's "
-        "dense bfloat16 figure, 'of a product' against large matrix products timed in the same "
-        "process.",
-        "",
-    ]
-    for device in dict.fromkeys(result["device"] for result in results):
-        chosen = [result for result in results if result["device"] == device]
-        text += [f"## {device}", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-        text += ["| " + " | ".join(row) + " |" for row in lines(chosen)]
-        if not all(map(_queued, chosen)):
-            text += [
-                "",
-                "\\* Beside products that were waited for one by one, which makes them slower and "
-                "the share larger than beside queued ones. These results are from before the peer "
-                "was timed at masked positions too; its shares, stored by bertjax's operations, "
-                "are computed here by its own.",
-            ]
-        text.append("")
-    PAGE.write_text(
-        "\n".join([*text, "![arithmetic of the step beside a matrix product](train_step.png)", ""])
-    )
-    labels, shares = [], []
-    for result in map(with_shares_and_ratios, results):
-        for row, run in zip(lines([result]), result["runs"].values(), strict=True):
-            labels.append(f"{row[0]} on {result['device']}\n{row[1]}")
-            shares.append(run["share_of_measured_matmul"])
-    colors = ["tab:blue" if "bertjax" in label else "tab:gray" for label in labels]
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.5 * len(labels)), layout="constrained")
-    axes.barh(range(len(labels)), shares, color=colors, tick_label=labels)
-    axes.invert_yaxis()
-    axes.set_xlabel("operations a second / those of large matrix products")
-    figure.savefig(PAGE.with_suffix(".png"), dpi=120)
-
+BENCHMARK = Benchmark(measure, RESULT.name, options, keep=rows("device", "case", "peer_mode"))
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

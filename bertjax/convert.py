@@ -6,8 +6,8 @@
 A bertjax workdir or checkpoint becomes a folder that transformers' AutoModel and AutoTokenizer
 open; a Hugging Face folder (config.json, model.safetensors, vocab.txt) or a TF1 checkpoint
 (bert_config.json, vocab.txt, *.ckpt.*) becomes a workdir for --config.init_from and bertjax.load.
-Heads, labels, tokenizer, casing and the form of GELU go along. The output is a new folder, written
-whole or not at all. Exit codes: 0 converted; 2 something that cannot work, in one line.
+Heads, labels, tokenizer, casing and the form of GELU are kept. The output is a new folder, written
+completely or not at all. Exit codes: 0 converted; 2 something that cannot work, in one line.
 """
 
 from __future__ import annotations

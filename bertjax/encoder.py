@@ -578,7 +578,7 @@ def load(
       WeightsError: the folder holds no weights of a BERT that bertjax has; says which file, key or
         tensor.
       TokenizerError: there is no tokenizer, or not the one of the weights.
-      CheckpointError: a bertjax checkpoint is not sound.
+      CheckpointError: a bertjax checkpoint is corrupt.
       ValueError: `dtype` is another.
     """
     name: Any = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name

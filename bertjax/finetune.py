@@ -6,10 +6,10 @@
       --option=label_column=stars --init_from=hf:FOLDER --workdir=runs/reviews \\
       --train=train.csv --eval=dev.csv
 
-One small layer on a pre-trained encoder, on the same loop, checkpoints and resume as pre-training:
-run the command again with the same --workdir to resume. Lists (--seed=0,1,2
---learning_rate=2e-5,3e-5,5e-5) make one run for each combination, in folders of their own, and a
-table of means and deviations. Exit codes are those of `bertjax.train`.
+It trains the encoder and one small new layer with the loop and checkpoints of pre-training: run the
+command again with the same --workdir to resume. Lists (--seed=0,1,2 --learning_rate=2e-5,3e-5,5e-5)
+make one run for each combination, each in its own folder, and a table of means and deviations. Exit
+codes are those of `bertjax.train`.
 
 The published settings (Devlin et al. 2019, appendix A.3): batch 16 or 32, learning rate 5e-5, 3e-5
 or 2e-5, 2 to 4 epochs.
@@ -73,31 +73,31 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "learning_rate",
         ["3e-5"],
-        "Peak learning rates; several make a run each.",
+        "Peak learning rates; one run for each.",
         flag_values=values,
     )
     flags.DEFINE_list(
         "batch_size",
         ["32"],
-        "Rows per step, over all devices; several make a run each.",
+        "Rows per step, over all devices; one run for each.",
         flag_values=values,
     )
     flags.DEFINE_list(
         "epochs",
         None,
-        "Times each example is seen. Default: 3; 2 for squad.",
+        "Passes over the examples; one run for each. Default: 3; 2 for squad.",
         flag_values=values,
     )
     flags.DEFINE_list(
         "seed",
         ["0"],
-        "Seeds of the new layer, the order and dropout; several make a run each.",
+        "Seeds of the new layer, the order and dropout; one run for each.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "max_length",
         None,
-        "Tokens per row at most. Default: 128; 384 for squad.",
+        "Largest number of tokens per row. Default: 128; 384 for squad.",
         lower_bound=1,
         flag_values=values,
     )

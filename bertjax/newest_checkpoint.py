@@ -1,7 +1,7 @@
-"""Prints which checkpoint of a run is the newest: `python -m bertjax.newest_checkpoint WORKDIR`.
+"""Prints the newest checkpoint of a run: `python -m bertjax.newest_checkpoint WORKDIR`.
 
-`step_00001234`, or nothing if no save was ever finished. The launchers ask it whether a run in a
-bucket makes headway; it reads names alone and does not verify. Exit codes: 0; with one line on
+`step_00001234`, or nothing if no save was ever finished. The launchers use it to see whether a run
+in a bucket makes progress. It reads names only and does not verify. Exit codes: 0; with one line on
 stderr 1 if the bucket does not answer, 2 if buckets cannot be used here or no workdir is given.
 """
 

@@ -5,11 +5,10 @@
     cat words.txt | python -m bertjax.predict --model=runs/entities
     python -m bertjax.predict --model=runs/squad --examples=test.json --format=json
 
-What is predicted depends on the model's head; --do chooses among what it can do. One line is one
-text; where two belong together (a pair, a question and its paragraph) a tab stands between them;
-empty lines are passed over.
-Lines of a file that ends in .jsonl are objects with "text" and "text_pair". --examples takes what
-fine-tuning takes: a table, SQuAD's JSON, CoNLL. docs/predict.md has each of them with its output.
+The model's head decides what can be predicted; --do chooses among it. One line is one text. A tab
+separates two texts (a pair, or a question and its paragraph). Empty lines are skipped.
+Lines of a file that ends in .jsonl are objects with "text" and "text_pair". --examples reads the
+files of fine-tuning: a table, SQuAD's JSON, CoNLL. docs/predict.md shows each with its output.
 Exit codes: 0; 2 something that cannot work, in one line.
 """
 
@@ -84,8 +83,8 @@ def _define(values: flags.FlagValues) -> None:
         "do",
         None,
         [*dict.fromkeys(verb for head in HEADS.values() for verb in head.verbs), EMBED],
-        "What to predict. Default: fill-mask for a pre-trained model, what it was fine-tuned for, "
-        "else embed.",
+        "What to predict. Default: fill-mask for a pre-trained model, the task of a fine-tuned "
+        "model, else embed.",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -1,9 +1,9 @@
-"""Pre-trains a BERT on a token store, which `bertjax.prepare` makes of a corpus.
+"""Pre-trains a BERT on a token store, which `bertjax.prepare` makes from a corpus.
 
     python -m bertjax.train --config=base --workdir=DIR --config.data.store=STORE
 
-Run it again with the same workdir to resume; without --workdir it is runs/base. Without a store the
-text is the documentation of the Python installation, 2 MB.
+Run it again with the same workdir to resume; the default workdir is runs/base. Without a store it
+trains on the documentation of the Python installation, 2 MB.
 
 On Cloud TPU, GKE, Slurm and Open MPI the same command on every machine makes one run; elsewhere add
 --coordinator_address, --num_processes and --process_id.
@@ -38,25 +38,23 @@ def _define(values: flags.FlagValues) -> None:
         "workdir",
         None,
         "Folder of the run: checkpoints, metrics.jsonl, curves.png, summary.json. A path, or "
-        "gs://BUCKET/FOLDER. Without it runs/NAME, by the recipe's name; a run that is there "
-        "resumes.",
+        "gs://BUCKET/FOLDER. Default: runs/NAME, by the recipe's name. A run in this folder is "
+        "resumed.",
         flag_values=values,
     )
     flags.DEFINE_string(
         "coordinator_address",
         "",
-        "HOST:PORT of process 0. Not needed for one process, and on clusters that JAX knows.",
+        "HOST:PORT of process 0. Not needed for one process, or on clusters that JAX knows.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_processes",
         0,
-        "How many processes the run has, where --coordinator_address is given.",
+        "Number of processes of the run, with --coordinator_address.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "process_id", -1, "Which of them this process is, from 0.", flag_values=values
-    )
+    flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.", flag_values=values)
 
 
 def _train(values: flags.FlagValues, config: Config) -> typing.NoReturn:

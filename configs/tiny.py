@@ -9,35 +9,29 @@ tokens, initial weights wider than BERT's 0.02 and no dropout are what makes so 
 docs/results/tiny.md. Positions from 32 on stay untrained.
 """
 
-from bertjax.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    LogConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Phase,
-)
+from bertjax import Config, load_recipe
+from bertjax.config import Phase
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            vocab_size=4_096,
-            hidden_size=128,
-            num_layers=2,
-            num_heads=2,
-            intermediate_size=512,
-            max_positions=128,
-            initializer_range=0.08,
-            dropout_rate=0.0,
-            attention_dropout_rate=0.0,
-        ),
-        data=DataConfig(global_batch_size=32, max_length=32),
-        phases=(Phase(num_steps=4_000),),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, warmup_steps=100),
-        checkpoint=CheckpointConfig(every_steps=1_000),
-        eval=EvalConfig(every_steps=1_000),
-        log=LogConfig(every_steps=50),
+    return load_recipe(
+        "base",
+        {
+            "model.vocab_size": 4_096,
+            "model.hidden_size": 128,
+            "model.num_layers": 2,
+            "model.num_heads": 2,
+            "model.intermediate_size": 512,
+            "model.max_positions": 128,
+            "model.initializer_range": 0.08,
+            "model.dropout_rate": 0.0,
+            "model.attention_dropout_rate": 0.0,
+            "data.global_batch_size": 32,
+            "data.max_length": 32,
+            "phases": (Phase(num_steps=4_000),),
+            "optimizer.name": "adamw",
+            "optimizer.learning_rate": 2e-3,
+            "optimizer.warmup_steps": 100,
+            "log.every_steps": 50,
+        },
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, as a JobSet: one Job a slice, one Pod a host.
+# Trains on TPU slices of a GKE cluster, as a JobSet: one Job per slice, one Pod per host.
 set -euo pipefail
 
 usage() {
@@ -8,29 +8,30 @@ launch/gke.sh COMMAND --name=NAME --image=IMAGE --accelerator=TYPE --topology=Ax
   [options] -- --config=RECIPE --workdir=DIR [training flags]
 
   render  print the JobSet
-  start   create it with kubectl, unless it is there
+  start   create it with kubectl, unless it exists
   status  of the JobSet, its Jobs and its Pods
   log     follow the log of process 0
   delete  remove it; training is asked to save first
 
   --name=NAME             of the JobSet: a-z, 0-9 and -
   --image=IMAGE           with bertjax and its extra `tpu`: launch/Dockerfile
-  --accelerator=TYPE      as the label cloud.google.com/gke-tpu-accelerator says it, for example
+  --accelerator=TYPE      value of the label cloud.google.com/gke-tpu-accelerator, for example
                           tpu-v5-lite-podslice, tpu-v4-podslice, tpu-v5p-slice, tpu-v6e-slice
   --topology=AxB or AxBxC chips of a slice
-  --chips_per_host=N      chips of a node: 4, or all where the slice has fewer
+  --chips_per_host=N      chips of a node: 4, or all chips of a smaller slice
   --num_slices=1          slices that train together; each is a node pool
   --claim=NAME            PersistentVolumeClaim (ReadWriteMany), mounted at /mnt/bertjax, for the
-                          --workdir and the store; not needed where they are gs://BUCKET/FOLDER
+                          --workdir and the store; not needed if they are gs://BUCKET/FOLDER
   --service_account=NAME  of Kubernetes, for the Pods
   --spot                  run on Spot nodes
-  --host_network          the network of the host, faster between slices; not on Autopilot
+  --host_network          use the network of the host, which is faster between slices; not on
+                          Autopilot
   --max_restarts=100      restarts of the JobSet before it fails
-  --namespace=NAME        else that of kubectl's context
+  --namespace=NAME        default: that of kubectl's context
   --dry-run               print the JobSet and every command instead of running it
 
-Exit codes 1 and 2 of training fail the JobSet at once; 75, a signal, an evicted or preempted Pod
-restart all of it, and training continues from its newest checkpoint.
+Exit codes 1 and 2 of training fail the JobSet at once. 75, a signal, or an evicted or preempted
+Pod restarts all of it, and training resumes from its newest checkpoint.
 Needs JobSet 0.10 or newer in the cluster: https://jobset.sigs.k8s.io/docs/installation
 END
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Keeps a training command going: starts it again after a preemption, a lost peer or a kill.
+# Restarts a training command after a preemption, the loss of a process or a kill.
 set -euo pipefail
 
 usage() {
@@ -10,10 +10,10 @@ Runs COMMAND and acts on how it ends:
 
   exit code
   0                    finished: ends with 0
-  75, 128 and above    preempted, a peer was lost, or killed by a signal: starts it again
-  anything else        an error that would come again: ends with that code
+  75, 128 and above    preempted, another process was lost, or killed by a signal: starts it again
+  anything else        an error that would occur again: ends with that code
 
-SIGTERM or SIGINT to the supervisor goes on to COMMAND as SIGTERM; COMMAND saves, is not started
+The supervisor passes SIGTERM or SIGINT to COMMAND as SIGTERM. COMMAND saves and is not started
 again, and the supervisor ends with its exit code.
 
   --max_restarts=10    restarts in a row without a new checkpoint before it gives up and ends with 1;

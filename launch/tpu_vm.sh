@@ -7,20 +7,20 @@ usage() {
 launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --accelerator_type=TYPE [options] \
   [-- --config=RECIPE --workdir=DIR [training flags]]
 
-  up      create, setup and start; what is done already is left as it is
+  up      create, setup and start; skips steps that are done already
   create  request the slice and wait for it
   setup   on every worker: install bertjax, mount --mount, copy --store
   start   start training under supervise.sh on every worker
-  watch   up, and again after each preemption of the slice, until training ends
+  watch   up, repeated after each preemption of the slice, until training ends
   log     follow the log of worker 0
-  status  of the slice and, where it is there, of training on every worker
-  stop    SIGTERM to training on every worker: it saves and ends
-  delete  give the slice back; what is not in --mount or a bucket is lost
+  status  of the slice and, if it exists, of training on every worker
+  stop    send SIGTERM to training on every worker: it saves and ends
+  delete  delete the slice; files outside of --mount or a bucket are lost
 
   --name=NAME               of the queued resource and of its TPU
-  --zone=ZONE, --project=ID else those of `gcloud config`
+  --zone=ZONE, --project=ID default: those of `gcloud config`
   --accelerator_type=TYPE   for example v5litepod-16, v4-32, v5p-8, v6e-256
-  --runtime_version=V       software of the VMs; chosen by the accelerator type
+  --runtime_version=V       software of the VMs; default: by the accelerator type
   --spot                    cheaper, and may be taken away at any time
   --num_slices=1            slices that train together over the data-centre network
   --no_queue                create the TPU VM directly instead of by queued resource (one slice)
@@ -33,7 +33,7 @@ launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --accelerator_type=TYPE [option
   --store=gs://BUCKET/PATH  token store, copied to every worker; becomes --config.data.store
   --revision=HEAD           of this repository, to install; or
   --wheel=FILE              a wheel of bertjax
-  --poll_seconds=30         between two looks at the state
+  --poll_seconds=30         between two queries of the state
   --dry-run                 print every command instead of running it
 END
 }

@@ -85,15 +85,10 @@ class ModelConfig:
     )
     head: HeadName = setting(
         "pretraining",
-        "The layers on the encoder; fine-tuning sets it.",
-        values={
-            "pretraining": "masked tokens, and next sentence where that is on",
-            "encoder": "no head",
-            "classification": "a label for each row",
-            "regression": "a number for each row",
-            "span": "start and end of an answer",
-            "tagging": "a label for each word",
-        },
+        "The layers on the encoder; fine-tuning sets it. The head of pre-training predicts masked "
+        "tokens and next sentences, classification and regression give a label or a number for "
+        "each row, span the start and end of an answer, and tagging a label for each word.",
+        values={"encoder": "no head"},
         not_of_encoder=True,
     )
     num_labels: int = setting(

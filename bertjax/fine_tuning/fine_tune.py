@@ -22,7 +22,8 @@ class GridResult:
 
     Attributes:
       workdir: of the runs, each in a folder of its own, and of table.json.
-      runs: folder name -> the run, of those that were begun and have not diverged.
+      runs: folder name -> the run, of those that were begun and have not diverged; without their
+        `state`, of which a grid would fill the memory.
       diverged: folder name -> why, of those that have.
       table: the means and deviations over the seeds, best first, as text; "" if preempted.
       preempted: whether the grid was asked to stop; the same call resumes it.
@@ -148,7 +149,7 @@ def run_grid(runs: Runs, workdir: Path) -> GridResult:
     for number, name in enumerate(names):
         _LOG.info("run %d of %d: %s", number + 1, len(names), workdir / name)
         try:
-            results[name] = _run(runs, number, workdir / name)
+            results[name] = dataclasses.replace(_run(runs, number, workdir / name), state=None)
         except TrainingDivergedError as error:
             _LOG.error("%s", error)  # the others of the list are worth having
             diverged[name] = str(error)  # the error itself would keep the run's state

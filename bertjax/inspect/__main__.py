@@ -1,10 +1,10 @@
-"""Looks for what would waste or spoil a run in a corpus or a token store.
+"""Checks a corpus or a token store for faults that would waste or spoil a run.
 
     python -m bertjax.inspect STORE
     python -m bertjax.inspect 'corpus/*.jsonl.gz,more/*.txt' --html=report.html
 
-Several inputs are separated by commas, as for prepare --input. Exit status: 0; under --strict 3
-where anything was found; 2 where the input cannot be read.
+Several inputs are separated by commas, as for prepare --input. Exit codes: 0; under --strict 3 if
+anything was found; 2 if the input cannot be read.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Does a recipe fit, and how fast can it be at best.
+"""Plans a recipe: whether it fits the memory, and how fast it can be at best.
 
     python -m bertjax.plan --config=large --topology=v5e:16x16 --config.mesh.fsdp=8
 
-Compiles the real training step for a TPU slice that nobody here owns (pip install 'bertjax[plan]')
+Compiles the real training step for a TPU slice that you need not own (pip install 'bertjax[plan]')
 or for the devices of this machine, and reports memory, arithmetic, collectives and the bound that
-the chips set; for GPUs by arithmetic alone. --search compares layouts and recommends one.
+the chips set; for GPUs only by arithmetic. --search compares layouts and recommends one.
 Exit codes: 0 it fits; 1 it does not; 2 a setting that cannot work.
 """
 
@@ -53,13 +53,13 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "search",
         False,
-        "Compare meshes, remat and microbatches, and recommend one.",
+        "Compare layouts (mesh, remat, microbatches) and recommend one.",
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_compiles",
         3,
-        "Layouts that --search compiles; 0 = arithmetic alone.",
+        "Layouts that --search compiles; 0 = arithmetic only.",
         lower_bound=0,
         flag_values=values,
     )

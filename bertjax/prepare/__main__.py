@@ -2,7 +2,7 @@
 
     python -m bertjax.prepare --input='corpus/*.jsonl.gz' --output=STORE --tokenizer=vocab.txt
 
-Inputs are plain text (a blank line between documents, a line a paragraph), JSON lines with a
+Inputs are plain text (a blank line between documents, one line per paragraph), JSON lines with a
 "text" field (*.jsonl, *.ndjson, *.json), either of them with gzip, on disk or in gs://,
 tfds:NAME/CONFIG:SPLIT, and embedded:python, the documentation of this Python; several are separated
 by commas. The store holds no lengths, pairs or masks: every recipe that uses its vocabulary can
@@ -11,12 +11,13 @@ read it.
 --output=gs://BUCKET/FOLDER is prepared in this machine's cache ($BERTJAX_CACHE) and then uploaded,
 the manifest last.
 
---runner=DirectRunner, DataflowRunner, FlinkRunner or SparkRunner has Apache Beam encode, with the
-same result; input and output must lie where all its workers see them: docs/design/engines.md.
+With --runner=DirectRunner, DataflowRunner, FlinkRunner or SparkRunner, Apache Beam encodes, and the
+result is the same. All its workers must see the input and the output: docs/design/engines.md.
 
-A run that was stopped or killed goes on with the same command. What cannot be used is reported by
-file and line, counted in STORE/manifest.json, and an error under --strict. Exit codes: 0 prepared;
-2 something that cannot work; 1 stopped in its work, the same command goes on; 130 interrupted.
+If a run was stopped or killed, the same command continues it. Text that cannot be used is reported
+by file and line, counted in STORE/manifest.json, and an error under --strict. Exit codes: 0
+prepared; 2 something that cannot work; 1 stopped during the work, the same command continues; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from bertjax.prepare.options import PrepareOptions
 
 def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
     """Runs the command; see `command_line.run`."""
-    interrupted = "interrupted; the same command goes on where it stopped"
+    interrupted = "interrupted; the same command continues where it stopped"
     command_line.run(_define, _prepare, __doc__ or "", argv, interrupted=interrupted)
 
 
@@ -48,7 +49,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "Texts: globs, gs:// too, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas.",
+        "Texts: globs (or gs://), tfds:NAME/CONFIG:SPLIT, embedded:python; separated by commas.",
         required=True,
         flag_values=values,
     )
@@ -71,8 +72,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "vocab_size",
         None,
-        "Pieces of a trained vocabulary (30522 where not given); a given one is filled up to it. "
-        "Missing pieces become [unusedN].",
+        "Size of a trained vocabulary (default 30522). A given vocabulary is filled up to this "
+        "size with [unusedN].",
         lower_bound=1,
         flag_values=values,
     )
@@ -80,7 +81,7 @@ def _define(values: flags.FlagValues) -> None:
         "lower_case",
         None,
         "Lower the text and drop accents. Default: yes for WordPiece, no for a trained "
-        "SentencePiece; a given SentencePiece model says it itself.",
+        "SentencePiece. A given SentencePiece model decides it itself.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -98,7 +99,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "drop_duplicates",
         False,
-        "Leave out documents most of whose text stands in an earlier one; STORE/duplicates.jsonl "
+        "Leave out documents if most of their text is in an earlier one; STORE/duplicates.jsonl "
         "lists them. The input is read twice.",
         flag_values=values,
     )
@@ -108,7 +109,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "shard_tokens",
         SHARD_TOKENS,
-        "Tokens in a file of the store: what has to be done again after a kill.",
+        "Tokens per file of the store. A kill costs at most the work for one file.",
         lower_bound=1,
         flag_values=values,
     )
@@ -121,16 +122,17 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "num_workers",
         0,
-        "Processes that encode; 0 = one a core. The result is the same.",
+        "Processes that encode; 0 = one per core. The result is the same.",
         lower_bound=0,
         flag_values=values,
     )
     flags.DEFINE_string(
         "runner",
         "local",
-        "Who encodes: local = processes on this machine, or a runner of Apache Beam (DirectRunner, "
-        "DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). The result is the "
-        "same. Input and output must lie in a bucket or on storage that all its workers share.",
+        "What encodes: local = processes on this machine, or a runner of Apache Beam "
+        "(DirectRunner, DataflowRunner, FlinkRunner, SparkRunner; pip install 'bertjax[beam]'). "
+        "The result is the same. Its workers must share input and output: a bucket or shared "
+        "storage.",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -83,7 +83,7 @@ def run(
     Raises:
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.
       StoreError: the store is missing or damaged.
-      CheckpointError: checkpoints exist but none is sound, or a save failed.
+      CheckpointError: checkpoints exist but none is intact, or a save failed.
       TrainingDivergedError: a loss or gradient is not finite.
       WorkdirInUseError: another process trains in `workdir`.
     """
@@ -279,7 +279,7 @@ class _Trainer:
         finally:
             beside.shutdown(wait=False, cancel_futures=True)
         _LOG.info(
-            "%s rows an epoch, %.2f epochs in this phase",
+            "%s rows per epoch, %.2f epochs in this phase",
             f"{reader.num_rows:,}",
             self.phases.num_steps(index) * phase.global_batch_size / reader.num_rows,
         )

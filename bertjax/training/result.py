@@ -22,7 +22,7 @@ class TrainingResult:
       preempted: whether the run was asked to stop (SIGTERM, SIGINT) and has saved; the same call
         resumes it.
       state: step, parameters (`state.params`) and the optimizer's state, laid out on the devices;
-        None where the run was stopped before it had begun.
+        None where the run was stopped before it had begun, and in a `GridResult`.
     """
 
     workdir: Path | BucketPath

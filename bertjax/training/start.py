@@ -1,8 +1,8 @@
 """Where a run starts from, in this order, logged first:
 
-1. the newest sound checkpoint in the workdir;
+1. the newest intact checkpoint in the workdir;
 2. else the parameters of `config.init_from` (see `initial_params`);
-3. else parameters drawn from `config.seed`.
+3. else parameters initialized from `config.seed`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def start(
       model: `config.model` with its dtype resolved.
 
     Raises:
-      CheckpointError: the workdir has checkpoints but no sound one; `init_from` is not sound.
+      CheckpointError: the workdir has checkpoints but no intact one; `init_from` is corrupt.
       ConfigError: the workdir's run had other settings or another store; `init_from` is another
         model or has another vocabulary.
     """

@@ -3,36 +3,29 @@
 Rows of 32 tokens first, 128 then: docs/results/tiny.md says why.
 """
 
-from bertjax.config import (
-    CheckpointConfig,
-    Config,
-    EvalConfig,
-    LogConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Phase,
-)
+from pathlib import Path
+
+from bertjax import Config, load_recipe
+from bertjax.config import Phase
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            vocab_size=8_192,
-            hidden_size=384,
-            num_layers=6,
-            num_heads=6,
-            intermediate_size=1_536,
-            max_positions=128,
-            initializer_range=0.04,
-            dropout_rate=0.0,
-            attention_dropout_rate=0.0,
-        ),
-        phases=(
-            Phase(num_steps=2_000, max_length=32, global_batch_size=1_024),
-            Phase(num_steps=5_200, max_length=128, global_batch_size=512),
-        ),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=7e-4, warmup_steps=500),
-        checkpoint=CheckpointConfig(every_steps=3_000),
-        eval=EvalConfig(every_steps=1_000),
-        log=LogConfig(every_steps=50),
+    return load_recipe(
+        str(Path(__file__).with_name("novels_wiki.py")),
+        {
+            "num_microbatches": 0,
+            "model.hidden_size": 384,
+            "model.num_layers": 6,
+            "model.num_heads": 6,
+            "model.intermediate_size": 1_536,
+            "model.initializer_range": 0.04,
+            "phases": (
+                Phase(num_steps=2_000, max_length=32, global_batch_size=1_024),
+                Phase(num_steps=5_200, max_length=128, global_batch_size=512),
+            ),
+            "optimizer.learning_rate": 7e-4,
+            "optimizer.warmup_steps": 500,
+            "checkpoint.every_steps": 3_000,
+            "eval.every_steps": 1_000,
+        },
     )

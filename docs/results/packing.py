@@ -3,30 +3,26 @@
 The heads are drawn from the seed.
 """
 
-from bertjax.config import (
-    CheckpointConfig,
-    Config,
-    EvalConfig,
-    LogConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Phase,
-)
+from bertjax import Config, load_recipe
+from bertjax.config import Phase
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            vocab_size=30_522,
-            hidden_size=384,
-            num_layers=6,
-            num_heads=12,
-            intermediate_size=1_536,
-            gelu="erf",
-        ),
-        phases=(Phase(num_steps=800, max_length=128, global_batch_size=16),),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-4, warmup_steps=50),
-        checkpoint=CheckpointConfig(every_steps=200, keep=1),
-        eval=EvalConfig(every_steps=200, max_rows=1_024),
-        log=LogConfig(every_steps=20),
+    return load_recipe(
+        "base",
+        {
+            "model.hidden_size": 384,
+            "model.num_layers": 6,
+            "model.gelu": "erf",
+            "model.intermediate_size": 1_536,
+            "phases": (Phase(num_steps=800, max_length=128, global_batch_size=16),),
+            "optimizer.name": "adamw",
+            "optimizer.learning_rate": 2e-4,
+            "optimizer.warmup_steps": 50,
+            "checkpoint.every_steps": 200,
+            "checkpoint.keep": 1,
+            "eval.every_steps": 200,
+            "eval.max_rows": 1_024,
+            "log.every_steps": 20,
+        },
     )

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from benchmarks import train_step
+from benchmarks import pages, train_step
 
 STORED = json.loads(train_step.RESULT.read_text())
 
@@ -96,6 +96,6 @@ def test_slots_are_more_than_the_masked_positions_and_fewer_than_all():
 
 
 def test_page_shows_the_stored_results():
-    page = train_step.PAGE.read_text()
+    page = (pages.PAGES / "train_step.md").read_text()
     for row in train_step.lines(STORED):
         assert "| " + " | ".join(row) + " |" in page

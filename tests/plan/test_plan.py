@@ -422,7 +422,7 @@ def test_the_command_plans_for_this_machine():
 def test_the_command_plans_for_gpus_by_arithmetic():
     result = run_plan("--config=base", "--topology=h200:8")
     assert result.returncode == 0, result.stderr
-    assert "by arithmetic alone" in result.stdout
+    assert "by arithmetic: no compiler" in result.stdout
     assert "1,000,000 steps take at least" in result.stdout
     tight = run_plan("--config=large", "--topology=a100:1", "--json", "--config.num_microbatches=1")
     assert tight.returncode == 1, tight.stderr

@@ -379,7 +379,7 @@ def test_many_epochs_of_the_embedded_corpus_are_said_with_what_to_do(tmp_path, m
     caplog.set_level(logging.INFO, logger="bertjax")
     changes = {"model__vocab_size": 2_048, "phases": (Phase(num_steps=100_000),)}
     assert pretrain(micro("", num_steps=2, **changes), tmp_path).exit_code == 0
-    rows = int(re.search(r"([\d,]+) rows an epoch", caplog.text)[1].replace(",", ""))
+    rows = int(re.search(r"([\d,]+) rows per epoch", caplog.text)[1].replace(",", ""))
     assert "goes over it 0 times in this phase, which takes 0:00:00 here" in caplog.text
     assert f"{2 * 8 / rows:.2f} epochs in this phase" in caplog.text
     assert "python -m bertjax.prepare --input='corpus/*.txt' --output=stores/mine" in caplog.text

@@ -208,11 +208,17 @@ def test_any_chain_trains_and_resumes(store, tmp_path):
     momentum = Optimizer(
         optax.chain(optax.trace(0.9), optax.scale(-0.1)), optax.constant_schedule(0.1)
     )
-    assert pretrain(micro(store, num_steps=6), tmp_path / "whole", momentum).exit_code == 0
-    assert pretrain(micro(store, num_steps=3), tmp_path / "stopped", momentum).exit_code == 0
+    assert (
+        pretrain(micro(store, num_steps=6), tmp_path / "whole", optimizer=momentum).exit_code == 0
+    )
+    assert (
+        pretrain(micro(store, num_steps=3), tmp_path / "stopped", optimizer=momentum).exit_code == 0
+    )
     with pytest.raises(CheckpointError, match="opt_state does not fit: missing: mu/"):
         pretrain(micro(store, num_steps=6), tmp_path / "stopped")
-    assert pretrain(micro(store, num_steps=6), tmp_path / "stopped", momentum).exit_code == 0
+    assert (
+        pretrain(micro(store, num_steps=6), tmp_path / "stopped", optimizer=momentum).exit_code == 0
+    )
     assert_same_steps(tmp_path / "stopped", tmp_path / "whole")
     lines = computed(tmp_path / "whole")
     assert {line["learning_rate"] for line in lines} == {np.float32(0.1)}

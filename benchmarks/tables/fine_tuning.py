@@ -1,18 +1,15 @@
-"""Writes docs/results/fine_tuning.md from what benchmarks.fine_tuning has measured.
-
-python -m benchmarks.fine_tuning_page
-"""
+"""The tables of docs/results/fine_tuning.md."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "results" / "fine_tuning.json"
-PAGE = Path(__file__).parent.parent / "docs" / "results" / "fine_tuning.md"
+from benchmarks.harness import RESULTS, circumstances
+
+RESULT = RESULTS / "fine_tuning.json"
 WHO = ("bertjax", "transformers")
 NAMES = {
     "polarity": "polarity, accuracy",
@@ -21,47 +18,23 @@ NAMES = {
     "wnut17": "WNUT-17, F1 of entities",
     "squad": "SQuAD v1.1, F1",
 }
-INTRODUCTION = """\
-# Fine-tuning beside transformers
-
-Written by `python -m benchmarks.fine_tuning_page` from
-[fine_tuning.json](../../benchmarks/results/fine_tuning.json), which has hardware, versions, load
-and date of every run. `python -m benchmarks.fine_tuning --weights=minilm --task=TASK --epochs=N
---batch_size=B` makes the runs: for each seed both programs fine-tune all-MiniLM-L6-v2 (6 layers,
-384 wide), on one core of two and in float32 unless said. Weights, the new layer's first numbers,
-rows and their order, learning rates (5e-5 at the peak, a tenth of the steps to get there, linear to
-0), weight decay, clipping and the moments of evaluation, once an epoch, the best counts, are the
-same; the dropout masks are not. So two runs of a pair differ as two seeds of one program do, and
-their mean difference says whether one learns better. Without dropout (`--nodropout`) only rounding
-is left between them. Both run in the plain way: no compilation by torch, no
-padding beyond the longest example of the task.
-SQuAD with all of its training questions ran on a GPU, ours alone: the time of the machine was up
-before the peer had ended. Its weights had been rounded to float16 to be carried there.
-
-Scores are in points (hundredths) on the development files, WNUT-17 on its test file. ± is the
-deviation over the seeds; of the difference, the standard error of its mean. A Matthews correlation
-of 0 is that of one class for all.
-"""
 
 
-def main() -> None:
-    """Writes the page."""
+def entries() -> list[dict[str, Any]]:
+    """The settings that were run, in the order of NAMES."""
     results = json.loads(RESULT.read_text())
     keys = sorted(results, key=lambda key: (list(NAMES).index(results[key]["task"]), key))
-    entries = [results[key] for key in keys]
-    parts = [INTRODUCTION, _summary(entries), *map(_seeds, entries)]
-    PAGE.write_text("\n".join(parts))
-    print(parts[1])
+    return [results[key] for key in keys]
 
 
-def _summary(entries: list[dict[str, Any]]) -> str:
-    """A line a task, over the seeds that both have run."""
+def summary() -> str:
+    """One line per setting, over the seeds that both have run."""
     lines = [
         "| task | epochs | batch | length | seeds | bertjax | transformers | difference | "
         "CPU time of transformers / bertjax |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for entry in entries:
+    for entry in entries():
         pairs = [run for run in entry["runs"].values() if len(run) == len(WHO)]
         if not pairs:
             continue
@@ -80,7 +53,12 @@ def _summary(entries: list[dict[str, Any]]) -> str:
             f"{their_seconds / seconds:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def seeds() -> str:
+    """One section per setting, one line per seed."""
+    return "\n\n".join(map(_seeds, entries()))
 
 
 def _seeds(entry: dict[str, Any]) -> str:
@@ -104,13 +82,13 @@ def _seeds(entry: dict[str, Any]) -> str:
         ]
         places = {
             f"{result['cores']} core, {result['hardware']}"
-            if "cores" in result  # of earlier results
-            else result["hardware"]
+            if "cores" in result  # of older results
+            else circumstances(result)["device"]
             for result in run.values()
         }
         cells = [seed, *scores, difference, *times, " / ".join(sorted(places))]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _name(entry: dict[str, Any]) -> str:
@@ -134,7 +112,3 @@ def _exact(result: dict[str, Any]) -> str:
 def _mean(values: list[float], divisor: float, sign: str = "") -> str:
     mean = f"{statistics.fmean(values):{sign}.2f}"
     return f"{mean} ± {statistics.stdev(values) / divisor:.2f}" if len(values) > 1 else mean
-
-
-if __name__ == "__main__":
-    main()
