@@ -32,6 +32,7 @@ def python(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_prepares_trains_fine_tunes_and_predicts(tmp_path):
     [script] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert len(script.splitlines()) < 25
@@ -105,6 +106,7 @@ def test_an_option_that_no_store_has_is_an_error(tmp_path):
         bertjax.build_store("*.txt", tmp_path / "s", "train:wordpiece", vocab=60)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_thread_is_a_run(store, tmp_path, whole_run):
     """Where no signal can be heard. The result says what summary.json says."""
     results = []

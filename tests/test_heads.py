@@ -126,6 +126,7 @@ def test_what_a_record_names_is_there(name):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_objective_runs_on_the_batch_that_it_describes(name):
     objective = make_objective(with_head(name))

@@ -47,6 +47,7 @@ FLOORS = (
     "fine_tuning",
     "plan",
     "encoder",
+    "testing",
     "evaluation",
     "newest_checkpoint",
     "convert",

@@ -167,6 +167,7 @@ def test_inspect_says_what_the_layers_do(bert):
         np.testing.assert_allclose(seen.attentions[index], expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

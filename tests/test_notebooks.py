@@ -43,6 +43,7 @@ def pictures(notebook):
     ]
 
 
+@pytest.mark.slow
 def test_look_inside(whole_run, tmp_path):
     notebook = run("look_inside.ipynb", tmp_path, {"MODEL": str(whole_run)})
     text = printed(notebook)
@@ -51,6 +52,7 @@ def test_look_inside(whole_run, tmp_path):
     assert [picture[:4] for picture in pictures(notebook)] == [b"\x89PNG"] * 2
 
 
+@pytest.mark.slow
 def test_fine_tune_and_export(whole_run, tmp_path):
     parameters = {"MODEL": str(whole_run), "WORKDIR": str(tmp_path / "work"), "EPOCHS": 1}
     notebook = run("fine_tune_and_export.ipynb", tmp_path, parameters)

@@ -8,11 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import run_here
 
 from bertjax.config import ModelConfig
 from bertjax.encoder import Encoder
 from bertjax.models import init_params, make_model
 from bertjax.objectives.fine_tuning import run_model
+from bertjax.testing import make_workdir
 from bertjax.weights.bertjax_checkpoint import write_checkpoint
 from bertjax.weights.weights import Weights
 
@@ -50,19 +52,12 @@ def models(wordpiece, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     for head, count in LABELS.items():
         labels = NAMES if count == 3 else ()
-        weights = Weights("drawn", with_head(head), parameters(head), wordpiece, labels)
-        write_checkpoint(weights, folder / head)
+        make_workdir(folder / head, head, labels, tokenizer=wordpiece)
     return folder
 
 
 def predict(model, *arguments, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "bertjax.predict", f"--model={model}", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_here("predict", f"--model={model}", *arguments, stdin=stdin)
 
 
 def records(result):
@@ -104,7 +99,11 @@ def test_masks_are_filled_from_the_arguments(models):
 
 def test_texts_are_classified_from_standard_input(models):
     lines = "a good value\n\nthe name of a module\n"
-    found = records(predict(models / "classification", "--format=json", stdin=lines))
+    command = [sys.executable, "-m", "bertjax.predict", f"--model={models / 'classification'}"]
+    command += ["--format=json"]
+    found = records(
+        subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    )
     assert [record["text"] for record in found] == ["a good value", "the name of a module"]
     for record in found:
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=3e-6)

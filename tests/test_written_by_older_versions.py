@@ -60,6 +60,7 @@ def test_parameters_and_moments_are_restored_to_the_bit(copy):
     assert found == WRITTEN["arrays"]
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_with_the_same_rows(copy):
     command = [sys.executable, "-m", "bertjax.train", f"--config={copy / 'recipe.py'}"]
     command += [f"--workdir={copy / 'workdir'}", f"--config.data.store={copy / 'store'}"]

@@ -152,6 +152,7 @@ def test_a_case_says_model_rows_and_kind():
         step_case.step_config("base:128:8", ["attentoin=xla"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["tiny:32:4", "tiny:64:4:packed", "tiny:32:4:span"])
 def test_the_rows_of_a_case_are_those_that_its_step_takes(case):
     config = step_case.step_config(case)

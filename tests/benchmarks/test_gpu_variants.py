@@ -68,6 +68,7 @@ def test_the_best_variant_is_measured_here_else_before_else_predicted(tmp_path, 
     )
 
 
+@pytest.mark.slow
 def test_a_part_runs_with_its_flags_or_is_left_out(tmp_path):
     rates = Part("rates", "device_rates", flags=("--xla_cpu_use_onednn=false",), seconds=100)
     done = gpu_variants.run(rates, BEST, tmp_path, time.monotonic() + 300, [])

@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from benchmarks import train_step, train_step_peer  # noqa: E402
 
+pytestmark = pytest.mark.peer
+
 SIZES = {
     "vocab_size": 1009,
     "hidden_size": 96,

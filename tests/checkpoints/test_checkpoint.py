@@ -202,6 +202,8 @@ with CheckpointStore(sys.argv[1], keep=2) as store:
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_two_processes_share_a_workdir(tmp_path):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -234,6 +236,8 @@ with CheckpointStore(sys.argv[1], keep=2, before_seal=fail) as store:
 """
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_what_fails_in_one_process_is_told_to_both(tmp_path):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))

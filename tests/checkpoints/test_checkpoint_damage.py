@@ -208,6 +208,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_loses_no_finished_save(tmp_path):
     checkpoints = tmp_path / "checkpoints"
     moments = random.Random(0)
@@ -260,6 +261,7 @@ def small_file_system(folder: Path, size: int):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
     rows, page, refused = 4_000, 4_096, 0  # 256 kB a kernel
     with (

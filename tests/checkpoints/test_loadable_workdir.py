@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from folders import RECIPE
-from stream_store import make_documents, make_tokenizer
 
 import bertjax
 from bertjax.checkpoints.loadable_workdir import keep_tokenizer
@@ -14,6 +13,7 @@ from bertjax.config import ConfigError
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer, load_tokenizer
 from bertjax.pretraining.run import pretrain
+from bertjax.testing import make_documents, make_store, make_tokenizer
 from bertjax.weights.conversion import convert_checkpoint
 
 
@@ -65,10 +65,9 @@ def test_an_older_workdir_gets_its_copy_when_it_resumes(tmp_path):
     assert load_tokenizer(tmp_path / "tokenizer").hash == make_tokenizer().hash
 
 
+@pytest.mark.slow
 def test_a_run_loads_converts_and_starts_another(tmp_path):
-    write_store(
-        tmp_path / "store", make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2)
-    )
+    make_store(tmp_path / "store")
     config = recipes.load_recipe(RECIPE)
     config.data.store, config.num_steps = str(tmp_path / "store"), 2
     assert pretrain(config, tmp_path / "run").exit_code == 0

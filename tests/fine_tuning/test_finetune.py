@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from commands import run_here
 from folders import GOLDENS
 
 from bertjax.config import (
@@ -141,7 +142,7 @@ def command(*arguments, **flags):
 
 
 def finetune(*arguments, **flags):
-    return subprocess.run(command(*arguments, **flags), capture_output=True, text=True, timeout=300)
+    return run_here("finetune", *command(*arguments, **flags)[3:])
 
 
 def of_sentences(start, files, folder, **flags):
@@ -180,9 +181,9 @@ def test_columns_that_are_padding_in_every_row_are_left_out(files, wordpiece):
 @pytest.fixture(scope="module")
 def command_run(start, files, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finetune") / "run"
-    result = of_sentences(
-        start, files, workdir, learning_rate="1e-2", batch_size=8, epochs=5, seed=3
-    )
+    flags = sentence_flags(start, files, workdir)
+    flags |= {"learning_rate": "1e-2", "batch_size": 8, "epochs": 5, "seed": 3}
+    result = subprocess.run(command(**flags), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return workdir, result
 
@@ -242,29 +243,62 @@ def computed(workdir):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(start, files, wordpiece, tmp_path_factory):
+    """The workdir of a run of 12 steps that nothing interrupts, and how often it scored."""
+    workdir = tmp_path_factory.mktemp("finetune") / "whole"
+    examples = open_examples(files, wordpiece)
+    scored = []
+
+    def run(scorer, params, run=Scorer.run):
+        scored.append(run(scorer, params))
+        return scored[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "run", run)
+        config = make_config(start, examples[0].task)
+        assert train_and_score(config, workdir, *examples, wordpiece).exit_code == 0
+    return workdir, len(scored)
+
+
+@pytest.fixture(scope="module")
+def four_steps(start, files, wordpiece, tmp_path_factory):
+    """The workdir of the same run, ended after 4 steps; tests go on with copies of it."""
+    workdir = tmp_path_factory.mktemp("finetune") / "four_steps"
+    examples = open_examples(files, wordpiece)
+    config = dataclasses.replace(make_config(start, examples[0].task), num_steps=4)
+    assert train_and_score(config, workdir, *examples, wordpiece).exit_code == 0
+    return workdir
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 7])
-def test_stopped_and_continued_is_the_same_run(start, files, wordpiece, tmp_path, stop):
+def test_stopped_and_continued_is_the_same_run(
+    start, files, wordpiece, tmp_path, whole, four_steps, stop
+):
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
-    assert train_and_score(config, tmp_path / "whole", *examples, wordpiece).exit_code == 0
-    first = dataclasses.replace(config, num_steps=stop)
-    assert train_and_score(first, tmp_path / "parts", *examples, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path / "parts")
+    if stop > 4:  # stopped twice
+        more = dataclasses.replace(config, num_steps=stop)
+        assert train_and_score(more, tmp_path / "parts", *examples, wordpiece).exit_code == 0
     assert train_and_score(config, tmp_path / "parts", *examples, wordpiece).exit_code == 0
-    assert computed(tmp_path / "parts") == computed(tmp_path / "whole")
-    hashes = [read_json(tmp_path / d / "summary.json")["params_sha256"] for d in ("whole", "parts")]
+    workdirs = whole[0], tmp_path / "parts"
+    assert computed(workdirs[1]) == computed(workdirs[0])
+    hashes = [read_json(workdir / "summary.json")["params_sha256"] for workdir in workdirs]
     assert hashes[0] == hashes[1]
-    predictions = [read_lines(tmp_path / d / "predictions.jsonl") for d in ("whole", "parts")]
+    predictions = [read_lines(workdir / "predictions.jsonl") for workdir in workdirs]
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.slow
 def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
-    start, files, wordpiece, tmp_path, monkeypatch
+    start, files, wordpiece, tmp_path, monkeypatch, four_steps
 ):
     """They name a checkpoint that may be removed before the next end."""
     examples = open_examples(files, wordpiece)
     config = make_config(start, examples[0].task)
-    first = dataclasses.replace(config, num_steps=4)
-    assert train_and_score(first, tmp_path, *examples, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
     assert read_json(tmp_path / "scores.json")["best_step"] == 4
 
     def fail(job, phase_index, params):
@@ -278,6 +312,7 @@ def test_scores_of_an_earlier_end_go_when_the_run_goes_on(
     assert read_weights(tmp_path).source.endswith("step_00000005")
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wordpiece, tmp_path):
     labels = tmp_path / "labels.json"
     labels.write_text('["of", "another"]')  # of a run that ended before its first checkpoint
@@ -302,17 +337,18 @@ def test_labels_are_those_of_the_run_whatever_was_tried_before(start, files, wor
     assert read_weights(other).labels == ()
 
 
-def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path):
+@pytest.mark.slow
+def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_path, four_steps):
     """The best checkpoint would be chosen by scores of two files."""
     training, evaluation = open_examples(files, wordpiece)
     config = make_config(start, training.task)
-    first = dataclasses.replace(config, num_steps=4)
-    assert train_and_score(first, tmp_path, training, evaluation, wordpiece).exit_code == 0
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
     other = Examples(training.task, evaluation.examples[1:], wordpiece, 16)
     with pytest.raises(ValueError, match=r"settings \(the evaluation examples \(--eval\): '"):
         train_and_score(config, tmp_path, training, other, wordpiece)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", TASKS)
 def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
     examples = open_examples(files, wordpiece, head)
@@ -352,6 +388,7 @@ def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path
         assert ours["text"].split()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_path):
     """Where the evaluation has the labels the other way round, the best is not the last."""
     swapped = tmp_path / "eval.tsv"
@@ -389,20 +426,13 @@ def test_the_best_checkpoint_is_scored_and_kept(start, files, wordpiece, tmp_pat
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, best.params)))
 
 
-def test_nothing_is_scored_twice(start, files, wordpiece, tmp_path, monkeypatch):
-    training, evaluation = open_examples(files, wordpiece)
-    config = make_config(start, training.task)
-    scored = []
-
-    def run(scorer, params, run=Scorer.run):
-        scored.append(run(scorer, params))
-        return scored[-1]
-
-    monkeypatch.setattr(Scorer, "run", run)
-    assert train_and_score(config, tmp_path, training, evaluation, wordpiece).exit_code == 0
-    assert len(scored) == len(read_lines(tmp_path / "evals.jsonl")) > 1
+@pytest.mark.slow
+def test_nothing_is_scored_twice(whole):
+    workdir, num_scored = whole
+    assert num_scored == len(read_lines(workdir / "evals.jsonl")) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["regression", "tagging", "span"])
 def test_scores_do_not_depend_on_how_rows_are_batched(wordpiece, tmp_path, monkeypatch, head):
     """Two lengths of rows, in turns: batches of few are cut to the short ones and sorted."""
@@ -475,6 +505,7 @@ def test_the_encoder_comes_from_the_start_and_the_head_from_the_seed(start, word
 # Several runs
 
 
+@pytest.mark.slow
 def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
     result = of_sentences(
         start, files, tmp_path, learning_rate="1e-3,1e-2", seed="0,1", epochs=1, batch_size=24
@@ -497,6 +528,7 @@ def test_lists_make_a_run_for_each_combination(start, files, tmp_path):
     assert means == sorted(means, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, files, tmp_path):
     # Rates that six digits do not tell apart, too.
     rates = "1e30,1e-3,1.0000001e-3"
@@ -513,6 +545,7 @@ def test_a_run_of_a_list_that_diverges_leaves_the_others_and_is_named(start, fil
 # What is refused, before any training
 
 
+@pytest.mark.slow
 def test_a_list_of_runs_that_is_preempted_goes_on_where_it_was(start, files, tmp_path):
     flags = sentence_flags(start, files, tmp_path) | {"config.log.every_steps": 1}
     again = command(**flags, seed="0,1", epochs=20, batch_size=24)
@@ -602,6 +635,7 @@ def test_a_workdir_of_another_task_is_refused_in_one_line(start, files, command_
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_other_weights_to_begin_with_are_refused_and_a_moved_folder_is_not(
     start, files, command_run, wordpiece, tmp_path
 ):

@@ -4,10 +4,9 @@ import json
 
 import pytest
 from folders import RECIPE
-from stream_store import make_documents, make_tokenizer
 
 from bertjax.cli import recipes
-from bertjax.data.store.store_writer import write_store
+from bertjax.testing import make_store
 
 STEPS = 18
 RATES = ("sequences_per_second", "real_tokens_per_second")  # differ from run to run
@@ -16,8 +15,7 @@ RATES = ("sequences_per_second", "real_tokens_per_second")  # differ from run to
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train") / "store"
-    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
-    return folder
+    return make_store(folder).path
 
 
 def micro(store, **changes):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.launch
+
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "launch"
 
@@ -91,6 +93,7 @@ def test_every_file_there_is_written_by_this():
     assert {path.stem for path in FOLDER.glob("*.txt")} == set(DRY_RUNS)
 
 
+@pytest.mark.slow
 def test_gcloud_knows_its_commands(tmp_path):
     """The real command line reads them, without running them."""
     if not shutil.which("gcloud"):

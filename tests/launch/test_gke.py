@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "gke.sh"
 REQUIRED = {
     "name": "bert",

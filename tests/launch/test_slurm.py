@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from folders import RECIPE, REPOSITORY
-from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store.store_writer import write_store
+from bertjax.testing import make_store
+
+pytestmark = pytest.mark.launch
 
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
 NODE = Path(__file__).parent / "slurm_node.sh"
@@ -112,8 +113,7 @@ exec {sys.executable} {child} "$workdir" $STEPS
 
 
 def test_two_tasks_preempted_requeued_and_finished(slurm, tmp_path):
-    store = tmp_path / "store"
-    write_store(store, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
+    store = make_store(tmp_path / "store").path
     job = Job(
         slurm,
         tmp_path,

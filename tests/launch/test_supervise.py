@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "supervise.sh"
 CHILD = Path(__file__).parent / "child.py"
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
 HERE = Path(__file__).parent
 SLICE = ["--name=bert", "--zone=z", "--project=p", "--accelerator_type=v5litepod-8"]

@@ -23,6 +23,8 @@ from bertjax.models.kernels import attention_kernel
 from bertjax.models.kernels.fused_attention import fused_attention
 from bertjax.models.visibility import Visibility
 
+pytestmark = pytest.mark.kernels
+
 EPSILON = float(np.finfo(np.float32).eps)
 TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}
 
@@ -53,6 +55,7 @@ def make_inputs(length, heads=2, head_size=16, rows=3, seed=0):
     return arrays, segment_ids, jax.random.split(jax.random.key(seed), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize("length", [1, 7, 64, 128, 200, 512])
@@ -107,6 +110,7 @@ def test_bfloat16_is_closer_to_float64_than_the_xla_path(tiling):
         assert ours < 2**-8 * np.square(c).mean() ** 0.5, name
 
 
+@pytest.mark.slow
 def test_a_plain_mask_gives_what_the_xla_path_gives():
     (q, k, v, gradient), _, keys = make_inputs(24, heads=4)
     mask = (np.arange(24) < np.array([[24], [9], [1]])).astype(np.int32)
@@ -126,6 +130,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"remat": "attention"}, {"scan_layers": True, "remat": "layer"}]
 )
@@ -153,6 +158,7 @@ def test_loss_and_gradients_of_a_model_are_those_of_the_xla_path(change):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * max(1.0, np.abs(b).max()))
 
 
+@pytest.mark.slow
 def test_meshes_draw_the_same_masks_and_train_alike():
     """On 8 simulated devices: rows over data and fsdp, heads over tensor."""
     result = subprocess.run(

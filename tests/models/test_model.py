@@ -96,6 +96,7 @@ def test_abstract_params_describe_the_real_ones(change):
     assert type(real) is type(real["encoder"]["layer_0"]) is dict
 
 
+@pytest.mark.slow
 def test_encoder_alone_reads_the_same_tree(params):
     ids, types, mask, positions = make_inputs()
     hidden_states, pooled = BertEncoder(SMALL).apply({"params": params}, ids, types, mask)
@@ -109,6 +110,7 @@ def test_encoder_alone_reads_the_same_tree(params):
 # Initialisation
 
 
+@pytest.mark.slow
 def test_initial_values_follow_the_reference():
     config = dataclasses.replace(SMALL, vocab_size=2_003, hidden_size=64, intermediate_size=256)
     for path, leaf in flatten(init_params(config, 3)).items():
@@ -125,6 +127,7 @@ def test_initial_values_follow_the_reference():
             assert abs(x.mean()) < 5 * 0.0176 / np.sqrt(x.size), path
 
 
+@pytest.mark.slow
 def test_initial_values_depend_on_seed_and_path_alone():
     reference = flatten(init_params(SMALL, 5))
     changed = dataclasses.replace(
@@ -299,6 +302,7 @@ def test_dtype_is_resolved_by_the_caller():
 # Looking inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"scan_layers": True, "remat": "layer"}], ids=str)
 def test_what_is_seen_inside_is_what_is_computed(params, change):
     """With dropout and a head: the outputs to the bit, and probabilities before dropout."""
@@ -388,6 +392,7 @@ def test_dropout_refuses_keys_that_do_not_match_the_rows():
             dropout(jnp.ones((ROWS, 5)), 0.1, keys)
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_to_the_bit_in_slices_scan_remat_and_jit():
     keys = make_row_keys()
     shape = (2, 12, 12)
@@ -420,6 +425,7 @@ def test_masks_are_the_same_to_the_bit_in_slices_scan_remat_and_jit():
     np.testing.assert_array_equal(jax.grad(loss)(jnp.ones((ROWS, *shape))), whole[2])
 
 
+@pytest.mark.slow
 def test_both_rates_act_and_masks_are_keyed_by_row(params):
     inputs = make_inputs()
     keys = make_row_keys()
@@ -493,6 +499,7 @@ def loss_function(config, inputs, row_keys):
     return loss
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_no_number(params):
     """In float64, where another mask bit would show and another order of sums does not."""
     with jax.enable_x64(True):
@@ -520,6 +527,7 @@ def test_scan_and_remat_change_no_number(params):
                 )
 
 
+@pytest.mark.slow
 def test_scan_makes_the_program_independent_of_depth():
     def program_size(num_layers, scan_layers):
         config = dataclasses.replace(SMALL, num_layers=num_layers, scan_layers=scan_layers)
@@ -533,6 +541,7 @@ def test_scan_makes_the_program_independent_of_depth():
     assert program_size(6, False) > 2 * program_size(2, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
     """What autodiff keeps between the passes, in bytes, whatever the backend makes of it."""
@@ -596,6 +605,7 @@ def test_the_gradient_of_a_bias_in_bfloat16_is_that_of_float64():
     assert np.linalg.norm(in_bfloat16 - exact) > 1e-3 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_a_pinned_layout_is_said_at_every_layer_and_changes_no_number(params):
     inputs, keys = make_inputs(), make_row_keys()
     programs = {}

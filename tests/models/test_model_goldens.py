@@ -100,6 +100,7 @@ def test_loss_and_gradients_equal_transformers(golden, dtype, tolerance):
     )
 
 
+@pytest.mark.slow
 def test_scan_and_remat_equal_transformers_too(golden):
     assert_same_loss_and_gradients(
         golden["size"],

@@ -6,6 +6,8 @@ import pytest
 from folders import GOLDENS
 from test_model_goldens import assert_same_loss_and_gradients
 
+pytestmark = pytest.mark.peer
+
 for package in ("torch", "transformers"):
     pytest.importorskip(
         package,

@@ -122,6 +122,7 @@ def test_accuracy_counts_what_is_wholly_right():
     assert regression.metrics(sums) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", heads_trained_on("task"))
 def test_gradients_of_parts_add_up_to_those_of_the_batch(head):
     config = model(head)

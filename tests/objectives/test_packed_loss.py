@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer
+from stream_store import make_reader
 
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
 from bertjax.data.store.store_writer import write_store
@@ -22,6 +22,7 @@ from bertjax.objectives.pretraining import (
     pretraining_sums,
 )
 from bertjax.parallel.sharding import make_mesh
+from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 
@@ -62,6 +63,7 @@ def loss(model, params, batch, keys=None):
     return pretraining_loss(sums, pretraining_denominators(batch)), sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "change"),
     [
@@ -124,6 +126,7 @@ def test_a_mask_is_the_segment_ids_of_one_segment():
     assert np.isfinite(same).all()
 
 
+@pytest.mark.slow
 def test_microbatches_of_packed_rows_add_up(params, batches):
     """With dropout; rows hold one to three pairs, so that means of means would be wrong."""
     with jax.enable_x64(True):
@@ -162,6 +165,7 @@ def test_a_plan_knows_the_shapes_of_packed_batches(batches):
         assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == expected
 
 
+@pytest.mark.slow
 def test_other_attentions_see_the_same_pairs_and_masks(params, batches):
     """With dropout: in float64, where another bit of a mask would show."""
     with jax.enable_x64(True):

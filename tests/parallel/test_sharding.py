@@ -63,6 +63,7 @@ def test_a_vocabulary_that_does_not_divide_is_whole_at_rest():
     assert spec == PartitionSpec("tensor", "fsdp")
 
 
+@pytest.mark.slow
 def test_meshes_and_microbatches_give_the_same_losses():
     """On 8 simulated devices: data, fsdp and tensor, dropout on, scanned, several parts and one."""
     result = subprocess.run(
@@ -82,6 +83,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
         assert run["sharded_share"] > 0.9 or run["mesh"][1] == 1, run
 
 
+@pytest.mark.slow
 def test_a_step_moves_only_what_its_mesh_asks_for():
     """Data-parallel steps add gradients up; fsdp gathers parameters; nothing goes all to all."""
     result = subprocess.run(

@@ -46,6 +46,7 @@ def programs() -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_collectives_by_kind_axis_and_bytes_times_the_loop_around_them(programs):
     own, gathered = 16 * 8 * 4, 64 * 8 * 4  # bytes, on the 2 x 4 mesh
     expected = {  # axes, across two slices of four, bytes of the array, share that is sent
@@ -65,6 +66,7 @@ def test_collectives_by_kind_axis_and_bytes_times_the_loop_around_them(programs)
         assert row["sent_bytes"] == 5 * size * share
 
 
+@pytest.mark.slow
 def test_products_in_loops_count_as_often_as_they_run(programs):
     product = 2 * 32**3
     assert programs["products"]["looped"] == 12 * product
@@ -72,6 +74,7 @@ def test_products_in_loops_count_as_often_as_they_run(programs):
     assert programs["products"]["looped by XLA"] < 2 * product, "then it could be used as it is"
 
 
+@pytest.mark.slow
 def test_traffic_counts_the_parts_that_are_read(programs):
     assert programs["traffic"]["added"] == 8_000_000
     assert programs["traffic"]["donated"] == [0]
@@ -79,6 +82,7 @@ def test_traffic_counts_the_parts_that_are_read(programs):
     assert 7 * 3 * row <= programs["traffic"]["read"] < 7 * 3 * row + 2 * row
 
 
+@pytest.mark.slow
 def test_flops_of_the_real_step_are_those_of_the_model(programs):
     for name, step in programs["steps"].items():
         ratio = step["flops"] / step["model_flops"]
@@ -92,6 +96,7 @@ def test_flops_of_the_real_step_are_those_of_the_model(programs):
             assert 1 <= ratio < 1.005, name
 
 
+@pytest.mark.slow
 def test_checks_of_the_real_step(programs):
     for name, step in programs["steps"].items():
         assert step["fits"]
@@ -402,6 +407,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_plans_for_this_machine():
     result = run_plan(f"--config={RECIPE}", "--json", "--phase=0")
     assert result.returncode == 0, result.stderr
@@ -412,6 +418,7 @@ def test_the_command_plans_for_this_machine():
     assert plan["bound_sequences_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_the_command_plans_for_gpus_by_arithmetic():
     result = run_plan("--config=base", "--topology=h200:8")
     assert result.returncode == 0, result.stderr

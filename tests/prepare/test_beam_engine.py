@@ -60,6 +60,8 @@ def wait_for_staged(process, store):
         time.sleep(0.002)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_killed_worker(corpus, vocabulary, expected, tmp_path):
     process = start(on_beam(corpus, tmp_path / "s", vocabulary))
     wait_for_staged(process, tmp_path / "s")
@@ -73,6 +75,8 @@ def test_killed_worker(corpus, vocabulary, expected, tmp_path):
     assert contents(tmp_path / "s") == expected
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
     process = start(on_beam(corpus, tmp_path / "s", vocabulary))
     wait_for_staged(process, tmp_path / "s")
@@ -97,6 +101,7 @@ def test_killed_launcher(corpus, vocabulary, expected, tmp_path):
     assert contents(tmp_path / "s") == expected
 
 
+@pytest.mark.slow
 def test_tfds(vocabulary, tmp_path):
     texts = [random_text(seed, 2000) for seed in range(100)]
     paragraphs = (text.replace("\n", "_NEWLINE_") for text in texts)
@@ -114,6 +119,7 @@ def test_tfds(vocabulary, tmp_path):
     assert local.train.num_tokens == plain.train.num_tokens  # in another order
 
 
+@pytest.mark.slow
 def test_no_other_runner_is_downloaded(corpus, vocabulary, tmp_path, monkeypatch):
     """Where Beam finds the network it would hand the pipeline to Prism, in one process."""
     from apache_beam.runners.portability.prism_runner import PrismRunner
@@ -131,6 +137,7 @@ def test_no_other_runner_is_downloaded(corpus, vocabulary, tmp_path, monkeypatch
     assert sum(map(staged_bytes, staged.names())) == sources[0].num_bytes
 
 
+@pytest.mark.slow
 def test_error_in_a_worker(corpus, vocabulary, tmp_path):
     output = finish(start(on_beam(corpus, tmp_path / "s", vocabulary), 100_000), 1)
     assert "error: --runner=DirectRunner: OSError: [Errno 27] File too large" in output

@@ -413,6 +413,7 @@ def test_vocabulary_of_a_large_corpus_is_trained_on_a_part(vocabulary, tmp_path,
     assert not {"aaaa", "cccc"} & pieces
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(vocabulary, tmp_path):
     """Peak of the whole process; benchmarks/prepare.py measures it on 160 MB."""
     peaks = []
@@ -467,6 +468,7 @@ def test_command_line_errors(arguments, message):
     assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_embedded_corpus(tmp_path, caplog):
     caplog.set_level("INFO", "bertjax")
     documents = list(embedded_documents())

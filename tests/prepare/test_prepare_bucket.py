@@ -47,6 +47,7 @@ def test_blocks_of_objects_are_those_of_files(bucket, corpus, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_both_engines(bucket, corpus, vocabulary):
     for file in corpus.iterdir():
         (bucket / "in" / file.name).upload(file)

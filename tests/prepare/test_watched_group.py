@@ -14,6 +14,8 @@ from prepare_runs import running
 
 from bertjax.prepare.watched_group import GroupError, GroupKilled, run_watched
 
+pytestmark = pytest.mark.processes
+
 NUM_STARTS = 3
 
 

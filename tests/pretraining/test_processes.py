@@ -11,10 +11,11 @@ import time
 
 import pytest
 from folders import RECIPE, REPOSITORY
-from stream_store import make_documents, make_tokenizer
 
-from bertjax.data.store.store_writer import write_store
 from bertjax.parallel.distributed import HEARTBEAT_SECONDS
+from bertjax.testing import make_store
+
+pytestmark = pytest.mark.processes
 
 # Dropout is on. A rate at which rounding does not grow; a schedule that every run here shares.
 SETTINGS = (
@@ -28,8 +29,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes") / "store"
-    write_store(folder, make_tokenizer(), make_documents(60, seed=1), make_documents(9, seed=2))
-    return folder
+    return make_store(folder).path
 
 
 class Run:
@@ -100,6 +100,7 @@ def assert_same_run(workdir, reference):
             assert line[name] == pytest.approx(other[name], abs=1e-5), (name, line["step"])
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_four_to_one_to_two_processes(store, tmp_path):
     moving, staying = tmp_path / "moving", tmp_path / "staying"
     run(store, staying, "--config.num_steps=20")
@@ -113,6 +114,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one_to_two_processes(store, t
     assert_same_run(moving, staying)
 
 
+@pytest.mark.slow
 def test_preempted_killed_and_continued_by_another_number(store, tmp_path):
     workdir, staying = tmp_path / "workdir", tmp_path / "staying"
     mesh = ("--config.mesh.fsdp=2",)
@@ -145,6 +147,7 @@ def test_preempted_killed_and_continued_by_another_number(store, tmp_path):
     assert_same_run(workdir, staying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "message"),
     [

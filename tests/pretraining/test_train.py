@@ -18,7 +18,6 @@ import jax
 import pytest
 from folders import RECIPE
 from micro_runs import STEPS, assert_same_run, computed, micro, read, summary
-from stream_store import make_documents, make_tokenizer
 
 from bertjax.checkpoints.checkpoint import CheckpointStore
 from bertjax.config import ConfigError, ModelConfig, Phase
@@ -28,6 +27,7 @@ from bertjax.pretraining import job as pretraining_job
 from bertjax.pretraining.run import pretrain
 from bertjax.reports.tracker import Tracker, step_keys
 from bertjax.storage.workdir_lock import WorkdirInUseError
+from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training import loop
 from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
@@ -74,6 +74,7 @@ def test_the_summary_says_how_good_and_beside_what(whole_run):
     assert 6.8 < result["heldout_mlm_loss"] < 7.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 8, 14])
 def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop):
     assert pretrain(micro(store, num_steps=stop), tmp_path).exit_code == 0
@@ -83,6 +84,7 @@ def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop)
     assert computed(tmp_path) == computed(whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -99,6 +101,7 @@ def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path
     assert computed(stopped) == computed(whole)
 
 
+@pytest.mark.slow
 def test_compiled_as_users_have_it_stopped_and_continued_is_the_same_run(store, tmp_path):
     """Other tests compile with fewer optimisations."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -117,6 +120,7 @@ def test_compiled_as_users_have_it_stopped_and_continued_is_the_same_run(store, 
     assert computed(tmp_path / "stopped") == computed(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
     assert (
         pretrain(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path).exit_code == 0
@@ -126,6 +130,7 @@ def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp
         assert line["loss"] == pytest.approx(whole["loss"], abs=2e-4)  # 18 steps at a rate of 1e-2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_path, monkeypatch):
     """Other parts are added up with other rounding."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -147,6 +152,7 @@ def test_a_resumed_run_keeps_its_microbatches_though_fewer_would_do(store, tmp_p
     assert progress["num_microbatches"] == 1
 
 
+@pytest.mark.slow
 def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path, monkeypatch):
     """Not after the days that the phases before it take."""
     monkeypatch.setattr(loop, "device_memory_bytes", lambda mesh: 522_248)
@@ -156,6 +162,7 @@ def test_a_later_phase_that_does_not_fit_is_refused_at_the_start(store, tmp_path
     assert pretrain(micro(store, num_steps=2), tmp_path).exit_code == 0
 
 
+@pytest.mark.slow
 def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     store, tmp_path, monkeypatch, caplog
 ):
@@ -165,6 +172,7 @@ def test_with_less_memory_a_resumed_run_says_that_it_takes_more_microbatches(
     assert "1 before the restart: the rounding will differ" in caplog.text
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     config = micro(store)
     log_step = Tracker.log_step
@@ -184,6 +192,7 @@ def test_sigterm_saves_and_exits_75(store, whole_run, tmp_path, monkeypatch):
     assert_same_run(tmp_path, whole_run)
 
 
+@pytest.mark.slow
 def test_a_slow_step_is_the_last_one_that_a_signal_waits_for(
     store, whole_run, tmp_path, monkeypatch
 ):
@@ -205,6 +214,7 @@ def test_a_slow_step_is_the_last_one_that_a_signal_waits_for(
     assert_same_run(tmp_path, whole_run)
 
 
+@pytest.mark.slow
 def test_what_is_summed_for_a_line_does_not_wait_for_the_next_step(store, tmp_path, monkeypatch):
     """Else every line would cost the devices a step's time."""
     report, seen = loop._Trainer._report, []
@@ -221,6 +231,7 @@ def test_what_is_summed_for_a_line_does_not_wait_for_the_next_step(store, tmp_pa
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2)]
 
 
+@pytest.mark.slow
 def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tmp_path):
     assert pretrain(micro(store, log__every_steps=5), tmp_path).exit_code == 0
     steps, lines = read(whole_run), read(tmp_path)
@@ -241,6 +252,7 @@ def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tm
     assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
 
 
+@pytest.mark.slow
 def test_a_line_after_a_restart_is_that_of_the_run_without(store, tmp_path):
     options = {"log__every_steps": 5, "checkpoint__keep": 0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -293,6 +305,7 @@ with PreemptionGuard(deferred=True):
         assert result.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_sigterm_while_compiling_exits_75_at_once(store, tmp_path):
     """With nothing compiled before, the compiler is still at work when the process ends."""
     with subprocess.Popen(
@@ -311,6 +324,7 @@ def test_sigterm_while_compiling_exits_75_at_once(store, tmp_path):
     assert not any("compiled the step" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_minutes_that_are_asked_about_a_step_late_save_once(store, tmp_path, monkeypatch):
     """As several processes ask: a vote that was cast before a save must not make another."""
     answers = collections.deque([(False, False)])
@@ -340,6 +354,7 @@ def command(store, workdir, *more):
     ]
 
 
+@pytest.mark.slow
 def test_without_a_workdir_the_run_is_kept_by_the_name_of_its_recipe(store, tmp_path):
     for steps, said in ((1, "starting at step 0"), (2, "resuming from step 1")):
         result = subprocess.run(
@@ -358,6 +373,7 @@ def test_without_a_workdir_the_run_is_kept_by_the_name_of_its_recipe(store, tmp_
     assert summary(tmp_path / "runs" / "micro")["steps"] == 2
 
 
+@pytest.mark.slow
 def test_many_epochs_of_the_embedded_corpus_are_said_with_what_to_do(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(pretraining_job, "_MANY_EPOCHS", 0.0)
     caplog.set_level(logging.INFO, logger="bertjax")
@@ -391,6 +407,7 @@ def test_a_finished_run_is_left_as_it_is(store, whole_run, tmp_path):
     assert_same_run(tmp_path / "copy", whole_run)
 
 
+@pytest.mark.slow
 def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
     assert pretrain(micro(store, init_from=str(whole_run), num_steps=1), tmp_path).exit_code == 0
     # The rate of the first step is 0, so it leaves the parameters as they were.
@@ -401,6 +418,7 @@ def test_parameters_of_another_run_are_a_start(store, whole_run, tmp_path):
 BASELINES = ("heldout_unigram_entropy", "heldout_nsp_majority")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -417,6 +435,7 @@ def test_held_out_rows_do_not_follow_the_training_rows(store, whole_run, tmp_pat
     assert [summary(tmp_path)[name] for name in BASELINES] == [whole[name] for name in BASELINES]
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
     evaluation = {"mask_rate": 0.4, "masking": "span", "short_row_rate": 0.5, "max_length": 64}
     changes = {f"eval__{name}": value for name, value in evaluation.items()}
@@ -430,6 +449,7 @@ def test_what_is_evaluated_on_changes_no_parameter(store, whole_run, tmp_path):
     assert lines[0]["heldout_unigram_entropy"] != whole[-1]["heldout_unigram_entropy"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_that_it_evaluates_on_other_rows(store, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="bertjax")
     assert pretrain(micro(store, num_steps=1, data__mask_rate=0.4), tmp_path).exit_code == 0
@@ -441,6 +461,7 @@ def test_a_resumed_run_says_that_it_evaluates_on_other_rows(store, tmp_path, cap
     assert "the held-out losses from here on do not compare with those before" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_whose_held_out_rows_had_the_masks_of_training(
     store, tmp_path, monkeypatch, caplog
 ):
@@ -480,6 +501,7 @@ def test_other_settings_at_resume_are_refused(store, whole_run, changes, message
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_steps_that_are_the_schedule_may_not_change(store, tmp_path):
     """Without phases; with them num_steps only stops early."""
     one = micro(store, phases=(), num_steps=2, optimizer__warmup_steps=1)
@@ -501,6 +523,7 @@ def test_another_vocabulary_is_refused_before_any_work(store, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_divergence_halts_and_names_the_last_good_checkpoint(store, tmp_path):
     config = micro(store, optimizer__learning_rate=1e38, optimizer__max_grad_norm=0.0)
     config.checkpoint.every_steps = 1
@@ -514,6 +537,7 @@ def test_divergence_halts_and_names_the_last_good_checkpoint(store, tmp_path):
     assert f"the last good checkpoint is step {saved} in" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_without_next_sentence(store, tmp_path):
     config = micro(store, model__next_sentence=False, num_steps=2)
     assert pretrain(config, tmp_path).exit_code == 0

@@ -41,6 +41,7 @@ def start(workdir, store_path):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_continued_on_another_machine_is_the_same_run(
     bucket, store, whole_run, tmp_path, monkeypatch, caplog
 ):
@@ -72,6 +73,7 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     bucket, store, whole_run, tmp_path, caplog
 ):
@@ -101,6 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
         pretrain(micro(store, seed=2), str(bucket))
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus_is_kept_in_the_bucket(bucket, tmp_path, monkeypatch):
     config, workdir = micro(""), open_workdir(str(bucket))
     data = open_data(config, workdir)

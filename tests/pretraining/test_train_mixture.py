@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 from micro_runs import computed, micro, read, summary
-from stream_store import VOCAB_SIZE, make_documents, make_tokenizer
 
 from bertjax.config import ConfigError
 from bertjax.data.store.store import StoreError, open_store
@@ -15,6 +14,7 @@ from bertjax.data.stream.reader import RowReader
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 from bertjax.pretraining.run import pretrain
 from bertjax.pretraining.stores import open_data, row_spec
+from bertjax.testing import VOCAB_SIZE, make_documents, make_tokenizer
 from bertjax.training.workdir import open_workdir
 
 
@@ -29,6 +29,7 @@ def mixed(store, other, weights=(7, 3), **changes):
     return micro("", data__stores=f"{store}:{weights[0]},{other}:{weights[1]}", **changes)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_is_the_same_run(store, other, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert pretrain(mixed(store, other), tmp_path / "whole").exit_code == 0

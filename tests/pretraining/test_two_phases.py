@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from folders import RECIPE
 from micro_runs import assert_same_run, read
 
@@ -42,6 +43,7 @@ def kill_after(step, store, workdir):
     return read(workdir)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_killed_in_each_phase_and_between_them_it_is_the_same_run(store, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(store, whole)

@@ -1,5 +1,6 @@
 """`config.profile`: what is traced, and that it changes nothing."""
 
+import pytest
 from jax.profiler import ProfileData
 from micro_runs import computed, micro
 
@@ -21,6 +22,7 @@ def traced(workdir):
         yield sorted(steps), operations
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_range_are_traced(store, whole_run, tmp_path):
     assert pretrain(micro(store, profile="5:8", num_steps=10), tmp_path).exit_code == 0
     [(steps, operations)] = traced(tmp_path)
@@ -29,6 +31,7 @@ def test_the_steps_of_the_range_are_traced(store, whole_run, tmp_path):
     assert computed(tmp_path) == computed(whole_run)[:10]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_traces_what_is_left_of_the_range(store, tmp_path):
     assert pretrain(micro(store, num_steps=6), tmp_path).exit_code == 0
     assert pretrain(micro(store, profile="3:8", num_steps=8), tmp_path).exit_code == 0

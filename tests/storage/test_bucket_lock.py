@@ -25,6 +25,7 @@ def move_to_another_machine(lock):
     lock.write_bytes(json.dumps(holder).encode())
 
 
+@pytest.mark.processes
 def test_a_second_run_is_refused_and_a_killed_one_is_in_nobodys_way(bucket):
     with start_holder(bucket) as holder:
         for _ in range(2):

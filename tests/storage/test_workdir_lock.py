@@ -33,6 +33,7 @@ def start_holder(workdir: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.processes
 def test_a_second_run_is_refused_and_told_who_holds_the_workdir(tmp_path):
     workdir = tmp_path / "new" / "run"
     with start_holder(workdir) as holder:

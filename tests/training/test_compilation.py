@@ -47,6 +47,7 @@ def compile_step(rows, memory, monkeypatch, **changes):
     return compiled, parts, tried
 
 
+@pytest.mark.slow
 def test_parts_of_a_cpu_are_small_however_large_the_memory(monkeypatch):
     _, parts, tried = compile_step(128, 10**12, monkeypatch)
     assert parts == 4  # 32 rows of 64 tokens
@@ -55,6 +56,7 @@ def test_parts_of_a_cpu_are_small_however_large_the_memory(monkeypatch):
     assert parts == 1  # as it is told
 
 
+@pytest.mark.slow
 def test_a_cpu_plans_for_half_of_the_memory(monkeypatch, caplog):
     whole = sum(program_bytes(compile_step(32, 10**12, monkeypatch)[0]).values())
     compiled, parts, _ = compile_step(32, int(1.6 * whole), monkeypatch)
@@ -79,6 +81,7 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_compiled(monkeypa
         compile_step(9_000_000, 24 * 10**9, monkeypatch)
 
 
+@pytest.mark.slow
 def test_few_programs_are_compiled_where_the_guess_was_too_low(monkeypatch):
     monkeypatch.setattr(compilation, "_guessed_bytes", lambda *arguments: 0.0)
     memory = int(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from folders import RECIPE
 from micro_runs import summary
 
@@ -22,6 +23,7 @@ def train(store, workdir, cache, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_what_the_first_has_compiled(store, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -39,6 +41,7 @@ def test_a_second_run_takes_what_the_first_has_compiled(store, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_users_own_cache_is_left_alone(store, tmp_path):
     mine = tmp_path / "mine"
     run = train(store, tmp_path / "run", tmp_path / "cache", JAX_COMPILATION_CACHE_DIR=str(mine))

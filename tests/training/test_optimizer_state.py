@@ -185,6 +185,7 @@ def test_a_plan_counts_the_state_that_there_is():
 # Runs
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_two_moments_resumes(store, tmp_path):
     """As it was written before an optimiser had a state of its own: without a count."""
     config = micro(store, optimizer__name="adamw")
@@ -202,6 +203,7 @@ def test_a_checkpoint_of_the_two_moments_resumes(store, tmp_path):
     assert_same_steps(stopped, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_any_chain_trains_and_resumes(store, tmp_path):
     momentum = Optimizer(
         optax.chain(optax.trace(0.9), optax.scale(-0.1)), optax.constant_schedule(0.1)
@@ -236,6 +238,7 @@ for steps, workdir, fsdp in ((8, "whole", 2), (4, "stopped", 2), (8, "stopped", 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lion", "adafactor"])
 def test_another_state_trains_and_resumes_under_fsdp(store, tmp_path, name):
     """On two simulated devices."""

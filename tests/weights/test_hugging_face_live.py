@@ -14,6 +14,8 @@ from test_hugging_face import TOLERANCE, real_weights  # noqa: F401 (a fixture)
 import bertjax
 from bertjax.weights.hugging_face_folder import read_folder, write_folder
 
+pytestmark = pytest.mark.peer
+
 for package in ("torch", "transformers"):
     pytest.importorskip(
         package,

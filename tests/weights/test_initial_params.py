@@ -78,6 +78,7 @@ def test_a_whole_model_is_taken_whole(caplog):
     assert not messages(caplog, logging.WARNING)
 
 
+@pytest.mark.slow
 def test_heads_that_the_folder_lacks_are_drawn_with_one_warning(caplog):
     found = start(f"hf:{FOLDER / 'encoder'}", BASE)
     assert_taken(found, "encoder", ENCODER)

@@ -11,6 +11,7 @@ from bertjax.weights.formats import detect_format
 from bertjax.weights.weights import WeightsError
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_reference_are_read(tmp_path):
     script = HELPERS / "tf1_checkpoints.py"
     result = subprocess.run(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from folders import REPOSITORY
-from stream_store import make_documents, make_tokenizer
 
 from bertjax.data.store import bucket_copy
 from bertjax.data.store.bucket_copy import fetch_store, local_store, upload_store
@@ -17,6 +16,7 @@ from bertjax.data.store.store import StoreError, open_store, verify_store
 from bertjax.data.store.store_writer import write_store
 from bertjax.storage.bucket import BucketPath
 from bertjax.storage.cache import cache_folder
+from bertjax.testing import make_documents, make_tokenizer
 
 DAMAGED = "train/sentences.npy"
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer, shared_store
+from stream_store import make_reader, shared_store
 
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream.mixture import MixedRows, whole_weights
 from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.data.stream.reader import evaluation_batches
 from bertjax.data.stream.tf_data import BatchStream
+from bertjax.testing import make_documents, make_tokenizer
 
 SPEC = {"max_length": 48, "max_predictions": 12}
 

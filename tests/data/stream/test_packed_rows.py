@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer
+from stream_store import make_reader
 
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream import packed_rows
@@ -20,6 +20,7 @@ from bertjax.data.stream.rows import RowSpec
 from bertjax.data.stream.tf_data import BatchStream
 from bertjax.prepare.build_store import prepare
 from bertjax.prepare.options import PrepareOptions
+from bertjax.testing import make_documents, make_tokenizer
 
 SPEC = {"max_length": 64, "max_predictions": 12}
 SPECS = [
@@ -220,6 +221,7 @@ def share(packed, count=3_000):
     return (packed.rows(np.arange(count))["segment_ids"] > 0).mean()
 
 
+@pytest.mark.slow
 def test_rows_are_full_where_half_of_the_places_were_padding(tmp_path):
     """Documents as short as Wikipedia's, in rows of 512."""
     store = write_store(
@@ -233,6 +235,7 @@ def test_rows_are_full_where_half_of_the_places_were_padding(tmp_path):
     assert packed.left_out(0) <= 0.001 * reader.num_rows
 
 
+@pytest.mark.slow
 def test_rows_of_real_text_are_full(shared_data, tmp_path):
     files = (shared_data / "corpus" / f"{name}.jsonl.gz" for name in ("wiki_train", "speeches"))
     vocabulary = shared_data / "vocab" / "bert-base-uncased-vocab.txt"

@@ -5,13 +5,7 @@ import mmap
 
 import numpy as np
 import pytest
-from stream_store import (
-    chi_square_excess,
-    make_documents,
-    make_reader,
-    make_tokenizer,
-    shared_store,
-)
+from stream_store import chi_square_excess, make_reader, shared_store
 
 from bertjax.data.counter_rng import bits64, keys_at, permute, stream_key
 from bertjax.data.store.store_writer import write_store
@@ -20,6 +14,7 @@ from bertjax.data.stream.packed_rows import PackedRows
 from bertjax.data.stream.reader import RowReader
 from bertjax.data.stream.row_order import WINDOW_BLOCKS, RowOrder, shuffle_window
 from bertjax.data.stream.rows import RowSpec
+from bertjax.testing import make_documents, make_tokenizer
 
 SPEC = {"max_length": 48, "max_predictions": 12}
 KEY = stream_key(7)
@@ -138,6 +133,7 @@ def test_random_segments_come_from_the_window_and_another_document():
     assert (plain != row_ids).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_in_any_batch_packed_or_not():
     windowed = make_windowed(512)
     for source in (windowed, PackedRows(windowed, 2)):

@@ -122,6 +122,7 @@ def test_a_dropped_stream_closes_itself(reader):
     assert pipeline() is None
 
 
+@pytest.mark.slow
 def test_interpreters_end():
     """Closed or not; without the finaliser each of them hangs in TensorFlow's threads."""
     hows = ["close", "open"] * 6 + ["raise"] * 2
@@ -137,6 +138,7 @@ def test_interpreters_end():
     assert result.stdout.splitlines() == expected, result.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_tensorflow_comes_without_keras_which_stays_within_reach():
     code = (
         "import os, sys; sys.path.insert(0, 'tests/helpers');"

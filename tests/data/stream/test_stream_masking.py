@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from stream_store import VOCAB_SIZE, chi_square_excess, make_reader, make_tokenizer
+from stream_store import chi_square_excess, make_reader
 
 from bertjax.data.counter_rng import bits32, bits64, keys_at, stream_key
 from bertjax.data.stream.masking import mask_rows
 from bertjax.data.stream.rows import RowSpec
+from bertjax.testing import VOCAB_SIZE, make_tokenizer
 
 TOKENS = make_tokenizer()
 CLS, SEP, MASK = TOKENS.cls_id, TOKENS.sep_id, TOKENS.mask_id

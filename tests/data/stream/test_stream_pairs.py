@@ -5,18 +5,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from stream_store import (
-    chi_square_excess,
-    make_documents,
-    make_reader,
-    make_tokenizer,
-    shared_store,
-)
+from stream_store import chi_square_excess, make_reader, shared_store
 
 from bertjax.data.counter_rng import keys_at, stream_key
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream.pairs import draw_segments, truncated_lengths
 from bertjax.data.stream.rows import RowSpec
+from bertjax.testing import make_documents, make_tokenizer
 
 ROOM = 29
 SPEC = RowSpec(max_length=ROOM + 3, max_predictions=5)

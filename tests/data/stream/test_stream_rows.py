@@ -5,12 +5,13 @@ import os
 
 import numpy as np
 import pytest
-from stream_store import make_documents, make_reader, make_tokenizer, shared_store
+from stream_store import make_reader, shared_store
 
 from bertjax.data.store.store import open_store
 from bertjax.data.store.store_writer import write_store
 from bertjax.data.stream import rows
 from bertjax.data.stream.rows import RowSpec, build_row_index, row_index
+from bertjax.testing import make_documents, make_tokenizer
 
 
 def plain_row_starts(documents, room):
@@ -27,6 +28,7 @@ def plain_row_starts(documents, room):
     return [*starts, sentence]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [5, 29, 125, 509, 100_000])
 @pytest.mark.parametrize("block", [1, 7, 1000, 2**20])
 def test_index_equals_a_plain_walk(monkeypatch, room, block):

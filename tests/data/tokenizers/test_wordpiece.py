@@ -300,6 +300,7 @@ def sample_lines(path, max_bytes):
     return lines[:: max(1, size // max_bytes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_ids_equal_the_oracle_on_real_text(vocabulary, shared_data):
     corpora = sorted((shared_data / "corpus").glob("*.jsonl.gz"))
