@@ -52,10 +52,14 @@ class ModelConfig:
     max_positions: int = setting(512, "The longest sequence.", unit="tokens", at_least=1)
     num_token_types: int = setting(2, "Token types: sentence A and sentence B.", at_least=1)
     dropout_rate: float = setting(
-        0.1, "Dropout of the embeddings and of both sublayers' outputs.", at_least=0, below=1
+        0.1,
+        "Dropout of the embeddings and of both sublayers' outputs.",
+        at_least=0,
+        below=1,
+        not_of_encoder=True,
     )
     attention_dropout_rate: float = setting(
-        0.1, "Dropout of the attention probabilities.", at_least=0, below=1
+        0.1, "Dropout of the attention probabilities.", at_least=0, below=1, not_of_encoder=True
     )
     gelu: Gelu = setting(
         "tanh",
@@ -64,7 +68,10 @@ class ModelConfig:
     )
     layer_norm_eps: float = setting(1e-12, "Added to the variance in LayerNorm.", above=0)
     initializer_range: float = setting(
-        0.02, "Standard deviation of initial weights, which are truncated at two of it.", above=0
+        0.02,
+        "Standard deviation of initial weights, which are truncated at two of it.",
+        above=0,
+        not_of_encoder=True,
     )
     next_sentence: bool = setting(
         True,

@@ -26,8 +26,9 @@ class Setting:
       may_change: whether it may differ between the run that saved a checkpoint and the run that
         resumes from it. Such a field, or section, says how to compute the same numbers, when to
         stop, to save, to evaluate and to report.
-      not_of_encoder: it says nothing of the encoder, only what stands on it, so that two models
-        may differ in it and have the same encoder.
+      not_of_encoder: it does not change what the parameters of the encoder mean: it says what
+        stands on the encoder, what is drawn at the start or dropped in training. Two models may
+        differ in it and have the same encoder.
     """
 
     meaning: str = ""
