@@ -42,8 +42,9 @@ class ReadAhead:
         self._lock = threading.Lock()
         # Not by those who wait for rows: asking for a window can take as long as reading it.
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "bertjax-read-ahead")
-        self._windows: collections.OrderedDict[int, concurrent.futures.Future[list[_Range]]]
-        self._windows = collections.OrderedDict()
+        self._windows: collections.OrderedDict[int, concurrent.futures.Future[list[_Range]]] = (
+            collections.OrderedDict()
+        )
         # Rows before their window is there read single pages, not as far ahead as the system would.
         for array in (starts, split.sentence_offsets, *split.token_shards):
             _advise(_ranges(array, [(0, len(array))]), mmap.MADV_RANDOM)

@@ -32,7 +32,6 @@ def tpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
 
 def gpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
     """Blocks of at most 64 tokens of one head; Triton asks for powers of two, of 16 at least."""
-    del num_heads
     return Tiling(min(64, _power_of_two(length)), 1, _power_of_two(head_size))
 
 
