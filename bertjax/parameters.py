@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from bertjax.config import ModelConfig
 from bertjax.heads import HEADS
@@ -179,6 +180,21 @@ TABLE: dict[str, Parameter] = {
     **_output_layer("span_head", 2, "tokens", "qa_outputs", "cls/squad/"),
     **_output_layer("tagging_head", "num_labels", "tokens", "classifier", None),
 }
+
+
+def nest(leaves: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """Nested dicts of leaves.
+
+    Args:
+      leaves: each with the keys that lead to it, from the root down.
+    """
+    tree: dict[str, Any] = {}
+    for (*parents, name), leaf in leaves:
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
 
 
 def part(path: str) -> str:

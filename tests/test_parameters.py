@@ -20,7 +20,7 @@ from bertjax.parameters import (
 )
 from bertjax.training.compilation import activation_bytes
 from bertjax.weights.hugging_face import from_bertjax, to_bertjax
-from bertjax.weights.weights import WeightsError, flatten, put
+from bertjax.weights.weights import WeightsError, flatten, unflatten
 
 # No two sizes alike, so that a shape says which they are.
 SMALL = ModelConfig(
@@ -40,10 +40,12 @@ MODELS = [
 
 def arrays(config: ModelConfig) -> dict:
     """A tree of a model's parameters, each of them of its own value."""
-    tree: dict = {}
-    for value, (path, shape) in enumerate(shapes(config).items()):
-        put(tree, path, np.full(shape, value, np.float32))
-    return tree
+    return unflatten(
+        {
+            path: np.full(shape, value, np.float32)
+            for value, (path, shape) in enumerate(shapes(config).items())
+        }
+    )
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda c: f"{c.head}-{c.pooler}-{c.next_sentence}")
@@ -121,7 +123,7 @@ def test_an_export_leaves_no_parameter_behind():
     assert flatten(to_bertjax(tensors, config)).keys() == shapes(config).keys()
 
     tree = arrays(config)
-    put(tree, "encoder/layer_0/mlp/gate/kernel", np.zeros((8, 12), np.float32))
+    tree["encoder"]["layer_0"]["mlp"]["gate"] = {"kernel": np.zeros((8, 12), np.float32)}
     with pytest.raises(WeightsError, match=r"runs/mine: .*\n  has no name there: .*/gate/kernel$"):
         from_bertjax(tree, config, "runs/mine")
     del tree["encoder"]["layer_0"]["mlp"]["gate"], tree["pooler"]["bias"]

@@ -9,6 +9,7 @@ docs/design/checkpoint.md.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -92,7 +93,7 @@ def resolve(path: Path | BucketPath | str) -> Checkpoint:
     return _open(checkpoint_bucket.find(_absolute(path)))
 
 
-class CheckpointStore:
+class CheckpointStore(contextlib.AbstractContextManager["CheckpointStore"]):
     """The checkpoints of one run. The caller holds the workdir's lock (`workdir_lock`).
 
     With several processes, each makes the same calls in the same order, on one shared workdir.
@@ -121,7 +122,7 @@ class CheckpointStore:
         self._before_seal = before_seal
         self._keep = keep
         self.protected_step: int | None = None  # a checkpoint that is never removed: the best one
-        self._last_saved: int | None = None
+        self.last_saved: int | None = None  # the newest step that was saved whole or found sound
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         try:
@@ -139,11 +140,6 @@ class CheckpointStore:
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         self._barrier = ocp.multihost.get_barrier_sync_fn()  # does nothing in a single process
-
-    @property
-    def last_saved(self) -> int | None:
-        """The newest step that this store has saved or found intact."""
-        return self._last_saved
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint; None if the run never finished a save.
@@ -172,7 +168,7 @@ class CheckpointStore:
         if answer == _FAILED:
             raise CheckpointError(f"{self.directory}: process 0 found no intact checkpoint")
         checkpoint = _open(path) if path else None
-        self._last_saved = checkpoint.step if checkpoint else None
+        self.last_saved = checkpoint.step if checkpoint else None
         return checkpoint
 
     def save(
@@ -237,7 +233,7 @@ class CheckpointStore:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return self._last_saved
+        return self.last_saved
 
     def close(self) -> None:
         """Waits for the save in flight, then frees the writer's threads.
@@ -249,9 +245,6 @@ class CheckpointStore:
             self.wait()
         finally:
             self._writer.close()
-
-    def __enter__(self) -> CheckpointStore:
-        return self
 
     def __exit__(
         self,
@@ -283,7 +276,7 @@ class CheckpointStore:
         except Exception as error:
             self._fail(step, error)
             return
-        self._last_saved = step
+        self.last_saved = step
         if jax.process_index() == 0 and self._keep > 0:
             try:
                 self._checkpoints.prune(self._keep, self.protected_step)
@@ -305,9 +298,7 @@ class CheckpointStore:
                 f". Make room in {self.directory} or lower checkpoint.keep, then run the same "
                 "command again"
             )
-        newest = (
-            "none" if self._last_saved is None else self._checkpoints.step_path(self._last_saved)
-        )
+        newest = "none" if self.last_saved is None else self._checkpoints.step_path(self.last_saved)
         self._error = CheckpointError(
             f"the checkpoint of step {step} was not saved: {reason}. Newest good checkpoint: "
             f"{newest}{advice}"

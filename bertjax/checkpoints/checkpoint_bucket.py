@@ -60,9 +60,6 @@ class CheckpointBucket(CheckpointDirectory):
             _log.info("removed %s, which was never finished", path)
         return bool(unfinished)
 
-    def _steps(self) -> list[int]:
-        return sorted(step for name in self._names() if (step := step_of(name)) is not None)
-
     def _names(self) -> list[str]:
         return self._bucket_path.folders()
 

@@ -54,12 +54,11 @@ class CheckpointDirectory:
             CheckpointError: the directory is gone.
         """
         try:
-            names = os.listdir(self.path)
+            return self._steps()
         except FileNotFoundError:
             raise CheckpointError(
                 f"{self.path}: no such directory; was the workdir removed?"
             ) from None
-        return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def is_finished(self, step: int) -> bool:
         """Whether the checkpoint of a step is finished, intact or not."""
@@ -128,6 +127,10 @@ class CheckpointDirectory:
                 "another --workdir, or remove the unsound_step_* directories to start from scratch"
             )
         return None
+
+    def _steps(self) -> list[int]:
+        """Steps that have a folder, ascending."""
+        return sorted(step for name in self._names() if (step := step_of(name)) is not None)
 
     def _names(self) -> list[str]:
         """Names of the folders in this one, sorted."""

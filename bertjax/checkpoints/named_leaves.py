@@ -8,9 +8,13 @@ all names include positions: `0/mu/pooler/kernel`, `0/count`, `2/count`.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import jax
+
+from bertjax.parameters import nest
 
 Tree = Any
 
@@ -20,13 +24,7 @@ def to_dicts(tree: Tree) -> dict[str, Any]:
 
     Nested dicts are returned unchanged; a single leaf is named `state`.
     """
-    dicts: dict[str, Any] = {}
-    for name, leaf in zip(_names(tree), jax.tree.leaves(tree), strict=True):
-        node = dicts
-        for key in name[:-1]:
-            node = node.setdefault(key, {})
-        node[name[-1]] = leaf
-    return dicts
+    return nest(zip(_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def from_dicts(dicts: dict[str, Any], like: Tree) -> Tree:
@@ -35,12 +33,7 @@ def from_dicts(dicts: dict[str, Any], like: Tree) -> Tree:
     Raises:
       KeyError: `dicts` lacks one of them.
     """
-    leaves = []
-    for name in _names(like):
-        node: Any = dicts
-        for key in name:
-            node = node[key]
-        leaves.append(node)
+    leaves = [functools.reduce(operator.getitem, name, dicts) for name in _names(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

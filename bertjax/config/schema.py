@@ -55,10 +55,18 @@ class ModelConfig:
         2, "Number of token types (segments): sentence A and sentence B.", at_least=1
     )
     dropout_rate: float = setting(
-        0.1, "Dropout rate of the embeddings and of both sublayers' outputs.", at_least=0, below=1
+        0.1,
+        "Dropout rate of the embeddings and of both sublayers' outputs.",
+        at_least=0,
+        below=1,
+        not_of_encoder=True,
     )
     attention_dropout_rate: float = setting(
-        0.1, "Dropout rate of the attention probabilities.", at_least=0, below=1
+        0.1,
+        "Dropout rate of the attention probabilities.",
+        at_least=0,
+        below=1,
+        not_of_encoder=True,
     )
     gelu: Gelu = setting(
         "tanh",
@@ -70,7 +78,10 @@ class ModelConfig:
     )
     layer_norm_eps: float = setting(1e-12, "Epsilon that LayerNorm adds to the variance.", above=0)
     initializer_range: float = setting(
-        0.02, "Standard deviation of initial weights, before truncation at two deviations.", above=0
+        0.02,
+        "Standard deviation of initial weights, before truncation at two deviations.",
+        above=0,
+        not_of_encoder=True,
     )
     next_sentence: bool = setting(
         True,

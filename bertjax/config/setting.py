@@ -26,8 +26,9 @@ class Setting:
       may_change: whether a resumed run may have another value than the run that saved the
         checkpoint. Such a field, or section, decides how to compute the same numbers, and when to
         stop, save, evaluate and report.
-      not_of_encoder: the field describes the head and not the encoder, so two models with the same
-        encoder may differ in it.
+      not_of_encoder: the field does not change what the parameters of the encoder mean. It
+        describes the head, the initialization or the dropout, so two models with the same encoder
+        may differ in it.
     """
 
     meaning: str = ""

@@ -54,8 +54,9 @@ class Report:
         ]
         lines += [f"  {entry.text()}" for entry in self.lengths]
         lines += [f"  {note}" for note in self.notes]
-        for row in self.rows:
-            lines.append("  row: " + " ".join(_marked(piece, colours) for piece in row))
+        lines += [
+            f"  row: {' '.join(_marked(piece, colours) for piece in row)}" for row in self.rows
+        ]
         lines += [f"  {pair.text()}" for pair in self.works]
         for finding in self.findings:
             lines += finding.lines()

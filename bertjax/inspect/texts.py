@@ -94,14 +94,14 @@ class TextChecks:
         for number, line in enumerate(document.paragraphs, 1):
             self.num_lines += 1
             for kind in _faults(line):
-                self._count(kind, document, number, line)
+                self._count_line(kind, document, number, line)
             if hash(line) in seen:
-                self._count("repeated_line", document, number, line)
+                self._count_line("repeated_line", document, number, line)
             seen.add(hash(line))
         if len(document.paragraphs) == 1:
             text = document.paragraphs[0]
             if len(split_sentences(self._language, text)) == 1:
-                self._count("one_sentence", document, 1, text)
+                self._count_line("one_sentence", document, 1, text)
         if self._tokenizer and (self._num_tokens < _TOKENS or self.num_documents % 100 == 0):
             ids = self._tokenizer.encode(document.paragraphs[0])
             self._num_tokens += len(ids)
@@ -125,15 +125,16 @@ class TextChecks:
         """Counts problems of reading."""
         if problem.kind in ("not_utf8", "invalid_json", "nul", "surrogate", "no_text"):
             self.num_lines += 1
-            self.counts["unreadable"] += 1
-            if len(self._examples["unreadable"]) < _EXAMPLES:
-                self._examples["unreadable"].append(problem.where)
+            self._count("unreadable", problem.where)
 
-    def _count(self, kind: str, document: Document, number: int, line: str) -> None:
+    def _count_line(self, kind: str, document: Document, number: int, line: str) -> None:
+        where = f"{document.source}:{document.line}, line {number} of the document"
+        self._count(kind, f"{where}: {line[:80]!r}")
+
+    def _count(self, kind: str, example: str) -> None:
         self.counts[kind] += 1
         if len(self._examples[kind]) < _EXAMPLES:
-            where = f"{document.source}:{document.line}, line {number} of the document"
-            self._examples[kind].append(f"{where}: {line[:80]!r}")
+            self._examples[kind].append(example)
 
     def shares(self) -> dict[str, float]:
         """Share of the lines; of documents for `one_sentence`, of tokens for `unknown`."""

@@ -52,7 +52,6 @@ def no_baselines(
     batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray
 ) -> dict[str, float]:
     """The `baselines` of an objective without any."""
-    del batches, unigrams
     return {}
 
 

@@ -6,6 +6,7 @@ With several slices, each takes its part of `data`, the axis that communicates l
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
-    fixed = 1
-    for size in sizes.values():
-        fixed *= 1 if size == -1 else size
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     shape = [len(devices) // fixed if sizes[axis] == -1 else sizes[axis] for axis in AXES]
-    if shape[0] * shape[1] * shape[2] != len(devices):
+    if math.prod(shape) != len(devices):
         multiple = "a multiple of " if -1 in sizes.values() else ""
         raise ConfigError(
             f"config.mesh = {sizes} needs {multiple}{fixed} devices, but there are "

@@ -74,35 +74,29 @@ def read_collectives(
     """
     owners = _owners(module)
     found: dict[tuple[str, ...], Collective] = {}
-    for name, instructions in module.computations.items():
-        if not module.executions[name]:
+    for name, instruction in module.executed():
+        kind = instruction.opcode.removesuffix("-start")
+        between_slices = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
+        if kind == "send" and between_slices:
+            kind = between_slices[1].lower().replace("_", "-")
+            groups = _fellows(slice_of_device or [])
+        elif kind in KINDS:
+            groups = _groups(instruction, math.prod(mesh_shape.values()))
+        else:
             continue
-        for instruction in instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            between_slices = re.search(r'_megascale_transfer_type="(\w+)"', instruction.attributes)
-            if kind == "send" and between_slices:
-                kind = between_slices[1].lower().replace("_", "-")
-                groups = _fellows(slice_of_device or [])
-            elif kind in KINDS:
-                groups = _groups(instruction, math.prod(mesh_shape.values()))
-            else:
-                continue
-            if max(len(group) for group in groups) < 2:
-                continue
-            collective = _read(
-                instruction, instructions, kind, groups, module, name, mesh_shape, slice_of_device
-            )
-            key: tuple[str, ...] = (name, instruction.name)
-            if name in module.fused and (channel := instruction.attribute("channel_id")):
-                # The pieces of one collective agree in everything else.
-                key = (owners[name], collective.kind, channel, str(collective.arrays))
-            found.setdefault(key, collective)
+        if max(len(group) for group in groups) < 2:
+            continue
+        collective = _read(instruction, kind, groups, module, name, mesh_shape, slice_of_device)
+        key: tuple[str, ...] = (name, instruction.name)
+        if name in module.fused and (channel := instruction.attribute("channel_id")):
+            # The pieces of one collective agree in everything else.
+            key = (owners[name], collective.kind, channel, str(collective.arrays))
+        found.setdefault(key, collective)
     return list(found.values())
 
 
 def _read(
     instruction: Instruction,
-    around: dict[str, Instruction],
     kind: str,
     groups: list[list[int]],
     module: Module,
@@ -110,7 +104,7 @@ def _read(
     mesh_shape: dict[str, int],
     slice_of_device: Sequence[int] | None,
 ) -> Collective:
-    arrays = instruction.arrays
+    arrays, around = instruction.arrays, module.computations[computation]
     if kind == "all-gather":
         if instruction.opcode.endswith("-start"):
             arrays = arrays[len(arrays) // 2 :]  # (operands, results)
@@ -143,12 +137,13 @@ def _fellows(slice_of_device: Sequence[int]) -> list[list[int]]:
 
 def _owners(module: Module) -> dict[str, str]:
     """Which computation outside any fusion each computation belongs to."""
-    owners = {name: name for name in module.computations}
-    for name, instructions in module.computations.items():
-        for instruction in instructions.values():
-            if instruction.opcode == "fusion":
-                for called in instruction.called:
-                    owners[called] = name
+    owners = {name: name for name in module.computations} | {
+        called: name
+        for name, instructions in module.computations.items()
+        for instruction in instructions.values()
+        if instruction.opcode == "fusion"
+        for called in instruction.called
+    }
 
     def outermost(name: str) -> str:
         return name if owners[name] == name else outermost(owners[name])
@@ -215,10 +210,7 @@ def _iota(text: str) -> np.ndarray:
 
 def _axes(groups: list[list[int]], mesh_shape: dict[str, int]) -> tuple[str, ...]:
     """Names of the axes along which the devices of some group differ."""
-    found = set()
-    for group in groups:
-        places = np.unravel_index(group, tuple(mesh_shape.values()))
-        for axis, place in zip(mesh_shape, places, strict=True):
-            if len(set(place.tolist())) > 1:
-                found.add(axis)
-    return tuple(axis for axis in mesh_shape if axis in found)
+    places = [np.unravel_index(group, tuple(mesh_shape.values())) for group in groups]
+    return tuple(
+        axis for i, axis in enumerate(mesh_shape) if any(np.ptp(place[i]) for place in places)
+    )

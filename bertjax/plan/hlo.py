@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 _ITEM_BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
@@ -108,6 +109,12 @@ class Module:
     fused: frozenset[str]
     loops_of_unknown_length: tuple[str, ...]
     donated: frozenset[int]
+
+    def executed(self) -> Iterator[tuple[str, Instruction]]:
+        """The instructions that a step runs, each with the name of its computation."""
+        for name, instructions in self.computations.items():
+            if self.executions[name]:
+                yield from ((name, instruction) for instruction in instructions.values())
 
 
 def parse_arrays(shape: str) -> tuple[Array, ...]:

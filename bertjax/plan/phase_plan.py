@@ -97,7 +97,7 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
         memory = device_memory_bytes(mesh)
     useful = _useful_flops(config, phase, target)
     try:
-        program = compile_phase(config, phase, target, mesh, memory)
+        program = compile_phase(config, phase, mesh, memory)
     except DoesNotFitError as error:
         return PhasePlan(
             index, phase, COMPILED, sizes, config.model.remat, error.num_microbatches,
@@ -118,7 +118,6 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
         roofline = Roofline(
             {"compute": seconds}, "compute", seconds, phase.global_batch_size / seconds
         )
-    peak = sum(program.memory.values())
     return PhasePlan(
         index=index,
         phase=phase,
@@ -128,7 +127,7 @@ def plan_phase(config: Config, index: int, target: Target) -> PhasePlan:
         num_microbatches=program.num_microbatches,
         memory=program.memory,
         hbm_bytes=memory,
-        fits=not memory or peak <= memory,
+        fits=not memory or sum(program.memory.values()) <= memory,
         flops=program.flops,
         useful_flops=useful,
         traffic_bytes=program.hbm_bytes,

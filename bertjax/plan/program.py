@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from typing import Any
@@ -55,16 +56,13 @@ def make_state(config: Config, mesh: Mesh) -> TrainState:
     return abstract_state(config.model, make_optimizer(config.optimizer, config.total_steps), mesh)
 
 
-def compile_phase(
-    config: Config, phase: Phase, target: Target, mesh: Mesh, memory: int | None
-) -> Program:
+def compile_phase(config: Config, phase: Phase, mesh: Mesh, memory: int | None) -> Program:
     """Compiles the step that `bertjax.train` would run in the phase.
 
     Args:
       config: with `model.dtype` resolved.
       phase: to compile.
-      target: whose backend and devices the program is for.
-      mesh: of the target's devices.
+      mesh: of the devices that the program is for.
       memory: bytes available to a program on one device; None = ask the device.
 
     Raises:
@@ -192,19 +190,14 @@ def check_activations(
     places = (phase.max_length, phase.max_predictions)
     columns = model.hidden_size // mesh.shape["tensor"]
     found = set()
-    for name, instructions in module.computations.items():
-        if not module.executions[name]:
+    for array in (a for _, x in module.executed() for a in x.arrays):
+        dims = tuple(size for size in array.dims if size != 1)
+        if array.dtype not in ("f32", "bf16", "f16") or dims in parameter_shapes:
             continue
-        for array in (a for x in instructions.values() for a in x.arrays):
-            dims = tuple(size for size in array.dims if size != 1)
-            if array.dtype not in ("f32", "bf16", "f16") or dims in parameter_shapes:
-                continue
-            for i, size in enumerate(dims[:2]):
-                for place in places:
-                    split = size == rows and place in dims[i + 1 :]
-                    if (split or size == rows * place) and (
-                        math.prod(dims[i:]) >= rows * place * columns
-                    ):
-                        found.add(f"{array.dtype}[{','.join(map(str, dims))}]")
+        for (i, size), place in itertools.product(enumerate(dims[:2]), places):
+            split = size == rows and place in dims[i + 1 :]
+            is_large = math.prod(dims[i:]) >= rows * place * columns
+            if (split or size == rows * place) and is_large:
+                found.add(f"{array.dtype}[{','.join(map(str, dims))}]")
     name = "no activation of the whole batch on a chip"
     return {name: not found or f"found {', '.join(sorted(found)[:4])}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -115,10 +116,8 @@ def versions() -> dict[str, str]:
     """Versions of everything that decides a plan."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

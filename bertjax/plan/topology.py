@@ -77,9 +77,8 @@ def open_target(name: str, num_slices: int, compiles: bool = True) -> Target:
         if num_slices != 1:
             raise TopologyError("--num_slices needs --topology: this machine is one slice")
         devices = tuple(jax.devices())
-        chip = chip_of(devices[0].device_kind)
-        platform = devices[0].platform
-        return Target("this machine", 1, len(devices), chip, platform, devices, owned=True)
+        kind, platform = devices[0].device_kind, devices[0].platform
+        return Target("this machine", 1, len(devices), chip_of(kind), platform, devices, owned=True)
     chip, shape = parse_topology(name)
     num_chips = math.prod(shape) * num_slices
     # Nothing below may use a chip of this machine, or its memory.

@@ -31,13 +31,11 @@ def matmul_flops(module: Module) -> float:
     around them, and the stated cost of kernels (see `uncounted_kernels`). Elementwise work does not
     count, because the matrix units do not do it.
     """
-    total = 0.0
-    for name, instructions in module.computations.items():
-        times = module.executions[name]
-        if times:
-            for instruction in instructions.values():
-                total += times * instruction_flops(instruction, instructions)
-    return total
+    flops = (
+        module.executions[name] * instruction_flops(instruction, module.computations[name])
+        for name, instruction in module.executed()
+    )
+    return sum(flops, 0.0)
 
 
 def instruction_flops(instruction: Instruction, around: dict[str, Instruction]) -> float:
@@ -64,9 +62,7 @@ def uncounted_kernels(module: Module) -> list[str]:
     """
     return sorted(
         instruction.name
-        for name, instructions in module.computations.items()
-        if module.executions[name]
-        for instruction in instructions.values()
+        for _, instruction in module.executed()
         if is_kernel(instruction) and _kernel_flops(instruction) is None
     )
 
@@ -123,30 +119,25 @@ def _window(instruction: Instruction, rank: int) -> list[tuple[int, int, int, in
     """(stride, padding before, input dilation, kernel dilation) of each spatial dimension."""
     fields = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window") or ""))
 
-    def values(name: str) -> list[str]:
-        return fields[name].split("x") if name in fields else []
+    def values(name: str, default: int) -> list[int]:
+        if name not in fields:
+            return [default] * rank
+        return [int(value.split("_")[0]) for value in fields[name].split("x")]
 
-    result = []
-    for i in range(rank):
-        stride, left, right = (
-            int(found[i]) if (found := values(name)) else 1
-            for name in ("stride", "lhs_dilate", "rhs_dilate")
-        )
-        pad = values("pad")
-        result.append((stride, int(pad[i].split("_")[0]) if pad else 0, left, right))
-    return result
+    sizes = values("stride", 1), values("pad", 0), values("lhs_dilate", 1), values("rhs_dilate", 1)
+    return list(zip(*sizes, strict=True))
 
 
 def _meetings(
     size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int
 ) -> int:
     """Pairs of a result place and a kernel element that meet an input element, in one dimension."""
-    count = 0
-    for element in range(kernel):
-        for place in range(out):
-            at = place * stride + element * kernel_dilation - pad
-            count += at % dilation == 0 and 0 <= at // dilation < size
-    return count
+    places = (
+        place * stride + element * kernel_dilation - pad
+        for element in range(kernel)
+        for place in range(out)
+    )
+    return sum(at % dilation == 0 and 0 <= at // dilation < size for at in places)
 
 
 def memory_bytes(module: Module) -> float:
@@ -157,13 +148,12 @@ def memory_bytes(module: Module) -> float:
     result is updated in place, only that part counts. On a TPU the bytes include the padding of
     tiles. Caches could make the traffic smaller, spills larger.
     """
-    total = 0.0
-    for name, instructions in module.computations.items():
-        times = module.executions[name]
-        if times and name not in module.fused:
-            for instruction in instructions.values():
-                total += times * instruction_bytes(instruction, instructions, module)
-    return total
+    traffic = (
+        module.executions[name] * instruction_bytes(instruction, module.computations[name], module)
+        for name, instruction in module.executed()
+        if name not in module.fused
+    )
+    return sum(traffic, 0.0)
 
 
 def instruction_bytes(

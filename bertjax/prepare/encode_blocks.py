@@ -84,9 +84,8 @@ class Encoder:
         owners = np.repeat(np.arange(len(documents)), counts)
         document_lengths = np.bincount(owners[lengths > 0], minlength=len(documents))
         for kind, length in (("empty_document", 0), ("one_sentence", 1)):
-            for index in np.flatnonzero(document_lengths == length):
-                document = documents[index]
-                problems.append(Problem(kind, document.source, document.line))
+            found = (documents[index] for index in np.flatnonzero(document_lengths == length))
+            problems += [Problem(kind, document.source, document.line) for document in found]
         return EncodedSplit(
             tokens,
             lengths[lengths > 0].astype(np.uint32),

@@ -131,21 +131,18 @@ def source_states(sources: list[Source]) -> dict[str, list[int]]:
 
     The time is 0 where the source is not a file; in a bucket it is the generation.
     """
-    in_bucket = [source for source in sources if is_bucket_path(source.name)]
-    generations = in_parallel(lambda source: BucketPath(source.name).generation(), in_bucket)
-    states = {
-        source.name: [source.num_bytes, generation or 0]
-        for source, generation in zip(in_bucket, generations, strict=True)
-    }
-    for source in sources:
-        if source.name in states:
-            continue
+
+    def state(source: Source) -> list[int]:
+        if is_bucket_path(source.name):
+            return [source.num_bytes, BucketPath(source.name).generation() or 0]
         try:
             status = os.stat(source.name)
-            states[source.name] = [status.st_size, status.st_mtime_ns]
         except FileNotFoundError:
-            states[source.name] = [source.num_bytes, 0]
-    return states
+            return [source.num_bytes, 0]
+        return [status.st_size, status.st_mtime_ns]
+
+    states = in_parallel(state, sources)
+    return {source.name: found for source, found in zip(sources, states, strict=True)}
 
 
 def _content_sha256(source: Source) -> str:

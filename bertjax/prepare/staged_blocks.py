@@ -95,8 +95,7 @@ class StagedBlocks:
         places = iter(sorted(names))
         coming: collections.deque[
             tuple[tuple[int, ...], concurrent.futures.Future[tuple[Block, EncodedBlock]]]
-        ]
-        coming = collections.deque()
+        ] = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
             for source_number in range(num_sources):
                 number, ended = 0, False

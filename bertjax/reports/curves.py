@@ -6,7 +6,7 @@ import datetime
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ from bertjax.storage.atomic_files import write_file
 CURVES = "curves.png"
 
 _TRAIN, _HELDOUT, _BASELINE = "#4477aa", "#ee6677", "#228833"  # distinguishable by the colour-blind
+_IN_TITLE: dict[str, Callable[[Any], str]] = {
+    "parameters": "{:,} parameters".format,
+    "steps": "{:,} steps".format,
+    "hardware": str,
+    "seconds": lambda seconds: str(datetime.timedelta(seconds=round(seconds))),
+}
 _SMOOTHED_SHARE = 0.02  # of the logged steps, in the running mean over the training curve
 
 
@@ -125,13 +131,5 @@ def _phase_starts(steps: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def _title(run: str, summary: dict[str, Any]) -> str:
-    parts = [run]
-    if "parameters" in summary:
-        parts.append(f"{summary['parameters']:,} parameters")
-    if "steps" in summary:
-        parts.append(f"{summary['steps']:,} steps")
-    if "hardware" in summary:
-        parts.append(str(summary["hardware"]))
-    if "seconds" in summary:
-        parts.append(str(datetime.timedelta(seconds=round(summary["seconds"]))))
-    return "  ·  ".join(parts)
+    found = [in_words(summary[name]) for name, in_words in _IN_TITLE.items() if name in summary]
+    return "  ·  ".join([run, *found])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 FOLDER = "profile"  # in the workdir
 
 
-class Profile:
+class Profile(contextlib.AbstractContextManager["Profile"]):
     """Traces the steps of `config.profile` into FOLDER of the workdir, in process 0.
 
     A trace contains the work of the host and of this process's devices. A run that starts inside
@@ -33,9 +34,6 @@ class Profile:
         self._folder = workdir / FOLDER
         self._since: int | None = None  # updates made when the trace began; None: there is none
         self._step = 0  # of the last update
-
-    def __enter__(self) -> Profile:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None

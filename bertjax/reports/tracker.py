@@ -57,7 +57,7 @@ def step_keys(metrics: Sequence[Metric]) -> tuple[str, ...]:
 _NOT_CHARTED = {"step", "position", "rows_sha256", "not_finite"}
 
 
-class Tracker:
+class Tracker(contextlib.AbstractContextManager["Tracker"]):
     """Records a run in its workdir, and shows its progress.
 
     A step is one line of metrics.jsonl, an evaluation one of evals.jsonl. Both contain strict JSON,
@@ -123,9 +123,6 @@ class Tracker:
                 )
             )
             self._exits.enter_context(logging_redirect_tqdm())  # log lines above the bar
-
-    def __enter__(self) -> Tracker:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None

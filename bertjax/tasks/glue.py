@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertjax.heads import HEADS
-from bertjax.tasks.task import TaskError, check_options
+from bertjax.tasks.task import check_options
 from bertjax.tasks.text_task import Columns, TextTask
 
 
@@ -135,10 +135,6 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     """
     check_options(name, options, TEXT_OPTIONS[name])
     labels = tuple(options.get("label_names", ()))
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise TaskError(
-            f"option 'label_names' of task {name} is {labels}, expected names, once each"
-        )
     columns = Columns(
         options.get("text_column", "text"),
         options.get("text_pair_column", ""),

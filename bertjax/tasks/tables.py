@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config import closest
+from bertjax.data.corpus.blocks import CorpusError
+from bertjax.data.corpus.tfds_records import read_tfds_records
 from bertjax.tasks.task import TaskError
 
 _LOG = logging.getLogger(__name__)
@@ -111,6 +113,18 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if len(row) != len(header):
             raise ragged(path, number, len(row), str(len(header)))
         yield number, dict(zip(header, row, strict=True))
+
+
+def read_tfds(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of `tfds:NAME/CONFIG:SPLIT`, numbered from 1.
+
+    Raises:
+        TaskError: TFDS cannot open it.
+    """
+    try:
+        yield from enumerate(read_tfds_records(source), 1)
+    except CorpusError as error:
+        raise TaskError(str(error)) from error
 
 
 def is_json(path: str) -> bool:

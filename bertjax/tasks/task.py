@@ -99,7 +99,6 @@ class Task(abc.ABC, Generic[Example]):
 
     def with_labels(self, examples: Sequence[Example]) -> Task[Example]:
         """Return a task with label names: given ones, else those of the examples."""
-        del examples
         return self
 
     @abc.abstractmethod
@@ -167,7 +166,6 @@ class Task(abc.ABC, Generic[Example]):
 
     def files(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return further files to write: file name → JSON-able content."""
-        del predictions
         return {}
 
 
@@ -241,7 +239,7 @@ def check_same_number(examples: Sequence[Any], predictions: Sequence[Any]) -> No
 
 
 def check_options(task: str, options: Mapping[str, Any], known: Mapping[str, type]) -> None:
-    """Refuses options that a task does not have, or of another type.
+    """Refuses options that a task does not have, or of another type; lists must be of names.
 
     Raises:
         TaskError: naming the option, with the closest one or the type.
@@ -257,3 +255,23 @@ def check_options(task: str, options: Mapping[str, Any], known: Mapping[str, typ
             raise TaskError(
                 f"option {option!r} of task {task} is {value!r}, expected {known[option].__name__}"
             )
+        if known[option] is list and not _are_names(value):
+            raise TaskError(
+                f"option {option!r} of task {task} is {value}, expected names, once each"
+            )
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values) and len(set(values)) == len(values)
+
+
+def source_parts(task: str, source: str) -> list[str]:
+    """The files, or data sets of TFDS, in a list with commas.
+
+    Raises:
+        TaskError: there is none.
+    """
+    parts = [part.strip() for part in source.split(",") if part.strip()]
+    if not parts:
+        raise TaskError(f"task {task}: no file to read is given ({source!r})")
+    return parts

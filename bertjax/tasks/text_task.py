@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.data.corpus.blocks import CorpusError
-from bertjax.data.corpus.tfds_records import read_tfds_records
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.heads import HEADS, HeadName
 from bertjax.tasks.metrics import METRICS
-from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, take_column
+from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, read_tfds, take_column
 from bertjax.tasks.task import (
     Arrays,
     Task,
     TaskError,
     check_same_number,
     on_a_line,
+    source_parts,
     take_output,
 )
 from bertjax.tasks.text_rows import text_rows
@@ -102,7 +101,6 @@ class TextTask(Task[TextExample]):
         cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> TextTask:
         """See `Task.for_texts`."""
-        del max_length
         columns = Columns("text", "text_pair" if paired else "")
         return cls("input", head, columns, (), "", label_names)
 
@@ -127,17 +125,15 @@ class TextTask(Task[TextExample]):
     def read(self, source: str, needs_labels: bool) -> list[TextExample]:
         """See `Task.read`."""
         examples: list[TextExample] = []
-        for part in filter(None, (part.strip() for part in source.split(","))):
+        for part in source_parts(self.name, source):
             from_tfds = part.startswith("tfds:")
             columns = (self.tfds_columns if from_tfds else None) or self.columns
-            records = _tfds(part) if from_tfds else _records(part, columns)
+            records = read_tfds(part) if from_tfds else _records(part, columns)
             before = len(examples)
             for line, record in records:
                 examples.append(self._example(part, line, record, columns, needs_labels))
             if len(examples) == before:
                 raise TaskError(f"{part}: has no examples, only its header")
-        if not examples:
-            raise TaskError(f"task {self.name}: no file to read is given ({source!r})")
         return examples
 
     def _example(
@@ -323,10 +319,3 @@ def _named(
             expected = f"{len(names)} to {most}" if most > len(names) else str(len(names))
             raise ragged(path, number, len(row), expected)
         yield number, dict(zip(names, row, strict=False))
-
-
-def _tfds(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        yield from enumerate(read_tfds_records(source), 1)
-    except CorpusError as error:
-        raise TaskError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import types
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from bertjax.data.stream.reader import Batch, Rows
 from bertjax.data.stream.tf_data import BatchStream
 from bertjax.parallel.sharding import local_rows, row_sharding
 
+_Made = tuple[np.ndarray, dict[str, jax.Array]]
+
 AHEAD = 2  # batches on the devices before they are needed
 
 
-class DeviceBatches:
+class DeviceBatches(Iterator[_Made], contextlib.AbstractContextManager["DeviceBatches"]):
     """Training batches on the devices, some made ahead; a context manager.
 
     Each process makes its own rows; together they are the global batch.
@@ -39,21 +42,14 @@ class DeviceBatches:
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )
-        self._ready: collections.deque[tuple[np.ndarray, dict[str, jax.Array]]]
-        self._ready = collections.deque()
+        self._ready: collections.deque[_Made] = collections.deque()
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-        return self
-
-    def __next__(self) -> tuple[np.ndarray, dict[str, jax.Array]]:
+    def __next__(self) -> _Made:
         """Returns this process's row ids [b] on the host, and the global batch on the devices."""
         for batch in itertools.islice(self._stream, AHEAD - len(self._ready)):
             on_devices = device_batch(batch, self._mesh, self._global_batch_size)
             self._ready.append((batch["row_ids"], on_devices))
         return self._ready.popleft()
-
-    def __enter__(self) -> DeviceBatches:
-        return self
 
     def __exit__(
         self,

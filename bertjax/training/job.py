@@ -56,19 +56,15 @@ class Job(Protocol):
 
     def training_rows(self, phase_index: int) -> Rows:
         """Opens the rows of a phase."""
-        ...
 
     def evaluate(self, phase_index: int, params: Tree) -> dict[str, float]:
         """Scores the held-out rows of the phase; names begin with `heldout_`."""
-        ...
 
     def describe(self, scores: Mapping[str, Any]) -> str:
         """The result of an evaluation in words."""
-        ...
 
     def plot(self, workdir: Path) -> Path:
         """Draws the curves of the run; returns the picture's path."""
-        ...
 
 
 OpenJob = Callable[[Config, Workdir, Mesh], Job]

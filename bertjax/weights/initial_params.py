@@ -31,14 +31,11 @@ from bertjax.weights.bertjax_checkpoint import (
     workdir_of,
 )
 from bertjax.weights.hugging_face_folder import is_hugging_face, read_folder
-from bertjax.weights.weights import flatten, put
+from bertjax.weights.weights import flatten, unflatten
 
 _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
-# Fields in which a source may differ while its parameters mean the same, beside those that may
-# change on resume and those that do not belong to the encoder: initialization and dropout.
-_MAY_DIFFER = ("initializer_range", "dropout_rate", "attention_dropout_rate")
 _LAYERS_OF_LABELS = {
     layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
 }
@@ -156,10 +153,8 @@ def _restore(
 ) -> dict[str, jax.Array]:
     """Restores a whole checkpoint, and returns the wanted parameters with their shardings."""
     shared = {p for p, leaf in theirs.items() if p in wanted and wanted[p].shape == leaf.shape}
-    target: dict[str, Any] = {}
-    for path, leaf in theirs.items():
-        put(target, path, wanted[path] if path in shared else leaf)
-    restored = flatten(source.restore_params(target))
+    target = theirs | {path: wanted[path] for path in shared}
+    restored = flatten(source.restore_params(unflatten(target)))
     return {path: restored[path] for path in shared}
 
 
@@ -204,10 +199,7 @@ def _with_drawn(
 
         shardings = {path: wanted[path].sharding for path in missing}
         taken = taken | jax.jit(draw, out_shardings=shardings)()
-    params: dict[str, Any] = {}
-    for path in wanted:
-        put(params, path, taken[path])
-    return params
+    return unflatten({path: taken[path] for path in wanted})
 
 
 def _on_devices(array: np.ndarray, leaf: Any) -> jax.Array:
@@ -220,8 +212,7 @@ def _check_same_model(init_from: str, theirs: ModelConfig, ours: ModelConfig) ->
     changed = [
         field.name
         for field in dataclasses.fields(ours)
-        if field.name not in _MAY_DIFFER
-        and not setting_of(field).not_of_encoder
+        if not setting_of(field).not_of_encoder
         and not may_change(Config, f"model.{field.name}")
         and getattr(theirs, field.name) != getattr(ours, field.name)
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from bertjax.config import ModelConfig
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
-from bertjax.parameters import shapes
+from bertjax.parameters import nest, shapes
 
 
 class WeightsError(BertjaxError, ValueError):
@@ -71,7 +71,7 @@ def to_tree(
     faults = [f"has no name there: {path}" for path, name in names.items() if not name.text]
     faults += [f"missing: {name}" for name in sorted(theirs - tensors.keys())]
     faults += [f"unexpected: {name}" for name in sorted(tensors.keys() - theirs)]
-    params: dict[str, Any] = {}
+    leaves: dict[str, np.ndarray] = {}
     for path, shape in shapes(config).items():
         name, is_turned = names[path]
         tensor = tensors.get(name)
@@ -80,14 +80,14 @@ def to_tree(
         expected = shape[::-1] if is_turned else shape
         if tensor.shape != expected:
             faults.append(f"misshapen: {name} is {tensor.shape}, expected {expected}")
-        put(params, path, tensor.T if is_turned else tensor)
+        leaves[path] = tensor.T if is_turned else tensor
     if faults:
         raise WeightsError(
             f"{source}: not the tensors of a BERT with {config.num_layers} layers and the head "
             f"{config.head!r}:\n  {_listed(faults)}\nCompare the configuration file beside the "
             "weights with them"
         )
-    return params
+    return unflatten(leaves)
 
 
 def from_tree(
@@ -123,12 +123,9 @@ def _listed(faults: list[str]) -> str:
     return "\n  ".join(faults[:20]) + more
 
 
-def put(tree: dict[str, Any], path: str, leaf: Any) -> None:
-    """Puts a leaf at a path of a nested dict."""
-    *parents, name = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = leaf
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves by path."""
+    return nest((path.split("/"), leaf) for path, leaf in leaves.items())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -396,7 +396,7 @@ def test_a_step_larger_than_the_memory_is_refused_with_its_size():
     with pytest.raises(
         DoesNotFitError, match="4 rows of 64 tokens, however they are cut, need"
     ) as error:
-        phase_plan.compile_phase(config, config.resolved_phases()[1], target, mesh, 1_000)
+        phase_plan.compile_phase(config, config.resolved_phases()[1], mesh, 1_000)
     assert error.value.num_microbatches == 4
     assert error.value.needed_bytes > 3 * 4 * 20_000
 

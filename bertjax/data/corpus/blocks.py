@@ -143,8 +143,7 @@ def read_file_blocks(source: Source) -> Iterator[Block]:
             raise CorpusError(f"{name}: cannot be read: {error}") from error
         check_format(name, first)
         compressed = name.lower().endswith(".gz") or first.startswith(b"\x1f\x8b")
-        stream: io.BufferedIOBase
-        stream = gzip.GzipFile(fileobj=buffered) if compressed else buffered
+        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=buffered) if compressed else buffered
         problems: list[Problem] = []
         buffer = b""
         searched = 0  # bytes of the buffer that are known to have no blank line

@@ -165,7 +165,7 @@ def _fetch(source: BucketPath, folder: Path, missing: dict[str, dict[str, Any]])
         in_parallel(fetch, missing, at_error=stopped.set)  # the others need not finish
 
 
-class _Progress:
+class _Progress(contextlib.AbstractContextManager["_Progress"]):
     """Progress of the fetch, with rate and time left: a bar, or a line now and then."""
 
     def __init__(self, source: BucketPath, total: int):
@@ -187,9 +187,6 @@ class _Progress:
             self._done += num_bytes
             if self._bar.disable and time.monotonic() - self._reported > _REPORT_SECONDS:
                 self._report()
-
-    def __enter__(self) -> _Progress:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()

@@ -30,18 +30,12 @@ _CHOOSE, _ACTION, _REPLACEMENT, _SPAN_LENGTH = range(4)
 class TokenIds(Protocol):
     """What the stream needs from a tokenizer; every `Tokenizer` has it."""
 
-    @property
-    def vocab_size(self) -> int: ...  # noqa: D102
-    @property
-    def cls_id(self) -> int: ...  # noqa: D102
-    @property
-    def sep_id(self) -> int: ...  # noqa: D102
-    @property
-    def mask_id(self) -> int: ...  # noqa: D102
-    @property
-    def pad_id(self) -> int: ...  # noqa: D102
-    @property
-    def word_starts(self) -> np.ndarray: ...  # noqa: D102
+    vocab_size: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    word_starts: np.ndarray  # bool [vocab_size]
 
 
 class MaskedRows(NamedTuple):

@@ -70,8 +70,9 @@ class PackedRows:
         self.window_rows = rows_for(lengths, n // self._windows, spec.max_length, depth)
         self.num_rows = self._windows * self.window_rows
         self._lock = threading.Lock()
-        self._plans: collections.OrderedDict[int, concurrent.futures.Future[np.ndarray]]
-        self._plans = collections.OrderedDict()
+        self._plans: collections.OrderedDict[int, concurrent.futures.Future[np.ndarray]] = (
+            collections.OrderedDict()
+        )
         mean = float(lengths.mean())
         _LOG.info(
             "packed: windows of %s pairs make %s rows: %.2f pairs per row, %.1f %% real tokens",

@@ -42,7 +42,6 @@ class Rows(Protocol):
 
     def rows(self, positions: np.ndarray) -> Batch:
         """The rows at positions [b], as arrays [b, ...]; `row_ids` int64 [b] says which."""
-        ...
 
 
 class RowReader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import importlib.util
@@ -16,7 +17,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class StreamError(BertjaxError, RuntimeError):
     keeps_traceback = True
 
 
-class BatchStream:
+class BatchStream(Iterator[Batch], contextlib.AbstractContextManager["BatchStream"]):
     """Iterates endlessly over batches, from any position; a context manager.
 
     `close` stops the threads: an interpreter that ends under a running tf.data iterator can hang.
@@ -93,9 +94,6 @@ class BatchStream:
         self._block: Batch = {}
         self._next_batch = self._batches_per_block
 
-    def __iter__(self) -> BatchStream:
-        return self
-
     def __next__(self) -> Batch:
         """The next batch: what `rows` of the reader returns, not to be written to.
 
@@ -115,9 +113,6 @@ class BatchStream:
     def close(self) -> None:
         """Stops the background work and waits for it; may be called twice."""
         self._finalizer()
-
-    def __enter__(self) -> BatchStream:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -8,6 +8,7 @@ SentencePiece reports its offsets itself.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from typing import NamedTuple
@@ -117,16 +118,12 @@ def _decomposed(characters: list[tuple[str, int]]) -> list[tuple[str, int]]:
     if all(c.isascii() for c, _ in characters):
         return characters
     parts = [(part, at) for c, at in characters for part in unicodedata.normalize("NFD", c)]
-    ordered: list[tuple[str, int]] = []
-    marks: list[tuple[str, int]] = []
-    for part in parts:
-        if unicodedata.combining(part[0]):
-            marks.append(part)
-            continue
-        ordered += sorted(marks, key=lambda mark: unicodedata.combining(mark[0]))
-        marks = []
-        ordered.append(part)
-    return ordered + sorted(marks, key=lambda mark: unicodedata.combining(mark[0]))
+
+    def rank(part: tuple[str, int]) -> int:  # 0 for what is no mark
+        return unicodedata.combining(part[0])
+
+    runs = itertools.groupby(parts, lambda part: rank(part) > 0)
+    return [part for _, run in runs for part in sorted(run, key=rank)]
 
 
 def _sentence_pieces(tokenizer: SentencePieceTokenizer, text: str) -> Encoding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -138,21 +138,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the pieces, special ones by name."""
+
+        def is_special(id: int) -> bool:
+            return id in self.special_ids or id == self.unk_id or id >= self._model_size
+
         parts: list[str] = []
-        run: list[int] = []
-
-        def flush() -> None:
-            if run:
-                parts.append(self._processor.decode(run))
-                run.clear()
-
-        for id in map(int, ids):
-            if id in self.special_ids or id == self.unk_id or id >= self._model_size:
-                flush()
-                parts.append(self.id_to_piece(id))
-            else:
-                run.append(id)
-        flush()
+        for special, group in groupby(map(int, ids), is_special):
+            run = list(group)
+            parts += map(self.id_to_piece, run) if special else [self._processor.decode(run)]
         return " ".join(parts)
 
 

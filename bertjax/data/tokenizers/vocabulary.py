@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import itertools
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -169,9 +170,5 @@ def with_filler(pieces: Sequence[str], vocab_size: int | None, source: str) -> l
             f"that was asked for; leave out --vocab_size or give at least {len(filled)}"
         )
     taken = set(filled)
-    number = 0
-    while len(filled) < vocab_size:
-        if (name := f"[unused{number}]") not in taken:
-            filled.append(name)
-        number += 1
-    return filled
+    names = (name for i in itertools.count() if (name := f"[unused{i}]") not in taken)
+    return [*filled, *itertools.islice(names, vocab_size - len(filled))]

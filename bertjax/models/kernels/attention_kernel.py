@@ -32,7 +32,6 @@ def tpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
 
 def gpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
     """Blocks of at most 64 tokens of one head; Triton requires powers of two, at least 16."""
-    del num_heads
     return Tiling(min(64, _power_of_two(length)), 1, _power_of_two(head_size))
 
 

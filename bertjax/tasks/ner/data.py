@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -97,17 +98,15 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
     IO has no B-. IOB1 has B- only if an entity directly follows another of its type. In BIO every
     entity begins with B-; a few that begin with I- are errors of the file.
     """
-    needless = found = False
-    for tags in sentences:
-        previous = "O"
-        for tag in tags:
-            if tag.startswith("B-"):
-                found = True
-                needless |= previous[2:] != tag[2:]
-            previous = tag
-    if not found:
+    begins = [
+        (previous, tag)
+        for tags in sentences
+        for previous, tag in itertools.pairwise(["O", *tags])
+        if tag.startswith("B-")
+    ]
+    if not begins:
         return "IO"
-    return "BIO" if needless else "IOB1"
+    return "BIO" if any(previous[2:] != tag[2:] for previous, tag in begins) else "IOB1"
 
 
 def to_bio(tags: Sequence[str]) -> list[str]:
@@ -115,10 +114,7 @@ def to_bio(tags: Sequence[str]) -> list[str]:
 
     An entity begins at a B-, and at an I- after O or after another type.
     """
-    bio = []
-    previous = "O"
-    for tag in tags:
-        begins = tag.startswith("I-") and previous[2:] != tag[2:]
-        bio.append(f"B-{tag[2:]}" if begins else tag)
-        previous = tag
-    return bio
+    return [
+        f"B-{tag[2:]}" if tag.startswith("I-") and previous[2:] != tag[2:] else tag
+        for previous, tag in itertools.pairwise(["O", *tags])
+    ]

@@ -19,6 +19,7 @@ from bertjax.tasks.task import (
     TaskError,
     check_options,
     check_same_number,
+    source_parts,
     take_output,
 )
 
@@ -45,7 +46,6 @@ class NerTask(Task[Sentence]):
         cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> NerTask:
         """See `Task.for_texts`."""
-        del paired, max_length
         return cls(head=head, label_names=label_names)
 
     def settings(self) -> dict[str, Any]:
@@ -71,11 +71,8 @@ class NerTask(Task[Sentence]):
 
     def read(self, source: str, needs_labels: bool) -> list[Sentence]:
         """See `Task.read`: CoNLL files; tags of any scheme become BIO."""
-        parts = [part.strip() for part in source.split(",") if part.strip()]
-        if not parts:
-            raise TaskError(f"task ner: no file to read is given ({source!r})")
         sentences = []
-        for part in parts:
+        for part in source_parts(self.name, source):
             if part.startswith("tfds:"):
                 raise TaskError(f"{part}: task ner reads CoNLL files only")
             sentences += read_conll(
@@ -102,7 +99,6 @@ class NerTask(Task[Sentence]):
 
     def example(self, text: str, pair: str | None, number: int) -> Sentence:
         """See `Task.example`: words have blanks or tabs between them."""
-        del pair
         return Sentence(tuple(split_words(text)), (), "", "input", number)
 
     def inputs(self, example: Sentence) -> dict[str, str]:
@@ -208,8 +204,6 @@ def ner_task(options: Mapping[str, Any]) -> NerTask:
     check_options("ner", options, NER_OPTIONS)
     values = dict(options)
     types = values.pop("entity_types", [])
-    if not all(isinstance(name, str) for name in types) or len(set(types)) < len(types):
-        raise TaskError(f"option 'entity_types' of task ner is {types}, expected names, once each")
     task = NerTask(**values, label_names=_tags(types) if types else ())
     if task.separator not in ("whitespace", "tab"):
         raise TaskError(

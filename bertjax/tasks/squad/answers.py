@@ -6,6 +6,7 @@ the last character of its last piece. The reference reconstructs it from pieces 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,10 +55,8 @@ def search_answers(
         found.sort(key=lambda answer: -(answer[0] + answer[1]))  # stable: the first window wins
         best: dict[str, tuple[float, float]] = {}
         for start, end, text in found:
-            if text not in best:
-                best[text] = (start, end)
-                if len(best) == n_best:
-                    break
+            best.setdefault(text, (start, end))
+        best = dict(itertools.islice(best.items(), n_best))
         best = best or {"": (0.0, 0.0)}
         total = np.array([start + end for start, end in best.values()])
         shares = np.exp(total - total.max())

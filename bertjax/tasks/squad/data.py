@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from bertjax.data.corpus.blocks import CorpusError
-from bertjax.data.corpus.tfds_records import read_tfds_records
-from bertjax.tasks.tables import read_text
+from bertjax.tasks.tables import read_text, read_tfds
 from bertjax.tasks.task import TaskError
 
 
@@ -58,19 +56,16 @@ def read_squad(path: str, needs_labels: bool) -> list[Question]:
 def _entries(path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """The (place, question, paragraph) entries of a source."""
     if path.startswith("tfds:"):
-        try:
-            for number, record in enumerate(read_tfds_records(path), 1):
-                found = record.get("answers", {})
-                if not isinstance(found, dict):
-                    found = {}
-                starts_and_texts = zip(
-                    found.get("answer_start", ()), found.get("text", ()), strict=True
-                )
-                answers = [{"answer_start": s, "text": text} for s, text in starts_and_texts]
-                where = f"{path}:{number}"
-                yield where, record | {"answers": answers}, _text(where, record, "context")
-        except CorpusError as error:
-            raise TaskError(str(error)) from error
+        for number, record in read_tfds(path):
+            found = record.get("answers", {})
+            if not isinstance(found, dict):
+                found = {}
+            starts_and_texts = zip(
+                found.get("answer_start", ()), found.get("text", ()), strict=True
+            )
+            answers = [{"answer_start": s, "text": text} for s, text in starts_and_texts]
+            where = f"{path}:{number}"
+            yield where, record | {"answers": answers}, _text(where, record, "context")
         return
     text = read_text(path)
     try:

@@ -14,7 +14,15 @@ from bertjax.tasks.squad.answers import search_answers
 from bertjax.tasks.squad.data import Question, read_squad
 from bertjax.tasks.squad.metrics import score_answers
 from bertjax.tasks.squad.windows import squad_rows
-from bertjax.tasks.task import Arrays, Task, TaskError, check_options, check_same_number, on_a_line
+from bertjax.tasks.task import (
+    Arrays,
+    Task,
+    TaskError,
+    check_options,
+    check_same_number,
+    on_a_line,
+    source_parts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +58,6 @@ class SquadTask(Task[Question]):
         cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> SquadTask:
         """See `Task.for_texts`; a question takes at most half of a row."""
-        del label_names, paired
         return cls(head=head, max_query_length=min(cls.max_query_length, max_length // 2))
 
     def settings(self) -> dict[str, Any]:
@@ -59,11 +66,8 @@ class SquadTask(Task[Question]):
 
     def read(self, source: str, needs_labels: bool) -> list[Question]:
         """See `Task.read`: SQuAD v1.1 JSON files, or `tfds:squad:SPLIT`."""
-        parts = [part.strip() for part in source.split(",") if part.strip()]
-        if not parts:
-            raise TaskError(f"task squad: no file to read is given ({source!r})")
         questions: dict[str, tuple[Question, str]] = {}  # with their file, by id
-        for part in parts:
+        for part in source_parts(self.name, source):
             for question in read_squad(part, needs_labels):
                 if question.id in questions:
                     raise TaskError(
