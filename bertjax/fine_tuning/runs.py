@@ -174,10 +174,14 @@ def _check_numbers(name: str, values: Sequence[Any], may_be_zero: bool = False) 
     is_right = len(set(numbers)) == len(values) > 0 and min(numbers) >= 0
     if not is_right or (not may_be_zero and not min(numbers)):
         raise ConfigError(
-            f"--{name}={','.join(map(str, values))}: expected different positive numbers, "
+            f"--{name}={','.join(map(_as_given, values))}: expected different positive numbers, "
             "separated by commas"
         )
     return numbers
+
+
+def _as_given(value: Any) -> str:
+    return in_full(value) if isinstance(value, float) else str(value)
 
 
 def _read_initial(init_from: str) -> Weights:
