@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import DATA, Benchmark, Contents, Record, comma_list, read_contents
+from bertjax.checkpoints.loadable_workdir import SCORES
 from bertjax.config import (
     CheckpointConfig,
     EvalConfig,
@@ -47,7 +48,6 @@ from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import join_outputs
 from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.optimizer import make_schedule
-from bertjax.weights.bertjax_checkpoint import SCORES
 from bertjax.weights.hugging_face_folder import read_folder
 
 TASKS = {  # name: (task, training files, evaluation file, tokens a row)

@@ -350,6 +350,7 @@ def run(
     """Runs a part if it can end in time; returns what became of it.
 
     Args:
+      part: of the lease.
       best: see `best_of`.
       folder: for the files that are kept.
       ends: when, by the monotonic clock.

@@ -1,8 +1,8 @@
-"""One H100 to compile for, without owning one.
+r"""One H100 to compile for, without owning one.
 
 It takes Python 3.12 or later and
 
-    pip install jax==0.11.2 flax optax ml_collections orbax-checkpoint psutil etils tensorboard \\
+    pip install jax==0.11.2 flax optax ml_collections orbax-checkpoint psutil etils tensorboard \
       matplotlib filelock sentencepiece tokenizers safetensors nvidia-cuda-nvcc-cu12
     pip install --no-deps jax-cuda12-plugin==0.11.2 jax-cuda12-pjrt==0.11.2
 

@@ -164,7 +164,7 @@ def num_tokens(epochs: list[np.ndarray]) -> int:
 
 
 def covered(num_tokens: int, ranges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """bool [num_tokens], True inside any of the (starts, lengths)."""
+    """Bool [num_tokens], True inside any of the (starts, lengths)."""
     change = np.zeros(num_tokens + 1, np.int32)
     for starts, lengths in ranges:
         np.add.at(change, starts, 1)

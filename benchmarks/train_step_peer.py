@@ -112,7 +112,7 @@ def make_contenders(
 
 
 def make_training(model: ModelConfig) -> Training:
-    """transformers' model of these sizes and rates of dropout, and AdamW."""
+    """Transformers' model of these sizes and rates of dropout, and AdamW."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

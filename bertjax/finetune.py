@@ -1,9 +1,9 @@
-"""Fine-tunes a pre-trained BERT on a task, and scores it.
+r"""Fine-tunes a pre-trained BERT on a task, and scores it.
 
-    python -m bertjax.finetune --task=sst2 --init_from=runs/mine --workdir=runs/sst2 \\
+    python -m bertjax.finetune --task=sst2 --init_from=runs/mine --workdir=runs/sst2 \
       --train=train.tsv --eval=dev.tsv
-    python -m bertjax.finetune --task=classification --option=text_column=review \\
-      --option=label_column=stars --init_from=hf:FOLDER --workdir=runs/reviews \\
+    python -m bertjax.finetune --task=classification --option=text_column=review \
+      --option=label_column=stars --init_from=hf:FOLDER --workdir=runs/reviews \
       --train=train.csv --eval=dev.csv
 
 It trains the encoder and one small new layer with the loop and checkpoints of pre-training: run the

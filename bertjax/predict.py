@@ -249,6 +249,9 @@ def _predictor(
     """The function that turns texts into records, which begin with the text, and these into lines.
 
     Args:
+      values: the flags.
+      kind: what to predict, of `encoder.can`.
+      encoder: the model.
       paired: whether the first text is two, as all are then.
     """
     say: Callable[[list[Text]], Iterable[dict[str, Any]]]

@@ -40,8 +40,7 @@ def run(
     """Parses a command line, runs a command with it and ends the program.
 
     The flags belong to this call alone, so that commands can be imported side by side. `--help` is
-    printed and exits with 0. For `exit_code`, `interrupted` and what errors do, a wrong flag among
-    them, see `errors_in_one_line`.
+    printed and exits with 0. For errors, a wrong flag among them, see `errors_in_one_line`.
 
     Args:
       define: defines the flags of the command.
@@ -49,6 +48,8 @@ def run(
         exit code.
       description: of the command, for `--help`.
       argv: name of the program and its arguments; None = those of this process.
+      exit_code: of everything that is foreseen; None = that of the error's class.
+      interrupted: the line for Ctrl-C.
     """
     program, *arguments = sys.argv if argv is None else argv
     values = flags.FlagValues()

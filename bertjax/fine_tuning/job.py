@@ -54,6 +54,9 @@ class Examples:
         """Makes the rows.
 
         Args:
+          task: that the examples belong to; knows its labels.
+          examples: of `Task.read`.
+          tokenizer: of the model.
           max_length: longer examples are cut, or make several rows, as the task has it.
 
         Raises:
@@ -101,7 +104,9 @@ class Scorer:
         """Prepares; compiles at the first call.
 
         Args:
+          examples: to score.
           model: with its dtype resolved.
+          mesh: of the devices that compute.
         """
         self._examples, self._mesh = examples, mesh
         platform = mesh.devices.flat[0].platform
@@ -176,6 +181,8 @@ class FineTuning:
           evaluation: with labels.
           tokenizer: that made both.
           config: a `FineTuningConfig` with `model.dtype` resolved.
+          workdir: of the run.
+          mesh: of the devices that compute.
           initial_hash: `params_sha256` of the model that `config.init_from` names; "" = a run is
             resumed whatever it names.
 

@@ -59,6 +59,11 @@ def train_and_score(
     record an example), scores.json and the task's own files.
 
     Args:
+      config: with the task's head, labels and phase.
+      workdir: folder of the run.
+      training: examples with labels to train on.
+      evaluation: examples with labels to score on.
+      tokenizer: that made the rows of both.
       initial_hash: see `FineTuning`.
 
     Raises:

@@ -19,6 +19,7 @@ def summarize(workdir: Path, names: Sequence[str], diverged: Mapping[str, str]) 
     """Writes WORKDIR/table.json with the scores of all runs and their means.
 
     Args:
+      workdir: that has the runs' folders.
       names: of the runs' folders, each with its scores.json but for those that diverged.
       diverged: what became of these, which table.json names.
 

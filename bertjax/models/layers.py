@@ -65,7 +65,7 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., d] + bias [d], in the dtype of x; the gradient of bias is summed in float32."""
+    """X [..., d] + bias [d], in the dtype of x; the gradient of bias is summed in float32."""
     return x + bias.astype(x.dtype)
 
 

@@ -36,9 +36,11 @@ class Evaluation:
         """Prepares to evaluate.
 
         Args:
+          objective: of the run, for a model without gradients.
           reader: of the held-out documents.
           unigrams: how often each id occurs in the training tokens [v].
           max_rows: rows to evaluate at most; 0 = all.
+          mesh: of the devices that compute.
         """
         self._objective = objective
         self._reader = reader

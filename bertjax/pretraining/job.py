@@ -38,6 +38,8 @@ class Pretraining:
 
         Args:
           config: with `model.dtype` resolved.
+          workdir: of the run.
+          mesh: of the devices that compute.
 
         Raises:
           ConfigError: as `stores.open_data`, or the model's head is not trained on a store.

@@ -1,4 +1,6 @@
-"""Where a run starts from, in this order, logged first:
+"""Where a run starts from, which is logged first.
+
+The first that is there of:
 
 1. the newest intact checkpoint in the workdir;
 2. else the parameters of `config.init_from` (see `initial_params`);
@@ -90,7 +92,12 @@ def start(
     """Makes the first state, laid out on the mesh.
 
     Args:
+      config: the recipe.
       model: `config.model` with its dtype resolved.
+      source: what must be as it was for the run to resume.
+      optimizer: whose state is restored or initialized.
+      checkpoints: of the run.
+      mesh: of the devices.
 
     Raises:
       CheckpointError: the workdir has checkpoints but no intact one; `init_from` is corrupt.
@@ -185,6 +192,7 @@ def progress_record(
       num_microbatches: parts that a batch of the phase is run in.
       seconds: time spent in the run, over all restarts.
       since_logged: see `SinceLogged`.
+      source: whose hashes are kept.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {

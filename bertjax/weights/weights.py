@@ -93,7 +93,7 @@ def to_tree(
 def from_tree(
     params: Mapping[str, Any], names: Mapping[str, Name], config: ModelConfig, source: str
 ) -> dict[str, np.ndarray]:
-    """bertjax's tree as tensors of another program, by name; the inverse of `to_tree`.
+    """Bertjax's tree as tensors of another program, by name; the inverse of `to_tree`.
 
     Args:
       params: all parameters of the model, and no others.
