@@ -15,7 +15,7 @@ import numpy as np
 from bertjax.data.corpus.blocks import CorpusError
 from bertjax.data.corpus.tfds_records import read_tfds_records
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HEADS, HeadName
+from bertjax.heads import HEADS
 from bertjax.tasks.metrics import METRICS
 from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, take_column
 from bertjax.tasks.task import (
@@ -76,7 +76,7 @@ class TextTask(Task[TextExample]):
     """
 
     name: str
-    head: HeadName
+    head: str
     columns: Columns
     metrics: tuple[str, ...]
     main_metric: str
@@ -99,7 +99,7 @@ class TextTask(Task[TextExample]):
 
     @classmethod
     def for_texts(
-        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+        cls, head: str, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> TextTask:
         """See `Task.for_texts`."""
         del max_length

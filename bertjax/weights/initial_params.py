@@ -39,9 +39,6 @@ HUGGING_FACE_PREFIX = "hf:"
 # Fields in which a source may differ while its parameters mean the same, beside those that may
 # change on resume and those that do not belong to the encoder: initialization and dropout.
 _MAY_DIFFER = ("initializer_range", "dropout_rate", "attention_dropout_rate")
-_LAYERS_OF_LABELS = {
-    layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
-}
 
 
 def initial_params(
@@ -167,7 +164,10 @@ def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`taken` with the head's outputs in the order of `labels`; without a head of other labels."""
-    heads = [path for path in taken if part(path) in _LAYERS_OF_LABELS]
+    of_labels = {
+        layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
+    }
+    heads = [path for path in taken if part(path) in of_labels]
     if labels == theirs or not heads:
         return taken
     if set(labels) != set(theirs):
