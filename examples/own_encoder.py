@@ -1,8 +1,8 @@
 """An encoder of your own: layers with a gated feed-forward (GeGLU, Shazeer 2020).
 
-It trains for 60 steps on the documentation of the Python installation; see own_encoder.md.
+It trains for 60 steps on a text; see own_encoder.md.
 
-    python examples/own_encoder.py runs/own_encoder
+    python examples/own_encoder.py embedded:python runs/own_encoder
 """
 
 import sys
@@ -54,9 +54,11 @@ GATE = dense_parameters(
 bertjax.register_encoder(EncoderVariant("geglu", layer=GatedLayer), GATE)
 
 if __name__ == "__main__":
+    text, folder = sys.argv[1:]
+    store = bertjax.build_store(text, f"{folder}/store", "train:wordpiece", vocab_size=2_000)
+    base = {"data.store": store.path, "model.vocab_size": 2_000, "optimizer.warmup_steps": 10}
     own = {"model.encoder": "geglu", "model.intermediate_size": 344}  # two thirds, for the gate
-    short = {"phases[0].num_steps": 60, "optimizer.warmup_steps": 10}
-    run = bertjax.pretrain("tiny", sys.argv[1], {**own, **short})
+    run = bertjax.pretrain("tiny", f"{folder}/run", {**base, **own, "phases[0].num_steps": 60})
     bert = bertjax.load(run.workdir)
     gate = bert.params["encoder"]["layer_0"]["mlp"]["gate"]["kernel"]
     attentions = bert.inspect("Return a list of values.").attentions

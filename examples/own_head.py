@@ -2,7 +2,7 @@
 
 It trains an encoder for 30 steps and fine-tunes it to count the errors in a text; see own_head.md.
 
-    python examples/own_head.py runs/own_head
+    python examples/own_head.py embedded:python runs/own_head
 """
 
 import sys
@@ -31,10 +31,9 @@ class BertForCounts(nn.Module):
         self.count_head = output_layer(self.config, 1)
 
     def __call__(self, input_ids, token_type_ids, attention_mask, row_keys=None):
-        """The expected count [b, 1]: each token adds a rate."""
         hidden_states, _ = self.bert(input_ids, token_type_ids, attention_mask, row_keys)
         rates = jax.nn.softplus(self.count_head(hidden_states) - 2)  # [b, t, 1]
-        return jnp.sum(rates * attention_mask[..., None], axis=1)
+        return jnp.sum(rates * attention_mask[..., None], axis=1)  # [b, 1], the expected count
 
 
 def poisson_sums(outputs, answers, weights):
@@ -45,8 +44,8 @@ def poisson_sums(outputs, answers, weights):
 
 class CountTask(TextTask):
     def scores(self, examples, predictions):
-        errors = [abs(p["value"] - e.label) for e, p in zip(examples, predictions, strict=True)]
-        exact = sum(error < 0.5 for error in errors) / len(errors)
+        pairs = zip(examples, predictions, strict=True)
+        exact = sum(round(p["value"]) == e.label for e, p in pairs) / len(examples)
         return {**super().scores(examples, predictions), "exact": exact}
 
 
@@ -69,10 +68,12 @@ bertjax.register_head(HEAD, LAYER)
 bertjax.register_task("count", lambda o: text_task("count", o, CountTask), text_options("count"))
 
 if __name__ == "__main__":
-    short = {"phases[0].num_steps": 30, "optimizer.warmup_steps": 10}
-    start = bertjax.pretrain("tiny", f"{sys.argv[1]}/bert", short).workdir
+    text, folder = sys.argv[1:]
+    store = bertjax.build_store(text, f"{folder}/store", "train:wordpiece", vocab_size=2_000)
+    base = {"data.store": store.path, "model.vocab_size": 2_000, "optimizer.warmup_steps": 10}
+    start = bertjax.pretrain("tiny", f"{folder}/bert", {**base, "phases[0].num_steps": 30}).workdir
     data, texts = start / "counts.tsv", {n: f"{'an error and ' * n}a list" for n in range(5)}
     data.write_text("text\tlabel\n" + "".join(f"{texts[n]}\t{n}\n" for n in texts) * 20)
     fast = {"epochs": 10, "batch_size": 10, "learning_rate": 1e-3, "max_length": 32}
-    run = bertjax.fine_tune("count", start, f"{sys.argv[1]}/count", data, data, **fast)
+    run = bertjax.fine_tune("count", start, f"{folder}/count", data, data, **fast)
     print(run.scores, bertjax.load(run.workdir).predict(["a list", "an error in an error"]))

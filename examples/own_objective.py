@@ -1,8 +1,8 @@
 """A pre-training objective of your own: find the tokens that were replaced by random ones.
 
-It trains for 80 steps on the documentation of the Python installation; see own_objective.md.
+It trains for 80 steps on a text; see own_objective.md.
 
-    python examples/own_objective.py runs/own_objective
+    python examples/own_objective.py embedded:python runs/own_objective
 """
 
 import functools
@@ -21,8 +21,7 @@ from bertjax.objectives.pretraining import pretraining_fields
 LOSS = Metric("detection_loss", "detection {:.3f}", "Detection", "nats per token", "share_entropy")
 
 
-def real_tokens(batch):
-    """1.0 for each token that is not padding, [b, t]."""
+def real_tokens(batch):  # [b, t], 0 for padding
     return batch["attention_mask"] * batch["row_weights"][:, None]
 
 
@@ -37,11 +36,7 @@ def sums(model, params, batch, dropout_keys, sampling_keys):
     inputs = (ids, batch["token_type_ids"], batch["attention_mask"], dropout_keys)
     logits = apply_model(model, params, *inputs)[..., 0]  # [b, t], above 0 = replaced
     losses = jax.nn.softplus(logits) - logits * replaced
-    return {"loss": jnp.sum(losses * real_tokens(batch)), **denominators(batch)}
-
-
-def denominators(batch):
-    return {"weight": jnp.sum(real_tokens(batch))}
+    return {"loss": jnp.sum(losses * (real := real_tokens(batch))), "weight": jnp.sum(real)}
 
 
 def mean_loss(sums, denominators):
@@ -61,7 +56,7 @@ def detection_objective(config):
         model=model,
         fields=pretraining_fields,
         sums=functools.partial(sums, model),
-        denominators=denominators,
+        denominators=lambda batch: {"weight": jnp.sum(real_tokens(batch))},
         loss=mean_loss,
         metrics=lambda sums: {LOSS.name: mean_loss(sums, sums)},
         reported=(LOSS,),
@@ -74,7 +69,9 @@ HEAD = Head("detection", BertForTagging, "store", detection_objective, layers=("
 bertjax.register_head(HEAD)
 
 if __name__ == "__main__":
+    text, folder = sys.argv[1:]
+    store = bertjax.build_store(text, f"{folder}/store", "train:wordpiece", vocab_size=2_000)
+    base = {"data.store": store.path, "model.vocab_size": 2_000, "optimizer.warmup_steps": 10}
     own = {"model.head": "detection", "model.num_labels": 1, "model.next_sentence": False}
-    short = {"phases[0].num_steps": 80, "optimizer.warmup_steps": 10}
-    run = bertjax.pretrain("tiny", sys.argv[1], {**own, **short})
+    run = bertjax.pretrain("tiny", f"{folder}/run", {**base, **own, "phases[0].num_steps": 80})
     print(run.steps, run.metrics, bertjax.load(run.workdir))

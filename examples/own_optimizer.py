@@ -1,9 +1,8 @@
 """An optimizer of your own: Signum, steps of the sign of the momentum (Bernstein et al. 2018).
 
-It trains to step 30, stops, and resumes to step 60, on the documentation of the Python
-installation; see own_optimizer.md.
+It trains on a text to step 30, stops, and resumes to step 60; see own_optimizer.md.
 
-    python examples/own_optimizer.py runs/own_optimizer
+    python examples/own_optimizer.py embedded:python runs/own_optimizer
 """
 
 import sys
@@ -48,8 +47,11 @@ def own_optimizer():
 
 
 if __name__ == "__main__":
-    short = {"phases[0].num_steps": 60, "optimizer.warmup_steps": 0, "log.every_steps": 10}
-    first = bertjax.pretrain("tiny", sys.argv[1], {**short, "num_steps": 30}, own_optimizer())
+    text, folder = sys.argv[1:]
+    store = bertjax.build_store(text, f"{folder}/store", "train:wordpiece", vocab_size=2_000)
+    base = {"data.store": store.path, "model.vocab_size": 2_000, "optimizer.warmup_steps": 10}
+    base |= {"phases[0].num_steps": 60, "log.every_steps": 10}
+    first = bertjax.pretrain("tiny", f"{folder}/run", {**base, "num_steps": 30}, own_optimizer())
     print(first.steps, first.metrics["heldout_mlm_loss"])
-    run = bertjax.pretrain("tiny", sys.argv[1], short, own_optimizer())
+    run = bertjax.pretrain("tiny", f"{folder}/run", base, own_optimizer())
     print(run.steps, run.metrics["heldout_mlm_loss"])

@@ -1,9 +1,8 @@
 """A tokenizer of your own: UTF-8 bytes, with no vocabulary to train.
 
-It makes a store with 261 token ids of the documentation of the Python installation and trains on
-it for 60 steps; see own_tokenizer.md.
+It makes a store with 261 token ids from a text and trains on it for 60 steps; see own_tokenizer.md.
 
-    python examples/own_tokenizer.py runs/own_tokenizer
+    python examples/own_tokenizer.py embedded:python runs/own_tokenizer
 """
 
 import sys
@@ -51,12 +50,12 @@ class ByteTokenizer(Tokenizer):
 bertjax.register_tokenizer(ByteTokenizer)
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    text, folder = sys.argv[1], Path(sys.argv[2])
     ByteTokenizer().save(folder / "tokenizer")
-    store = bertjax.build_store("embedded:python", folder / "store", folder / "tokenizer")
-    short = {"phases[0].num_steps": 60, "optimizer.warmup_steps": 10, "data.max_length": 64}
-    own = {"data.store": store.path, "model.vocab_size": store.tokenizer().vocab_size}
-    run = bertjax.pretrain("tiny", folder / "run", {**own, **short})
+    store = bertjax.build_store(text, folder / "store", folder / "tokenizer")
+    base = {"data.store": store.path, "model.vocab_size": 261, "optimizer.warmup_steps": 10}
+    size = {"data.max_length": 64, "data.global_batch_size": 16, "phases[0].num_steps": 60}
+    run = bertjax.pretrain("tiny", folder / "run", {**base, **size})
     bert = bertjax.load(run.workdir)
     ids = bert.tokenizer.encode("naïve bytes")
     print(store.train.num_tokens, run.metrics["heldout_mlm_loss"], bert)
