@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from flax import linen as nn
 from registries import REGISTRIES, restored
 
 import bertjax
@@ -17,12 +18,15 @@ from bertjax.config.description import sections
 from bertjax.data.tokenizers.offsets import OffsetEncoder
 from bertjax.data.tokenizers.tokenizer import TOKENIZERS, WordPieceTokenizer, load_tokenizer
 from bertjax.data.tokenizers.vocabulary import SPECIAL_PIECES, Tokenizer, TokenizerError
+from bertjax.encoder import Encoder
 from bertjax.encoders import ENCODERS, EncoderVariant
 from bertjax.heads import HEADS, Answer, Head, resolve
+from bertjax.models import init_params
+from bertjax.models.layers import dense
 from bertjax.parameters import TABLE, Parameter, dense_parameters, parameters, shapes
 from bertjax.tasks.registry import TASKS, make_task, parse_option
 from bertjax.weights.hugging_face_folder import write_folder
-from bertjax.weights.weights import Weights
+from bertjax.weights.weights import Weights, flatten
 
 OWN = Head(
     "own",
@@ -209,3 +213,48 @@ def test_what_an_own_tokenizer_cannot_do_is_an_error(tmp_path):
     weights = Weights("own", ModelConfig(vocab_size=8, head="encoder"), {}, Letters(), (), None)
     with pytest.raises(bertjax.BertjaxError, match="kind 'letters' have no Hugging Face form"):
         write_folder(weights, tmp_path / "hf")
+
+
+class Linear(nn.Module):
+    """A layer with one product, which shows nothing of what is inside."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_states, visibility, row_keys=None):
+        return dense(self.config, self.config.hidden_size, "linear")(hidden_states)
+
+
+def test_an_encoder_of_other_layers_encodes_and_cannot_be_inspected():
+    without = tuple(path for path in TABLE if path.startswith("encoder/"))
+    lines = dense_parameters("encoder/layer_*/linear", ("hidden_size",) * 2, ("embed", None), "")
+    bertjax.register_encoder(EncoderVariant("linear", Linear, without=without), lines)
+    config = ModelConfig(8, 4, 2, 2, 8, 16, head="encoder", encoder="linear", dtype="float32")
+    params = init_params(config, 0)
+    found = {path: leaf.shape for path, leaf in flatten(params).items()}
+    assert found == shapes(config)
+    bert = Encoder(config, params, Letters())
+    hidden = bert.encode("abc").hidden_states
+    embeddings = Encoder(dataclasses.replace(config, num_layers=1), params, Letters())
+    one = embeddings.encode("abc").hidden_states
+    layer = params["encoder"]["layer_1"]["linear"]
+    np.testing.assert_allclose(hidden, one @ layer["kernel"] + layer["bias"], rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"model.encoder = 'linear': its layers do not show"):
+        bert.inspect("abc")
+
+
+def test_a_recipe_that_registers_is_loaded_again(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "import bertjax\n"
+        "from bertjax.config import ModelConfig\n"
+        "from bertjax.encoders import EncoderVariant\n"
+        "class Layer: pass\n"
+        "bertjax.register_encoder(EncoderVariant('mine', Layer), replace=True)\n"
+        "def get_config():\n"
+        "    return bertjax.Config(num_steps=20_000, model=ModelConfig(encoder='mine'))\n"
+    )
+    validate(bertjax.load_recipe(str(recipe)))
+    first = ENCODERS["mine"]
+    validate(bertjax.load_recipe(str(recipe)))
+    assert ENCODERS["mine"] != first
