@@ -21,14 +21,17 @@ from bertjax.version import __version__
 if TYPE_CHECKING:
     from bertjax.cli.command_line import show_log
     from bertjax.cli.recipes import load_recipe
+    from bertjax.data.tokenizers.tokenizer import register_tokenizer
     from bertjax.encoder import Encoder, load
     from bertjax.evaluation import Evaluation, evaluate
+    from bertjax.extensions import register_encoder, register_head
     from bertjax.fine_tuning.fine_tune import GridResult, fine_tune, fine_tune_grid
     from bertjax.fine_tuning.run import FineTuningResult
     from bertjax.inspect.report import inspect_data
     from bertjax.plan.plan_run import RunPlan, plan_run, search_layouts
     from bertjax.prepare.build_store import build_store
     from bertjax.pretraining.run import pretrain
+    from bertjax.tasks.registry import register_task
     from bertjax.training.result import TrainingResult
     from bertjax.weights.conversion import convert_checkpoint
 
@@ -53,6 +56,10 @@ __all__ = [
     "load_recipe",
     "plan_run",
     "pretrain",
+    "register_encoder",
+    "register_head",
+    "register_task",
+    "register_tokenizer",
     "search_layouts",
     "show_log",
 ]
@@ -74,6 +81,10 @@ _WHERE = {
     "load_recipe": "cli.recipes",
     "plan_run": "plan.plan_run",
     "pretrain": "pretraining.run",
+    "register_encoder": "extensions",
+    "register_head": "extensions",
+    "register_task": "tasks.registry",
+    "register_tokenizer": "data.tokenizers.tokenizer",
     "search_layouts": "plan.plan_run",
     "show_log": "cli.command_line",
 }

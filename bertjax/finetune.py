@@ -28,7 +28,7 @@ from bertjax.cli.command_line import errors_in_one_line
 from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_PREEMPTED
 from bertjax.fine_tuning.defaults import DEFAULTS, is_decided
-from bertjax.tasks.registry import TASK_NAMES, parse_option
+from bertjax.tasks.registry import TASKS, parse_option
 
 _NEEDED = ("task", "init_from", "train", "eval", "workdir")
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> typing.NoReturn:
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("task", None, f"One of {', '.join(TASK_NAMES)}.", flag_values=values)
+    flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.", flag_values=values)
     flags.DEFINE_multi_string(
         "option",
         [],

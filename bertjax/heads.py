@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-HeadName = Literal["pretraining", "encoder", "classification", "regression", "span", "tagging"]
+from bertjax.registry import Registry
+
+Named = str | Callable[..., Any]  # a dotted name, or what it stands for
 EMBED = "embed"  # what `bertjax.predict` can do with every head
 FILL_MASK = "fill-mask"
 NEXT_SENTENCE = "next-sentence"  # only with `config.model.next_sentence`
@@ -29,7 +31,8 @@ class Answer(NamedTuple):
 class Head:
     """The properties of one head.
 
-    Dotted names are MODULE:NAME, imported when they are first needed (`resolve`).
+    Dotted names are MODULE:NAME, imported when they are first needed (`resolve`). The class or
+    function itself may stand in place of its dotted name.
 
     Attributes:
       name: in `config.model.head`.
@@ -47,7 +50,7 @@ class Head:
       outputs: for a task's head {output: the answer it is compared with}, all float32.
       answers: arrays of a batch with the answers.
       answer_weights: the answer with the weights of the others; "" = each row has weight 1.
-      loss: a key of `bertjax.objectives.fine_tuning.LOSSES`.
+      loss: a key of `bertjax.objectives.fine_tuning.LOSSES`, or a `Loss` itself.
       per_token: outputs are [b, t, ...], else [b, ...].
       lowest_at_padding: outputs at padding are the lowest number, so that it is never chosen;
         else 0.
@@ -61,10 +64,10 @@ class Head:
       tf1_tensor: the same for a checkpoint of google-research/bert.
     """
 
-    name: HeadName
-    module: str
+    name: str
+    module: Named
     trained_on: Literal["store", "task", "nothing"]
-    objective: str = ""
+    objective: Named = ""
     inputs: tuple[str, ...] = INPUTS
     layers: tuple[str, ...] = ()
     pooled: Literal["always", "for next sentence", "never"] = "never"
@@ -75,10 +78,10 @@ class Head:
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     answers: Mapping[str, Answer] = dataclasses.field(default_factory=dict)
     answer_weights: str = ""
-    loss: str = ""
+    loss: Any = ""
     per_token: bool = False
     lowest_at_padding: bool = False
-    task: str = ""
+    task: Named = ""
     verbs: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     problem_type: str = ""
@@ -97,7 +100,7 @@ class Head:
 
 _FINE_TUNING = "bertjax.objectives.fine_tuning:fine_tuning_objective"
 
-HEADS: dict[str, Head] = {
+_BUILT_IN: dict[str, Head] = {
     head.name: head
     for head in (
         Head(
@@ -197,6 +200,7 @@ HEADS: dict[str, Head] = {
     )
 }
 
+HEADS = Registry("head", "register_head", _BUILT_IN)
 ENCODER_ALONE = HEADS["encoder"]
 
 
@@ -210,7 +214,9 @@ def of_width(heads: Iterable[Head], num_labels: int) -> Head:
     return min(heads, key=lambda head: (head.num_labels != num_labels, head.num_labels != 0))
 
 
-def resolve(dotted: str) -> Any:
-    """Imports the object that a dotted name MODULE:NAME of a record names."""
-    module, _, name = dotted.partition(":")
+def resolve(named: Named) -> Any:
+    """What a dotted name MODULE:NAME of a record stands for; anything else stands for itself."""
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
     return getattr(importlib.import_module(module), name)

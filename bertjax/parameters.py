@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bertjax.config import ModelConfig
+from bertjax.encoders import ENCODERS
 from bertjax.heads import HEADS
+from bertjax.registry import Registry
 
 
 class Parameter(NamedTuple):
@@ -28,14 +30,16 @@ class Parameter(NamedTuple):
         "predictions" or "pairs"; "" = it is in no matrix product.
       hugging_face: its name in transformers, where kernels are [out, in]; "" = it has none.
       tf1: its name in google-research/bert, where `output_weights` are [out, in]; "" = none.
+      encoder: the only value of `config.model.encoder` for which a model has it; "" = any.
     """
 
     sizes: tuple[str | int, ...]
     axes: tuple[str | None, ...]
     is_decayed: bool
-    factor: str
-    hugging_face: str
-    tf1: str
+    factor: str = ""
+    hugging_face: str = ""
+    tf1: str = ""
+    encoder: str = ""
 
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
         """The shape in a model."""
@@ -70,15 +74,15 @@ def _layer_norm(path: str, hugging_face: str) -> dict[str, Parameter]:
     }
 
 
-def _dense(
+def dense_parameters(
     path: str,
     sizes: tuple[str | int, str | int],
     axes: tuple[str | None, str | None],
     factor: str,
-    hugging_face: str,
+    hugging_face: str = "",
     tf1: tuple[str, str] | None = None,
 ) -> dict[str, Parameter]:
-    """Kernel [in, out] and bias [out] of a dense layer.
+    """The lines of a dense layer: kernel [in, out] and bias [out].
 
     Args:
       path: of its folder here.
@@ -112,14 +116,15 @@ def _output_layer(
       tf1: the folder of `output_weights` and `output_bias`; None = it has no such names.
     """
     names = ("", "") if tf1 is None else (f"{tf1}output_weights", f"{tf1}output_bias")
-    return _dense(path, ("hidden_size", size), ("embed", None), factor, hugging_face, names)
+    return dense_parameters(
+        path, ("hidden_size", size), ("embed", None), factor, hugging_face, names
+    )
 
 
 _LAYER, _BERT_LAYER = "encoder/layer_*", "bert.encoder.layer.*"
 _SQUARE = ("hidden_size", "hidden_size")
 
-# Path -> line; * is the number of the layer.
-TABLE: dict[str, Parameter] = {
+_BUILT_IN: dict[str, Parameter] = {
     **_table("word", "vocab_size", "vocab", factor="predictions"),  # it is the decoder too
     **_table("position", "max_positions", None),
     **_table("token_type", "num_token_types", None),
@@ -127,7 +132,7 @@ TABLE: dict[str, Parameter] = {
     **{
         path: line
         for name in ("query", "key", "value")
-        for path, line in _dense(
+        for path, line in dense_parameters(
             f"{_LAYER}/attention/{name}",
             _SQUARE,
             ("embed", "heads"),
@@ -135,7 +140,7 @@ TABLE: dict[str, Parameter] = {
             f"{_BERT_LAYER}.attention.self.{name}",
         ).items()
     },
-    **_dense(
+    **dense_parameters(
         f"{_LAYER}/attention/output",
         _SQUARE,
         ("heads", "embed"),
@@ -143,14 +148,14 @@ TABLE: dict[str, Parameter] = {
         f"{_BERT_LAYER}.attention.output.dense",
     ),
     **_layer_norm(f"{_LAYER}/attention_layer_norm", f"{_BERT_LAYER}.attention.output.LayerNorm"),
-    **_dense(
+    **dense_parameters(
         f"{_LAYER}/mlp/intermediate",
         ("hidden_size", "intermediate_size"),
         ("embed", "mlp"),
         "tokens",
         f"{_BERT_LAYER}.intermediate.dense",
     ),
-    **_dense(
+    **dense_parameters(
         f"{_LAYER}/mlp/output",
         ("intermediate_size", "hidden_size"),
         ("mlp", "embed"),
@@ -158,8 +163,8 @@ TABLE: dict[str, Parameter] = {
         f"{_BERT_LAYER}.output.dense",
     ),
     **_layer_norm(f"{_LAYER}/mlp_layer_norm", f"{_BERT_LAYER}.output.LayerNorm"),
-    **_dense("pooler", _SQUARE, ("embed", None), "pairs", "bert.pooler.dense"),
-    **_dense(
+    **dense_parameters("pooler", _SQUARE, ("embed", None), "pairs", "bert.pooler.dense"),
+    **dense_parameters(
         "mlm_head/dense",
         _SQUARE,
         ("embed", None),
@@ -180,6 +185,9 @@ TABLE: dict[str, Parameter] = {
     **_output_layer("span_head", 2, "tokens", "qa_outputs", "cls/squad/"),
     **_output_layer("tagging_head", "num_labels", "tokens", "classifier", None),
 }
+
+# Path -> line; * is the number of the layer.
+TABLE = Registry("parameter", "register_head or register_encoder", _BUILT_IN)
 
 
 def nest(leaves: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
@@ -214,7 +222,13 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     parts -= set() if config.next_sentence else {"nsp_head"}
     found: dict[str, Parameter] = {}
     for is_layers, lines in itertools.groupby(TABLE.items(), lambda item: "*" in item[0]):
-        kept = [(path, line) for path, line in lines if part(path) in parts]
+        kept = [
+            (path, line)
+            for path, line in lines
+            if part(path) in parts
+            and line.encoder in ("", config.encoder)
+            and path not in ENCODERS[config.encoder].without
+        ]
         for index in range(config.num_layers if is_layers else 1):
             for path, line in kept:
                 found[path.replace("*", str(index))] = line._replace(
@@ -239,7 +253,8 @@ def line_of(path: str) -> Parameter:
     if line is None:
         raise ValueError(
             f"parameter {path!r} is not in bertjax.parameters.TABLE: give it a line there, which "
-            "says how it is split, decayed and called elsewhere"
+            "says how it is split, decayed and called elsewhere; for a head or an encoder of your "
+            "own in parameters= of register_head or register_encoder"
         )
     return line
 

@@ -27,7 +27,7 @@ from bertjax.data.store.store import Store
 from bertjax.data.store.store_writer import SHARD_TOKENS, write_store
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HEADS, HeadName
+from bertjax.heads import HEADS
 
 VOCAB_SIZE = 1_000
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -114,7 +114,7 @@ def make_store(
 
 def make_workdir(
     folder: str | os.PathLike[str],
-    head: HeadName = "pretraining",
+    head: str = "pretraining",
     labels: Sequence[str] = (),
     seed: int = 0,
     tokenizer: Tokenizer | None = None,

@@ -21,7 +21,7 @@ class FieldDescription(NamedTuple):
     @property
     def choices(self) -> tuple[str, ...]:
         """The possible values in the form of the command line; () if they cannot be listed."""
-        return ("true", "false") if self.kind is bool else choices_of(self.kind)
+        return ("true", "false") if self.kind is bool else choices_of(self.kind, self.setting)
 
     @property
     def values(self) -> str:

@@ -14,9 +14,10 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from bertjax.config.setting import setting, setting_of
+from bertjax.config.setting import Setting, setting, setting_of
+from bertjax.encoders import ENCODERS
 from bertjax.errors import ConfigError, closest
-from bertjax.heads import HeadName
+from bertjax.heads import HEADS
 
 # Choices that other packages use; those of a single field stand at the field.
 Attention = Literal["xla", "pallas", "rows"]
@@ -83,6 +84,12 @@ class ModelConfig:
         above=0,
         not_of_encoder=True,
     )
+    encoder: str = setting(
+        "bert",
+        "The layers and embeddings of the encoder.",
+        values={"bert": "as published"},
+        names=ENCODERS,
+    )
     next_sentence: bool = setting(
         True,
         "Predict whether the second sentence follows the first (NSP).",
@@ -94,12 +101,13 @@ class ModelConfig:
         "Have a pooler, a dense layer on [CLS]. NSP, classification and regression need it.",
         not_of_encoder=True,
     )
-    head: HeadName = setting(
+    head: str = setting(
         "pretraining",
         "The layers on the encoder; fine-tuning sets it. The head of pre-training predicts masked "
         "tokens and next sentences, classification and regression give a label or a number for "
         "each row, span the start and end of an answer, and tagging a label for each word.",
         values={"encoder": "no head"},
+        names=HEADS,
         not_of_encoder=True,
     )
     num_labels: int = setting(
@@ -550,8 +558,10 @@ def section_type(annotation: Any) -> Any:
     return kind if dataclasses.is_dataclass(kind) else None
 
 
-def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The choices of a field in their written order; () unless it is a Literal."""
+def choices_of(annotation: Any, said: Setting) -> tuple[str, ...]:
+    """The choices of a field in their order; () unless it is a Literal or a name of a registry."""
+    if said.names is not None:
+        return tuple(said.names)
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
@@ -600,10 +610,12 @@ def check_types(config: Any) -> None:
     for name, section, field in walk(config):
         name, value, kind = f"config.{name}", getattr(section, field.name), field.type
         part = section_type(kind)
-        if choices := choices_of(kind):
+        said = setting_of(field)
+        if choices := choices_of(kind, said):
             _expect(name, value, str)
             if value not in choices:
-                raise ConfigError(f"{name} = {value!r} is not known; {closest(value, choices)}")
+                advice = said.names.advice(value) if said.names else closest(value, choices)
+                raise ConfigError(f"{name} = {value!r} is not known; {advice}")
         elif kind is float and type(value) is int:
             setattr(section, field.name, float(value))  # 1 and 1.0 are the same configuration
         elif part not in (None, kind):

@@ -5,6 +5,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
+from bertjax.registry import Registry
+
 _LIMITS = (
     ("at_least", "at least", operator.ge),
     ("above", "above", operator.gt),
@@ -26,6 +28,7 @@ class Setting:
       may_change: whether a resumed run may have another value than the run that saved the
         checkpoint. Such a field, or section, decides how to compute the same numbers, and when to
         stop, save, evaluate and report.
+      names: a registry, if the values are its names.
       not_of_encoder: the field does not change what the parameters of the encoder mean. It
         describes the head, the initialization or the dropout, so two models with the same encoder
         may differ in it.
@@ -37,6 +40,7 @@ class Setting:
     above: float | None = None
     below: float | None = None
     values: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+    names: Registry[Any] | None = None
     may_change: bool = False
     not_of_encoder: bool = False
 

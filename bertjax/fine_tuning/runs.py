@@ -63,7 +63,7 @@ def open_runs(
     """Reads the model and the examples, and finds all that can be wrong before the first step.
 
     Args:
-      task_name: one of `bertjax.tasks.registry.TASK_NAMES`.
+      task_name: one of `bertjax.tasks.registry.TASKS`.
       init_from: a workdir or a checkpoint of bertjax, or hf:FOLDER of a Hugging Face model.
       train: training examples: files, separated by commas, or tfds:NAME:SPLIT.
       eval: examples to score on, likewise.

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bertjax.config import ModelConfig
+from bertjax.encoders import ENCODERS
+from bertjax.heads import resolve
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
@@ -136,15 +138,16 @@ class LayerStack(nn.Module):
         `attention/probabilities` [layers, b, h, t, t].
         """
         config = self.config
+        layer_class = resolve(ENCODERS[config.encoder].layer)
         if self.is_initializing():
             for index in range(config.num_layers):
-                layer = EncoderLayer(config, name=f"layer_{index}")
+                layer = layer_class(config, name=f"layer_{index}")
                 hidden_states = layer(hidden_states, visibility)
             return hidden_states
         collections = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
         def apply_layer(params: Any, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, Any]:
-            layer = EncoderLayer(config, parent=None)
+            layer = layer_class(config, parent=None)
             output: Any
             output, sown = layer.apply({"params": params}, x, visibility, keys, mutable=collections)
             return hidden_rows(config, output), sown
@@ -207,7 +210,7 @@ class BertEncoder(nn.Module):
                 "model.dtype is 'auto', which depends on the backend: resolve it with "
                 "dataclasses.replace(config, dtype=compute_dtype(config, backend))"
             )
-        self.embeddings = Embeddings(self.config)
+        self.embeddings = resolve(ENCODERS[self.config.encoder].embeddings)(self.config)
         self.encoder = LayerStack(self.config)
         if self.config.pooler:
             self.pooler = dense(self.config, self.config.hidden_size)
@@ -260,4 +263,5 @@ class BertEncoder(nn.Module):
 
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""
-        return self.embeddings.word.embedding
+        table: jax.Array = self.embeddings.word.embedding
+        return table

@@ -78,7 +78,7 @@ LOSSES = {  # by `Head.loss`
 
 def fine_tuning_objective(config: ModelConfig) -> Objective:
     """The objective of `config.head`; its metric is `accuracy`, if its loss has one."""
-    model, loss = make_model(config), LOSSES[HEADS[config.head].loss]
+    model, loss = make_model(config), _loss(config)
     return Objective(
         model=model,
         fields=functools.partial(fine_tuning_fields, config),
@@ -126,7 +126,7 @@ def fine_tuning_sums(config: ModelConfig, outputs: Mapping[str, jax.Array], batc
       Float32 scalars loss_sum, weight (rows, or tags) and, if the loss has it, correct.
     """
     head = HEADS[config.head]
-    sums = LOSSES[head.loss].sums(
+    sums = _loss(config).sums(
         [outputs[name] for name in head.outputs],
         [batch[name] for name in head.outputs.values()],
         _weights(config, batch),
@@ -145,6 +145,12 @@ def fine_tuning_fields(config: ModelConfig, phase: Phase) -> Fields:
             for name, answer in HEADS[config.head].answers.items()
         },
     }
+
+
+def _loss(config: ModelConfig) -> Loss:
+    """The loss of the model's head."""
+    loss = HEADS[config.head].loss
+    return loss if isinstance(loss, Loss) else LOSSES[loss]
 
 
 def _weights(config: ModelConfig, batch: Batch) -> jax.Array:

@@ -22,7 +22,12 @@ from bertjax.data.corpus.blocks import Block, Problem
 from bertjax.data.corpus.corpus import Document, read_documents, split_sentences
 from bertjax.data.corpus.duplicates import DUPLICATES, read_dropped
 from bertjax.data.store.store import SPLITS
-from bertjax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from bertjax.data.tokenizers.tokenizer import (
+    TOKENIZERS,
+    Tokenizer,
+    load_tokenizer,
+    register_tokenizer,
+)
 from bertjax.prepare.spawn import without_main
 
 _LOG = logging.getLogger(__name__)
@@ -129,6 +134,15 @@ def encode_blocks(
     Raises:
         concurrent.futures.process.BrokenProcessPool: workers died too often.
     """
+    kind = type(load_tokenizer(folder))
+    own = None if kind.kind in TOKENIZERS.built_in else kind
+    if own and own.__module__ == "__main__" and num_workers > 1:
+        _LOG.info(
+            "the tokenizer %s is a class of the script, which other processes do not import: one "
+            "process encodes; move it into a module to use several",
+            own.__name__,
+        )
+        num_workers = 1
     if num_workers == 1:
         encoder = make_encoder(folder, language, heldout_share)
         for block in blocks:
@@ -136,7 +150,7 @@ def encode_blocks(
         return
     # Spawned, not forked: a fork would inherit the threads and locks of TensorFlow or jax.
     context = multiprocessing.get_context("spawn")
-    settings = folder, language, heldout_share
+    settings = folder, language, heldout_share, own
     num_starts = 1
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, settings)
     try:
@@ -186,8 +200,13 @@ def _is_lost(future: Future[EncodedBlock]) -> bool:
 _encoder: Encoder  # of this worker process
 
 
-def _start_worker(folder: Path, language: str, heldout_share: float) -> None:
+def _start_worker(
+    folder: Path, language: str, heldout_share: float, own: type[Tokenizer] | None
+) -> None:
+    """Prepares a worker; unpickling `own`, a tokenizer of the user's, has imported its module."""
     global _encoder
+    if own is not None:
+        register_tokenizer(own, replace=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = make_encoder(folder, language, heldout_share)

@@ -110,30 +110,34 @@ def glue_task(name: str, options: Mapping[str, Any]) -> TextTask:
 
 # Compared by name, because importing the other tasks would be circular.
 _TEXT_TASK = f"{TextTask.__module__}:{TextTask.__name__}"
+TEXT_TASKS = tuple(  # of the same names as their heads
+    name for name in HEADS if name in HEADS.built_in and HEADS[name].task == _TEXT_TASK
+)
 _COLUMNS: dict[str, type] = {"text_column": str, "text_pair_column": str, "label_column": str}
-TEXT_OPTIONS = {  # by head, which is also the task's name
-    name: _COLUMNS | ({"label_names": list} if head.labels_have_names else {})
-    for name, head in HEADS.items()
-    if head.task == _TEXT_TASK
-}
 
 
-def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
+def text_options(name: str) -> dict[str, type]:
+    """The options of `text_task` for a head, with their types."""
+    return _COLUMNS | ({"label_names": list} if HEADS[name].labels_have_names else {})
+
+
+def text_task(name: str, options: Mapping[str, Any], kind: type[TextTask] = TextTask) -> TextTask:
     """Makes the task of a head, such as `classification`, for files with any column names.
 
     Files: .csv with the usual quoting, .tsv and .txt separated by tabs without quoting, .jsonl;
     a table begins with the names of its columns.
 
     Args:
-        name: a key of `TEXT_OPTIONS`.
+        name: of the head, and of the task.
         options: `text_column` ("text"), `text_pair_column` ("" = one text), `label_column`
             ("label") and, where labels are names, `label_names` (those of the training file,
             sorted).
+        kind: the class of the task.
 
     Raises:
         TaskError: an option does not exist or has another type.
     """
-    check_options(name, options, TEXT_OPTIONS[name])
+    check_options(name, options, text_options(name))
     labels = tuple(options.get("label_names", ()))
     columns = Columns(
         options.get("text_column", "text"),
@@ -142,4 +146,4 @@ def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     )
     head = HEADS[name]
     metrics = ("accuracy", "f1_macro") if head.labels_have_names else ("spearman", "pearson")
-    return TextTask(name, head.name, columns, metrics, metrics[0], labels, options=options)
+    return kind(name, head.name, columns, metrics, metrics[0], labels, options=options)

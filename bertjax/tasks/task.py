@@ -33,7 +33,7 @@ import numpy as np
 from bertjax.config import closest
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
-from bertjax.heads import HEADS, HeadName
+from bertjax.heads import HEADS
 
 Arrays = dict[str, np.ndarray]
 Example = TypeVar("Example")
@@ -61,7 +61,7 @@ class Task(abc.ABC, Generic[Example]):
     default_max_length: ClassVar[int] = 128
     default_epochs: ClassVar[float] = 3.0
     length_of_texts: ClassVar[int] = 0
-    head: HeadName
+    head: str
     name: str
     main_metric: str
     label_names: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Task(abc.ABC, Generic[Example]):
     @classmethod
     @abc.abstractmethod
     def for_texts(
-        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+        cls, head: str, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> Self:
         """Make the task of a model whose fine-tuning is not known.
 

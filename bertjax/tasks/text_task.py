@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HEADS, HeadName
+from bertjax.heads import HEADS
 from bertjax.tasks.metrics import METRICS
 from bertjax.tasks.tables import is_json, ragged, read_records, read_rows, read_tfds, take_column
 from bertjax.tasks.task import (
@@ -75,7 +75,7 @@ class TextTask(Task[TextExample]):
     """
 
     name: str
-    head: HeadName
+    head: str
     columns: Columns
     metrics: tuple[str, ...]
     main_metric: str
@@ -98,7 +98,7 @@ class TextTask(Task[TextExample]):
 
     @classmethod
     def for_texts(
-        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+        cls, head: str, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> TextTask:
         """See `Task.for_texts`."""
         columns = Columns("text", "text_pair" if paired else "")

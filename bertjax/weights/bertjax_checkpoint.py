@@ -14,7 +14,7 @@ import numpy as np
 
 from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointStore, resolve
 from bertjax.checkpoints.loadable_workdir import LABELS, SCORES, TOKENIZER_FOLDER, keep_labels
-from bertjax.config import Config, ModelConfig
+from bertjax.config import Config, ConfigError, ModelConfig
 from bertjax.data.tokenizers.tokenizer import load_tokenizer
 from bertjax.data.tokenizers.vocabulary import Tokenizer, TokenizerError
 from bertjax.storage.bucket import BucketPath, as_path
@@ -24,7 +24,10 @@ from bertjax.weights.weights import Weights, WeightsError
 
 def model_config(checkpoint: Checkpoint) -> ModelConfig:
     """The model's configuration in a checkpoint."""
-    return Config.from_json(json.dumps({"model": checkpoint.config["model"]})).model
+    try:
+        return Config.from_json(json.dumps({"model": checkpoint.config["model"]})).model
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from error
 
 
 def read_checkpoint(path: str | Path, tokenizer: Tokenizer | None = None) -> Weights:

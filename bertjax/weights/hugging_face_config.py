@@ -32,7 +32,6 @@ GELU: dict[str, Gelu] = {  # Hugging Face: bertjax
     "gelu_pytorch_tanh": "tanh",
 }
 _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
-ARCHITECTURES = tuple(dict.fromkeys(name for h in HEADS.values() for name in h.architectures))
 _REFUSED = {  # keys that must have this value, if they are present
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -154,10 +153,11 @@ def from_model_config(
 def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) -> Head:
     """The head, by the architecture; by the tensors for pre-training or no architecture."""
     architectures = values.get("architectures") or []
+    known = dict.fromkeys(name for head in HEADS.values() for name in head.architectures)
     for name in architectures:
-        if name not in ARCHITECTURES:
+        if name not in known:
             raise WeightsError(
-                f"{source}: the architecture is {name!r}; bertjax reads {', '.join(ARCHITECTURES)}"
+                f"{source}: the architecture is {name!r}; bertjax reads {', '.join(known)}"
             )
     name = architectures[0] if architectures else ""
     named = [head for head in HEADS.values() if name in head.architectures]

@@ -36,9 +36,6 @@ from bertjax.weights.weights import flatten, unflatten
 _LOG = logging.getLogger(__name__)
 
 HUGGING_FACE_PREFIX = "hf:"
-_LAYERS_OF_LABELS = {
-    layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
-}
 
 
 def initial_params(
@@ -162,7 +159,10 @@ def _in_order_of(
     labels: tuple[str, ...], theirs: tuple[str, ...], taken: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`taken` with the head's outputs in the order of `labels`; without a head of other labels."""
-    heads = [path for path in taken if part(path) in _LAYERS_OF_LABELS]
+    of_labels = {
+        layer for head in HEADS.values() if head.labels_have_names for layer in head.layers
+    }
+    heads = [path for path in taken if part(path) in of_labels]
     if labels == theirs or not heads:
         return taken
     if set(labels) != set(theirs):

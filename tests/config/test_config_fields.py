@@ -91,7 +91,10 @@ def test_only_the_choices_of_a_field_are_accepted(name):
     with pytest.raises(ConfigError) as error:
         validate(with_value(name, "x"))
     listed = ", ".join(sorted(FIELDS[name].choices))
-    assert str(error.value) == f"config.{name} = 'x' is not known; choose from {listed}"
+    names = FIELDS[name].setting.names
+    advice = names.advice("x") if names else f"choose from {listed}"
+    assert str(error.value) == f"config.{name} = 'x' is not known; {advice}"
+    assert listed in advice
     with pytest.raises(ConfigError, match=f"config.{name} = 1 is of type int; expected str"):
         validate(with_value(name, 1))
     values = dataclasses.asdict(with_value(name, "x"))

@@ -13,7 +13,7 @@ from english import SPECIAL
 from bertjax.data.tokenizers.tokenizer import WordPieceTokenizer
 from bertjax.tasks.glue import GLUE
 from bertjax.tasks.metrics import METRICS
-from bertjax.tasks.registry import TASK_NAMES, make_task, parse_option
+from bertjax.tasks.registry import TASKS, make_task, parse_option
 from bertjax.tasks.task import TaskError
 
 WORDS = ["a", "good", "film", "bad", "plot", '"', "the", "is"]
@@ -375,7 +375,7 @@ def test_the_tasks_of_any_file_import_no_other_task():
 def test_names_and_options_are_checked():
     with pytest.raises(TaskError, match=r"no task 'colla'; did you mean 'cola'\?"):
         make_task("colla")
-    for name in set(TASK_NAMES) - set(GLUE):
+    for name in set(TASKS) - set(GLUE):
         with pytest.raises(TaskError, match=f"task {name} has no option 'lable_column'"):
             make_task(name, {"lable_column": "x"})
     with pytest.raises(TaskError, match="task cola has no option 'text_column'; it has none"):

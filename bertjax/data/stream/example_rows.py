@@ -15,9 +15,6 @@ from bertjax.heads import HEADS
 _ORDER = 3  # what the key is for; 0 to 2 are those of `reader`
 _LENGTH_UNIT = 8  # tokens; a length is a multiple of it
 _LEAST_BATCHES = 4  # of one shape, except the longest: fewer are not worth a compilation
-_OF_ROWS = {
-    name for head in HEADS.values() for name, answer in head.answers.items() if not answer.per_token
-}
 
 
 class ExampleRows:
@@ -109,8 +106,10 @@ def cut_tokens(arrays: Mapping[str, np.ndarray], length: int) -> Batch:
     Answers per row may have as many labels as a row has tokens: they stay whole.
     """
     width = arrays["input_ids"].shape[1:2]
+    answers = [item for head in HEADS.values() for item in head.answers.items()]
+    of_rows = {name for name, answer in answers if not answer.per_token}
     return {
-        name: array[:, :length] if array.shape[1:2] == width and name not in _OF_ROWS else array
+        name: array[:, :length] if array.shape[1:2] == width and name not in of_rows else array
         for name, array in arrays.items()
     }
 

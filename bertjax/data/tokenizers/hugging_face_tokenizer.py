@@ -124,7 +124,10 @@ def hugging_face_files(tokenizer: Tokenizer, max_positions: int) -> dict[str, st
         model, normalizer, pre_tokenizer = _unigram_description(tokenizer)
         decoder = pre_tokenizer
     else:
-        raise TypeError(f"no Hugging Face form of {type(tokenizer).__name__}")
+        raise TokenizerError(
+            f"tokenizers of kind {tokenizer.kind!r} have no Hugging Face form, so the model cannot "
+            "be written as a Hugging Face folder"
+        )
     cls, sep = names["cls_token"], names["sep_token"]
     description = {
         "version": "1.0",

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from bertjax.data.tokenizers.basic_tokenizer import CJK_RANGES, CLEAN, SPLIT_CASED, SPLIT_UNCASED
-from bertjax.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer
 
@@ -42,7 +41,7 @@ class OffsetEncoder:
     """Encodes texts with offsets, with a cache of chunks, since they repeat.
 
     Args:
-        tokenizer: of either kind.
+        tokenizer: WordPiece, or one that has `encode_with_offsets`.
     """
 
     MAX_CHUNKS = 1 << 16  # in the cache, which is then emptied
@@ -53,9 +52,8 @@ class OffsetEncoder:
 
     def encode(self, text: str) -> Encoding:
         """Return the ids of `tokenizer.encode(text)` and the place of each in `text`."""
-        if isinstance(self._tokenizer, SentencePieceTokenizer):
+        if not isinstance(self._tokenizer, WordPieceTokenizer):
             return _sentence_pieces(self._tokenizer, text)
-        assert isinstance(self._tokenizer, WordPieceTokenizer)
         pieces: list[tuple[int, int, int]] = []
         for match in _CHUNK.finditer(text):
             chunk, at = match.group(), match.start()
@@ -126,7 +124,7 @@ def _decomposed(characters: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return [part for _, run in runs for part in sorted(run, key=rank)]
 
 
-def _sentence_pieces(tokenizer: SentencePieceTokenizer, text: str) -> Encoding:
+def _sentence_pieces(tokenizer: Tokenizer, text: str) -> Encoding:
     ids, starts, ends = tokenizer.encode_with_offsets(text)
     # A piece includes the white space before it; a span must not begin with it.
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):

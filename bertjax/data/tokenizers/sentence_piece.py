@@ -98,6 +98,12 @@ class SentencePieceTokenizer(Tokenizer):
             if id < size:
                 self._from_text[id] = self.unk_id
 
+    @classmethod
+    def from_file(cls, path: Path, *, lower_case: bool, vocab_size: int) -> SentencePieceTokenizer:
+        """See `Tokenizer.from_file`; the model itself says whether it lowers its text."""
+        del lower_case
+        return load_sentencepiece(path, vocab_size=vocab_size)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the model's bytes."""
         return _sentencepiece_from_pickle, (self.content, self.vocab_size)
@@ -126,10 +132,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._from_text[ids], lengths
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the ids of `text`, and int32 start and end of each piece in it, in characters.
-
-        White space before a word is part of the word's first piece.
-        """
+        """See `Tokenizer.encode_with_offsets`."""
         known = text.encode("utf-8", "replace").decode()  # "?" for each half of a surrogate pair
         encoded = self._processor.encode(known, out_type="offset_mapping")
         offsets = np.array(encoded["offsets"], np.int32).reshape(-1, 2)

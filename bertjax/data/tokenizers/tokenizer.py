@@ -23,6 +23,7 @@ from bertjax.data.tokenizers.vocabulary import (
     TokenizerError,
 )
 from bertjax.data.tokenizers.wordpiece import WordPieceTokenizer, guess_casing, load_wordpiece
+from bertjax.registry import Registry
 
 __all__ = [
     "SentencePieceTokenizer",
@@ -32,6 +33,7 @@ __all__ = [
     "from_argument",
     "load_folder",
     "load_tokenizer",
+    "register_tokenizer",
     "train_sentencepiece",
     "train_wordpiece",
 ]
@@ -41,6 +43,27 @@ ARGUMENT_FORMS = (
     "wordpiece:PATH/vocab.txt, sentencepiece:PATH.model, hf:FOLDER of a Hugging Face model, the "
     "folder of a saved tokenizer such as STORE/tokenizer, train:wordpiece or train:sentencepiece"
 )
+
+TOKENIZERS: Registry[type[Tokenizer]] = Registry(
+    "tokenizer",
+    "register_tokenizer",
+    {kind.kind: kind for kind in (WordPieceTokenizer, SentencePieceTokenizer)},
+)
+
+
+def register_tokenizer(kind: type[Tokenizer], *, replace: bool = False) -> None:
+    """Adds a kind of tokenizer, so that folders that it has saved can be loaded.
+
+    `build_store(..., tokenizer=FOLDER)` takes the folder that `kind(...).save` has written.
+
+    Args:
+        kind: the class; its `kind` is the name.
+        replace: whether it may replace another class that you have registered under its name.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    TOKENIZERS.add(kind.kind, kind, replace=replace)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -73,13 +96,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{description}: format_version {version}, expected {FORMAT_VERSION}; it was written "
             "by another version of bertjax"
         )
-    tokenizer: Tokenizer
-    if kind == WordPieceTokenizer.kind:
-        tokenizer = load_wordpiece(path, lower_case=lower_case)
-    elif kind == SentencePieceTokenizer.kind:
-        tokenizer = load_sentencepiece(path, vocab_size=vocab_size)
-    else:
-        raise TokenizerError(f"{description}: kind {kind!r}, expected wordpiece or sentencepiece")
+    if kind not in TOKENIZERS:
+        module = metadata.get("module")
+        where = f" (the module {module})" if module else ""
+        raise TokenizerError(
+            f"{description}: kind {kind!r} is not known; {TOKENIZERS.advice(kind)}{where}"
+        )
+    tokenizer = TOKENIZERS[kind].from_file(path, lower_case=lower_case, vocab_size=vocab_size)
     if tokenizer.hash != expected:
         raise TokenizerError(
             f"{path}: the tokenizer's hash is {tokenizer.hash} but {description} says {expected}: "

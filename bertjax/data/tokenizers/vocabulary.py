@@ -1,6 +1,7 @@
 """What all tokenizers have: pieces, special ids, word starts, a hash, and a folder on disk.
 
-`tokenizer.py` is the entry point; `wordpiece.py` and `sentence_piece.py` are the two kinds.
+`tokenizer.py` is the entry point; `wordpiece.py` and `sentence_piece.py` are the two
+kinds that bertjax has; `register_tokenizer` adds others.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import abc
 import hashlib
 import itertools
 import json
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -35,7 +37,11 @@ class TokenizerError(BertjaxError, ValueError):
 class Tokenizer(abc.ABC):
     """Text to ids and back. No special tokens are added, and text never becomes one.
 
+    A class of your own defines `kind`, `content_file`, `from_file`, `encode` and `decode`.
+
     Attributes:
+        kind: the name of the class in a saved folder.
+        content_file: the name of the vocabulary or model in a saved folder.
         pieces: the piece of each id.
         vocab_size: number of ids.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special pieces.
@@ -50,7 +56,7 @@ class Tokenizer(abc.ABC):
     """
 
     kind: ClassVar[str]
-    content_file: ClassVar[str]  # name of the vocabulary or model in a saved folder
+    content_file: ClassVar[str]
 
     def __init__(
         self,
@@ -77,6 +83,20 @@ class Tokenizer(abc.ABC):
             json.dumps(behaviour, sort_keys=True).encode() + b"\n" + content
         ).hexdigest()
 
+    @classmethod
+    @abc.abstractmethod
+    def from_file(cls, path: Path, *, lower_case: bool, vocab_size: int) -> Self:
+        """Load what `save` wrote.
+
+        Args:
+            path: of `content_file`, which has the bytes of `content`.
+            lower_case: of the tokenizer that was saved.
+            vocab_size: likewise.
+
+        Raises:
+            TokenizerError: the file cannot be used.
+        """
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
@@ -85,7 +105,6 @@ class Tokenizer(abc.ABC):
         """Return the ids of `text` that follows another piece without a space."""
         return self.encode(text)
 
-    @abc.abstractmethod
     def encode_sentences(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode many sentences at once: the fast path of `prepare`.
 
@@ -96,6 +115,23 @@ class Tokenizer(abc.ABC):
             The ids of all sentences one after the other, in `dtype`, and int64 [len(sentences)],
             the number of ids of each; a sentence without any (white space only) has 0.
         """
+        encoded = [self.encode(sentence) for sentence in sentences]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids = itertools.chain.from_iterable(encoded)
+        return np.fromiter(ids, self.dtype, int(lengths.sum())), lengths
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the ids of `text`, and int32 start and end of each piece in it, in characters.
+
+        White space before a word may be part of the word's first piece.
+
+        Raises:
+            TokenizerError: tokenizers of this kind cannot say it.
+        """
+        raise TokenizerError(
+            f"tokenizers of kind {self.kind!r} do not say where in the text a piece is, which "
+            "squad and ner need: define encode_with_offsets in the class"
+        )
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -133,7 +169,17 @@ class Tokenizer(abc.ABC):
             # Not in the hash: a later Unicode only adds characters that had no meaning before.
             "unicode_version": unicodedata.unidata_version,
         }
+        if module := _module_of_user(type(self)):
+            metadata["module"] = module  # to be imported before the folder can be loaded
         (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def _module_of_user(kind: type) -> str:
+    """The module of a class that is not of bertjax, of a script by its file; "" if not known."""
+    module = kind.__module__
+    if module == "__main__":
+        return Path(getattr(sys.modules[module], "__file__", None) or "").stem
+    return "" if module.startswith("bertjax.") else module
 
 
 def check_word_table(num_pieces: int, table_size: int, source: str) -> None:

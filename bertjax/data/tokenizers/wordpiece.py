@@ -137,6 +137,12 @@ class WordPieceTokenizer(Tokenizer):
         )
         self._cache = _ChunkCache(self.pieces, self.unk_id, lower_case)
 
+    @classmethod
+    def from_file(cls, path: Path, *, lower_case: bool, vocab_size: int) -> WordPieceTokenizer:
+        """See `Tokenizer.from_file`; the file has all pieces."""
+        del vocab_size
+        return load_wordpiece(path, lower_case=lower_case)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the cache, which is faster to fill than to send."""
         return _wordpiece_from_pickle, (self.pieces, self.lower_case, self.cache_bytes)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HeadName
 from bertjax.tasks.ner.data import Sentence, read_conll, split_words
 from bertjax.tasks.ner.rows import tagged_rows
 from bertjax.tasks.task import (
@@ -39,11 +38,11 @@ class NerTask(Task[Sentence]):
     label_names: tuple[str, ...] = ()
     name: str = "ner"
     main_metric: str = "f1"
-    head: HeadName = "tagging"
+    head: str = "tagging"
 
     @classmethod
     def for_texts(
-        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+        cls, head: str, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> NerTask:
         """See `Task.for_texts`."""
         return cls(head=head, label_names=label_names)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HeadName
 from bertjax.tasks.squad.answers import search_answers
 from bertjax.tasks.squad.data import Question, read_squad
 from bertjax.tasks.squad.metrics import score_answers
@@ -46,7 +45,7 @@ class SquadTask(Task[Question]):
     max_answer_length: int = 30
     name: str = "squad"
     main_metric: str = "f1"
-    head: HeadName = "span"
+    head: str = "span"
 
     @property
     def takes_pairs(self) -> bool:
@@ -55,7 +54,7 @@ class SquadTask(Task[Question]):
 
     @classmethod
     def for_texts(
-        cls, head: HeadName, label_names: tuple[str, ...], paired: bool, max_length: int
+        cls, head: str, label_names: tuple[str, ...], paired: bool, max_length: int
     ) -> SquadTask:
         """See `Task.for_texts`; a question takes at most half of a row."""
         return cls(head=head, max_query_length=min(cls.max_query_length, max_length // 2))

@@ -65,7 +65,7 @@ def test_a_changed_vocabulary_is_refused(name, request, tmp_path):
         ({"lower_case": False}, "hash"),
         ({"vocab_size": 1001}, "hash"),
         ({"format_version": 2}, "format_version 2, expected 1"),
-        ({"kind": "bpe"}, "kind 'bpe', expected wordpiece or sentencepiece"),
+        ({"kind": "bpe"}, "kind 'bpe' is not known; choose from sentencepiece, wordpiece"),
         ({"hash": None}, "hash"),
     ],
 )
