@@ -18,6 +18,7 @@ from bertjax.encoders import ENCODERS
 from bertjax.heads import HEADS
 from bertjax.tasks.registry import TASKS
 
+pytestmark = pytest.mark.slow
 EXAMPLES = REPOSITORY / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
 WORDS = ("a", "list", "of", "values", "is", "the", "name", "or", "type", "that", "an", "object")
@@ -109,8 +110,8 @@ def test_own_encoder_trains_and_is_loaded(text, tmp_path, monkeypatch, capsys):
 def test_own_head_counts_and_its_saved_run_says_what_to_import(text, tmp_path, monkeypatch, capsys):
     [printed] = run("own_head", text, tmp_path, monkeypatch, capsys)
     scores = json.loads((tmp_path / "count" / "scores.json").read_text())
-    assert scores["scores"]["exact"] == 1.0
-    assert "'exact': 1.0" in printed
+    assert scores["scores"]["minus_error"] > -0.3
+    assert f"'minus_error': {scores['scores']['minus_error']}" in printed
     records = read(tmp_path / "count" / "predictions.jsonl")
     assert [round(record["value"]) for record in records[:5]] == [0, 1, 2, 3, 4]
     bert = bertjax.load(tmp_path / "count")
