@@ -18,8 +18,7 @@ from bertjax.models import BertEncoder
 from bertjax.models.layers import output_layer
 from bertjax.objectives.fine_tuning import Loss, fine_tuning_objective
 from bertjax.parameters import dense_parameters
-from bertjax.tasks.glue import text_options, text_task
-from bertjax.tasks.text_task import TextTask
+from bertjax.tasks.text_task import Columns, TextTask
 
 
 class BertForCounts(nn.Module):
@@ -45,8 +44,8 @@ def poisson_sums(outputs, answers, weights):
 class CountTask(TextTask):
     def scores(self, examples, predictions):
         pairs = zip(examples, predictions, strict=True)
-        exact = sum(round(p["value"]) == e.label for e, p in pairs) / len(examples)
-        return {**super().scores(examples, predictions), "exact": exact}
+        off = sum(abs(p["value"] - e.label) for e, p in pairs) / len(examples)
+        return {**super().scores(examples, predictions), "minus_error": -off}
 
 
 HEAD = Head(
@@ -65,7 +64,8 @@ HEAD = Head(
 )
 LAYER = dense_parameters("count_head", ("hidden_size", 1), ("embed", None), "tokens")
 bertjax.register_head(HEAD, LAYER)
-bertjax.register_task("count", lambda o: text_task("count", o, CountTask), text_options("count"))
+TASK = CountTask("count", "count", Columns("text"), metrics=(), main_metric="minus_error")
+bertjax.register_task("count", lambda options: TASK)
 
 if __name__ == "__main__":
     text, folder = sys.argv[1:]
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     data.write_text("text\tlabel\n" + "".join(f"{texts[n]}\t{n}\n" for n in texts) * 20)
     fast = {"epochs": 10, "batch_size": 10, "learning_rate": 1e-3, "max_length": 32}
     run = bertjax.fine_tune("count", start, f"{folder}/count", data, data, **fast)
-    print(run.scores, bertjax.load(run.workdir).predict(["a list", "an error in an error"]))
+    print(run.scores, bertjax.load(run.workdir).predict([texts[0], texts[2]]))

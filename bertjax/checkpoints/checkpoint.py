@@ -78,7 +78,12 @@ class Checkpoint:
         folder = self.path / "opt_state"
         if abstract is None:
             return _restore(folder, None)
-        return from_dicts(_restore(folder, to_dicts(abstract)), abstract)
+        try:
+            return from_dicts(_restore(folder, to_dicts(abstract)), abstract)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; a run with an optimizer of your own needs the same one to resume"
+            ) from error
 
 
 def resolve(path: Path | BucketPath | str) -> Checkpoint:

@@ -121,7 +121,7 @@ def text_options(name: str) -> dict[str, type]:
     return _COLUMNS | ({"label_names": list} if HEADS[name].labels_have_names else {})
 
 
-def text_task(name: str, options: Mapping[str, Any], kind: type[TextTask] = TextTask) -> TextTask:
+def text_task(name: str, options: Mapping[str, Any]) -> TextTask:
     """Makes the task of a head, such as `classification`, for files with any column names.
 
     Files: .csv with the usual quoting, .tsv and .txt separated by tabs without quoting, .jsonl;
@@ -132,7 +132,6 @@ def text_task(name: str, options: Mapping[str, Any], kind: type[TextTask] = Text
         options: `text_column` ("text"), `text_pair_column` ("" = one text), `label_column`
             ("label") and, where labels are names, `label_names` (those of the training file,
             sorted).
-        kind: the class of the task.
 
     Raises:
         TaskError: an option does not exist or has another type.
@@ -146,4 +145,4 @@ def text_task(name: str, options: Mapping[str, Any], kind: type[TextTask] = Text
     )
     head = HEADS[name]
     metrics = ("accuracy", "f1_macro") if head.labels_have_names else ("spearman", "pearson")
-    return kind(name, head.name, columns, metrics, metrics[0], labels, options=options)
+    return TextTask(name, head.name, columns, metrics, metrics[0], labels, options=options)

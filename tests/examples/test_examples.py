@@ -18,6 +18,7 @@ from bertjax.encoders import ENCODERS
 from bertjax.heads import HEADS
 from bertjax.tasks.registry import TASKS
 
+pytestmark = pytest.mark.slow
 EXAMPLES = REPOSITORY / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
 WORDS = ("a", "list", "of", "values", "is", "the", "name", "or", "type", "that", "an", "object")
@@ -109,8 +110,8 @@ def test_own_encoder_trains_and_is_loaded(text, tmp_path, monkeypatch, capsys):
 def test_own_head_counts_and_its_saved_run_says_what_to_import(text, tmp_path, monkeypatch, capsys):
     [printed] = run("own_head", text, tmp_path, monkeypatch, capsys)
     scores = json.loads((tmp_path / "count" / "scores.json").read_text())
-    assert scores["scores"]["exact"] == 1.0
-    assert "'exact': 1.0" in printed
+    assert scores["scores"]["minus_error"] > -0.3
+    assert f"'minus_error': {scores['scores']['minus_error']}" in printed
     records = read(tmp_path / "count" / "predictions.jsonl")
     assert [round(record["value"]) for record in records[:5]] == [0, 1, 2, 3, 4]
     bert = bertjax.load(tmp_path / "count")
@@ -166,12 +167,16 @@ def test_own_tokenizer_makes_a_store_and_trains(text, tmp_path, monkeypatch, cap
 
 
 def test_worker_processes_know_a_tokenizer_of_a_module(text, tmp_path, monkeypatch):
-    """And do not need it registered in a main guard of the script."""
+    """Also if the script registers it, which they do not run, and not the module."""
     monkeypatch.setattr("bertjax.prepare.build_store.num_cores", lambda: 2)
     monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.delitem(sys.modules, "own_tokenizer", raising=False)
-    module = importlib.import_module("own_tokenizer")
-    module.ByteTokenizer().save(tmp_path / "tokenizer")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "plain_bytes.py").write_text(
+        "import own_tokenizer\nclass PlainBytes(own_tokenizer.ByteTokenizer):\n    kind = 'plain'\n"
+    )
+    module = importlib.import_module("plain_bytes")
+    bertjax.register_tokenizer(module.PlainBytes)
+    module.PlainBytes().save(tmp_path / "tokenizer")
     started = []
 
     class Pool(ProcessPoolExecutor):
@@ -180,9 +185,8 @@ def test_worker_processes_know_a_tokenizer_of_a_module(text, tmp_path, monkeypat
             super().__init__(num_workers, *args)
 
     monkeypatch.setattr("bertjax.prepare.encode_blocks.ProcessPoolExecutor", Pool)
-    store = bertjax.build_store(text, tmp_path / "store", str(tmp_path / "tokenizer"))
+    store = bertjax.build_store(text, tmp_path / "store", tmp_path / "tokenizer")
     assert started == [2]
-    document = text.read_text().split("\n\n")[0]
     tokens = np.concatenate([np.asarray(shard) for shard in store.train.token_shards])
-    first = module.ByteTokenizer().decode(tokens[: len(document)].tolist())
-    assert first[:20] in text.read_text()
+    decoded = module.PlainBytes().decode(tokens.tolist())
+    assert decoded[:40] in text.read_text()
