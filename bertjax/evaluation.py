@@ -23,7 +23,7 @@ from bertjax.training.workdir import open_workdir
 
 
 class Evaluation(NamedTuple):
-    """What a model has scored.
+    """Scores of a model, and its predictions.
 
     Attributes:
       scores: by name; of a task its official metrics, of a store `heldout_...` as in evals.jsonl.

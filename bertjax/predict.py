@@ -164,10 +164,10 @@ def _check_files(values: flags.FlagValues, arguments: list[str]) -> None:
     if len(several := [name for name, value in given.items() if value]) > 1:
         raise InputError(f"{' and '.join(several)}: give one of them")
     if source and (not Path(source).exists() or Path(source).is_dir()):
-        raise InputError(f"--input={source}: no such file; expected texts, one a line")
+        raise InputError(f"--input={source}: no such file; expected texts, one per line")
     if Path(source).suffix.lower() in _NO_TEXTS:
         raise InputError(
-            f"--input={source}: expected texts, one a line, or JSON lines in a file that ends in "
+            f"--input={source}: expected texts, one per line, or JSON lines in a file that ends in "
             ".jsonl, not compressed; the files of a task are read by --examples"
         )
     if target and (Path(target).is_dir() or not Path(target).absolute().parent.is_dir()):
@@ -199,7 +199,7 @@ def _texts(source: str | None, arguments: list[str]) -> Iterator[Input]:
                 is_empty = False
                 yield read(line, f"{path}:{number}")
     if is_empty:
-        raise InputError(f"{path}: has no texts; expected one a line")
+        raise InputError(f"{path}: has no texts; expected one per line")
 
 
 def _record(line: str, where: str) -> Input:

@@ -240,7 +240,7 @@ def test_files_that_are_no_lines_of_text_are_refused(models, tmp_path, name):
     (tmp_path / name).write_bytes(b"a good value\n")
     result = predict(models / "classification", f"--input={tmp_path / name}")
     assert result.returncode == 2
-    assert f"{name}: expected texts, one a line" in result.stderr
+    assert f"{name}: expected texts, one per line" in result.stderr
 
 
 def test_a_text_with_line_feeds_and_tabs_is_one_line(models, tmp_path):

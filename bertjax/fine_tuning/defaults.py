@@ -1,4 +1,4 @@
-"""What a fine-tuning run is where nobody says otherwise, and what nobody can say."""
+"""Default configuration of a fine-tuning run, and the fields that cannot be overridden."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULTS = FineTuningConfig(
     log=LogConfig(every_steps=20),
 )
 
-# What the task and the arguments decide, and what of these sections they leave free.
+# Sections that the task and the arguments decide, and the fields in them that stay free.
 _DECIDED = (
     *("task", "data", "phases", "seed", "init_from", "model.head", "model.num_labels"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "eval"),
@@ -25,5 +25,5 @@ _FREE = ("data.num_threads", "data.prefetch_batches", "eval.every_steps")
 
 
 def is_decided(name: str) -> bool:
-    """Whether the task or an argument decides a field, by dotted name: no override may."""
+    """Whether the task or an argument decides a field (dotted name), so that no override may."""
     return is_within(name, _DECIDED) and name not in _FREE

@@ -18,13 +18,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class GridResult:
-    """What the runs of a grid have come to.
+    """The result of a grid of runs.
 
     Attributes:
       workdir: of the runs, each in a folder of its own, and of table.json.
-      runs: folder name -> the run, of those that were begun and have not diverged; without their
-        `state`, of which a grid would fill the memory.
-      diverged: folder name -> why, of those that have.
+      runs: folder name -> result, for runs that were started and have not diverged. Their `state`
+        is None, because the states of a whole grid would fill the memory.
+      diverged: folder name -> reason, for runs that diverged.
       table: the means and deviations over the seeds, best first, as text; "" if preempted.
       preempted: whether the grid was asked to stop; the same call resumes it.
     """
@@ -141,7 +141,7 @@ def run_one(runs: Runs, workdir: Path) -> FineTuningResult:
 
 
 def run_grid(runs: Runs, workdir: Path) -> GridResult:
-    """Trains and scores each of several runs, and sums them up; see `fine_tune_grid`."""
+    """Trains and scores each run and makes the table; see `fine_tune_grid`."""
     _announce(runs)
     results: dict[str, FineTuningResult] = {}
     diverged: dict[str, str] = {}
@@ -160,7 +160,7 @@ def run_grid(runs: Runs, workdir: Path) -> GridResult:
 
 
 def _announce(runs: Runs) -> None:
-    """Logs what is trained on."""
+    """Logs the task and the number of examples."""
     training = runs.training
     _LOG.info(
         "task %s: %s training examples in %s rows of %d tokens, %s to evaluate on",

@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class FineTuningResult(TrainingResult):
-    """What a fine-tuning run has come to.
+    """The result of a fine-tuning run.
 
     Attributes:
       scores: of the best checkpoint on the evaluation examples, the task's official metrics and

@@ -1,4 +1,4 @@
-"""From a task, its files and a model to the configurations of one run, or of one each of a grid."""
+"""The configurations of one fine-tuning run or of a grid, from a task, its files and a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bertjax.weights.weights import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Fine-tuning runs that differ in their numbers alone, checked and ready to begin.
+    """Fine-tuning runs that differ only in learning rate, batch size, epochs or seed; checked.
 
     Attributes:
       configs: one for each combination of the numbers.
@@ -60,7 +60,7 @@ def open_runs(
     warmup_share: float = 0.1,
     overrides: Mapping[str, Any] | None = None,
 ) -> Runs:
-    """Reads the model and the examples, and finds all that can be wrong before the first step.
+    """Reads the model and the examples, and checks everything before the first step.
 
     Args:
       task_name: one of `bertjax.tasks.registry.TASKS`.
@@ -148,7 +148,7 @@ def open_runs(
 
 
 def check_workdir(workdir: str | Path) -> Path:
-    """Refuses a workdir that no results can be kept in.
+    """Checks that results can be written to a workdir.
 
     Raises:
       ConfigError: it is a file, or in a bucket.

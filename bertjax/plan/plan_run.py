@@ -18,7 +18,7 @@ from bertjax.plan.topology import Target, open_target
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """What a recipe needs on a topology.
+    """Memory, arithmetic and speed of a recipe on a topology.
 
     Attributes:
       config: the recipe, its dtype resolved.

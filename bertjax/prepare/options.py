@@ -1,4 +1,4 @@
-"""What a store is prepared from, and which of it decides the store's content."""
+"""Options of `prepare`, and which of them decide the content of the store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class PrepareError(BertjaxError, ValueError):
 
 
 class PrepareStoppedError(PrepareError):
-    """It had begun: what is finished stays, and the same command goes on from there."""
+    """Preparing stopped on the way. Finished parts stay, and the same command continues."""
 
     exit_code = EXIT_FAILED
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare. `output`, and who does it, do not decide what the store holds."""
+    """Options of `prepare`. `OF_THE_RUN` lists those that do not decide the content."""
 
     input: str  # globs, tfds:NAME/CONFIG:SPLIT or embedded:python, separated by commas
     output: str  # folder of the store
@@ -45,7 +45,7 @@ class PrepareOptions:
 
 
 def check_options(options: PrepareOptions) -> None:
-    """Refuses what cannot work whatever the input is."""
+    """Checks the options without reading the input."""
     if not 0 <= options.heldout_share < 1:
         raise PrepareError(
             f"--heldout_share={options.heldout_share}: expected a share from 0 to below 1, "

@@ -32,7 +32,7 @@ def pretrain(
       optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
 
     Returns:
-      What the run has come to; see `TrainingResult`.
+      Steps, metrics and state; see `TrainingResult`.
 
     Raises:
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.

@@ -77,8 +77,8 @@ def run(
       optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
 
     Returns:
-      What the run has come to; `preempted` where it was asked to stop (SIGTERM, SIGINT) and has
-      saved. Signals are heard where this runs in the main thread.
+      Steps, metrics and state. `preempted` is true if a signal (SIGTERM, SIGINT) stopped the run,
+      which is saved then. Signals arrive only if this runs in the main thread.
 
     Raises:
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.

@@ -1,4 +1,4 @@
-"""What a run has come to."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bertjax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """What a run has come to when it returns.
+    """The result of a run, finished or preempted.
 
     Attributes:
       workdir: of the run; `bertjax.load` reads the model from there.
-      steps: updates made, over all restarts.
-      metrics: the last evaluation, `heldout_...` each; empty before the first one.
-      preempted: whether the run was asked to stop (SIGTERM, SIGINT) and has saved; the same call
+      steps: number of updates, over all restarts.
+      metrics: the last evaluation, with names `heldout_...`; empty before the first evaluation.
+      preempted: whether a signal (SIGTERM, SIGINT) stopped the run. It was saved, and the same call
         resumes it.
-      state: step, parameters (`state.params`) and the optimizer's state, laid out on the devices;
-        None where the run was stopped before it had begun, and in a `GridResult`.
+      state: step, parameters (`state.params`) and optimizer state, laid out on the devices. None
+        if the run was stopped before its first step, and in a `GridResult`.
     """
 
     workdir: Path | BucketPath
@@ -33,5 +33,5 @@ class TrainingResult:
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with: 0 = finished, 75 = preempted."""
+        """The exit code of the command: 0 = finished, 75 = preempted."""
         return EXIT_PREEMPTED if self.preempted else EXIT_FINISHED
