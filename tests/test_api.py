@@ -148,6 +148,7 @@ def drawn(wordpiece, head, **changes):
     return Encoder(config, init_params(config, 3), wordpiece, labels)
 
 
+@pytest.mark.slow
 def test_one_text_has_one_answer_and_a_list_has_a_list(wordpiece):
     bert = drawn(wordpiece, "classification", num_labels=3)
     assert bert.can == ("classify", "embed")
@@ -194,6 +195,7 @@ def test_a_model_says_what_it_is(wordpiece):
     )
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_is_evaluated_as_its_run_was(store, whole_run):
     overrides = {"eval.max_rows": micro(store).eval.max_rows}
     found = bertjax.evaluate(whole_run, store, overrides=overrides).scores

@@ -17,6 +17,8 @@ from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore, res
 from bertjax.checkpoints.checkpoint_directory import find_faults
 from bertjax.storage.bucket import BucketPath
 
+pytestmark = pytest.mark.slow
+
 
 def names_in(workdir: BucketPath) -> list[str]:
     return (workdir / "checkpoints").folders()

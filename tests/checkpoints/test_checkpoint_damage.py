@@ -20,7 +20,10 @@ from bertjax.checkpoints import sealing
 from bertjax.checkpoints.checkpoint import CheckpointError, CheckpointStore, resolve
 
 # What a failed write of orbax leaves behind; pytest hides the filter that `quiet_orbax` sets.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'async_serialize:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine 'async_serialize:RuntimeWarning"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(autouse=True)

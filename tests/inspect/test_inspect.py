@@ -208,6 +208,7 @@ def test_the_command_writes_a_page_and_its_status_says_what_it_found(tmp_path, d
     assert page(inspect_texts(str(bad))) == (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_works_in_both_collections_of_novels(tmp_path, shared_data):
     chosen = {
         "novels": ("Trollope_Warden_1855", "Chesterton_Thursday_1908", "Eliot_Adam_1859"),

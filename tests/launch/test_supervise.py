@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "supervise.sh"
 CHILD = Path(__file__).parent / "child.py"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from bertjax.models.kernels import attention_kernel
 from bertjax.models.kernels.fused_attention import fused_attention
 from bertjax.models.visibility import Visibility
 
-pytestmark = pytest.mark.kernels
+pytestmark = [pytest.mark.kernels, pytest.mark.slow]
 
 EPSILON = float(np.finfo(np.float32).eps)
 TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}

@@ -107,6 +107,7 @@ def test_cross_entropy_is_stable_for_large_logits():
     assert (weight, correct) == (11, 10)  # of equal logits each counts as the largest
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_microbatches_add_up_to_those_of_the_batch(params, batch):
     """With dropout; in float64, where only the order of the sums may differ."""
     with jax.enable_x64(True):

@@ -349,6 +349,7 @@ def test_arithmetic_of_a_gpu_is_labelled():
     assert reduce.bytes_each == 2 * parameters
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_would():
     target = gpu_target("a100:8")
     config = phase_plan.resolve(recipes.load_recipe("large"), target)
@@ -366,6 +367,7 @@ def test_what_does_not_fit_says_what_would():
         assert phase_plan.plan_phase(config, 1, target).fits is fits
 
 
+@pytest.mark.slow
 def test_search_prefers_what_fits_and_is_faster():
     target = gpu_target("a100:8")
     config = phase_plan.resolve(recipes.load_recipe("base"), target)

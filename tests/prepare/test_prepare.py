@@ -87,6 +87,7 @@ def test_the_store_holds_the_text(corpus, whole):
         )
 
 
+@pytest.mark.slow
 def test_three_workers_give_the_same_bytes(corpus, vocabulary, whole, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=3))
     finish(process, 0)
@@ -132,6 +133,7 @@ def test_kill_and_restart_give_the_same_bytes(corpus, vocabulary, whole, tmp_pat
     assert contents(tmp_path / "s") == contents(whole)
 
 
+@pytest.mark.slow
 def test_damaged_shard_is_written_again(corpus, vocabulary, whole, tmp_path, caplog):
     caplog.set_level("INFO", "bertjax")
     chosen = options(corpus, tmp_path / "s", vocabulary)
@@ -148,6 +150,7 @@ def test_damaged_shard_is_written_again(corpus, vocabulary, whole, tmp_path, cap
     assert contents(tmp_path / "s") == contents(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "bertjax")
     chosen = options(corpus, tmp_path / "s", vocabulary)
@@ -175,6 +178,7 @@ def test_killed_at_the_very_end(corpus, vocabulary, whole, tmp_path, monkeypatch
     assert contents(tmp_path / "s") == contents(whole)
 
 
+@pytest.mark.slow
 def test_killed_worker(corpus, vocabulary, whole, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
@@ -183,6 +187,7 @@ def test_killed_worker(corpus, vocabulary, whole, tmp_path):
     assert contents(tmp_path / "s") == contents(whole)
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying(corpus, vocabulary, whole, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     while process.poll() is None:
@@ -194,6 +199,7 @@ def test_workers_that_keep_dying(corpus, vocabulary, whole, tmp_path):
     assert contents(tmp_path / "s") == contents(whole)
 
 
+@pytest.mark.slow
 def test_interrupt(corpus, vocabulary, tmp_path):
     process = start(options(corpus, tmp_path / "s", vocabulary, num_workers=2))
     wait_for_part(process, tmp_path / "s", 0)
@@ -201,6 +207,7 @@ def test_interrupt(corpus, vocabulary, tmp_path):
     assert "continues where it stopped" in finish(process, 130)
 
 
+@pytest.mark.slow
 def test_no_room(corpus, vocabulary, whole, tmp_path):
     """A limit on the size of files stands for a full disk: the same error at the same place."""
     chosen = options(corpus, tmp_path / "s", vocabulary)

@@ -272,6 +272,7 @@ def test_a_signal_is_noted_even_where_its_exception_gets_lost():
         assert guard.requested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, "KeyboardInterrupt")]
 )

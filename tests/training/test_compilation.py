@@ -100,5 +100,6 @@ def test_a_state_that_cannot_fit_is_refused_with_advice_that_helps(monkeypatch):
         compile_step(4, 200_000, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_given_number_of_microbatches_is_taken_as_it_is_told(monkeypatch):
     assert compile_step(4, 200_000, monkeypatch, num_microbatches=2)[1] == 2

@@ -159,6 +159,7 @@ def test_a_size_decides_where_nothing_is_set():
     assert shuffle_window(-1, Large()) == 2**18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 0.9])
 def test_blocks_are_asked_for_ahead_of_time(monkeypatch, tmp_path, share):
     """What a window's rows need has been asked for, with the window after it; no more is kept."""

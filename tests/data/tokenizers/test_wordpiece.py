@@ -310,6 +310,7 @@ def test_ids_equal_the_oracle_on_real_text(vocabulary, shared_data):
         assert_equal_to_oracle(tokenizer, sample_lines(corpus, 100_000))
 
 
+@pytest.mark.slow
 @CASINGS
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_ids_of_a_real_vocabulary_equal_the_oracle_on_hard_text(
