@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from bertjax.config import Config, DataConfig, OptimizerConfig
 from bertjax.config.checks import validate
@@ -93,7 +92,5 @@ def _on_store(encoder: Encoder, store: str, overrides: Mapping[str, Any]) -> dic
             config.eval.max_rows,
             mesh,
         )
-        params = jax.device_put(
-            jax.tree.map(np.asarray, encoder.params), parameter_shardings(encoder.params, mesh)
-        )
+        params = jax.device_put(encoder.params, parameter_shardings(encoder.params, mesh))
         return evaluation.run(params)

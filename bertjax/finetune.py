@@ -116,10 +116,8 @@ def _fine_tune(values: flags.FlagValues, overrides: Mapping[str, Any]) -> typing
     for name in _NEEDED:
         if not values[name].value:
             raise ConfigError(f"--{name} is missing: {values[name].help}")
-    from bertjax.fine_tuning.runs import check_workdir
     from bertjax.parallel import distributed
 
-    check_workdir(values.workdir)
     with errors_in_one_line(distributed.end):
         distributed.end(_run(values, overrides))
 
@@ -129,6 +127,7 @@ def _run(values: flags.FlagValues, overrides: Mapping[str, Any]) -> int:
     from bertjax.fine_tuning.runs import check_workdir, open_runs
     from bertjax.training.loop import TrainingDivergedError
 
+    workdir = check_workdir(values.workdir)
     runs = open_runs(
         values.task,
         values.init_from,
@@ -146,7 +145,6 @@ def _run(values: flags.FlagValues, overrides: Mapping[str, Any]) -> int:
     if values.print_config:
         print("\n".join(config.to_json() for config in runs.configs))
         return EXIT_FINISHED
-    workdir = check_workdir(values.workdir)
     if len(runs.configs) == 1:
         return run_one(runs, workdir).exit_code
     result = run_grid(runs, workdir)

@@ -57,6 +57,13 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Config
     return with_overrides(config, overrides or {})
 
 
+def open_recipe(config: Config | str, overrides: Mapping[str, Any] | None) -> Config:
+    """A copy of a recipe, given by name, path or object, with `overrides`; see `load_recipe`."""
+    if isinstance(config, str):
+        return load_recipe(config, overrides)
+    return with_overrides(config, overrides or {})
+
+
 def _recipe_folder() -> Path:
     """Where bertjax.configs is installed, or configs/ beside an uninstalled checkout."""
     spec = importlib.util.find_spec("bertjax.configs")

@@ -21,6 +21,7 @@ from bertjax.fine_tuning.table import in_full
 from bertjax.heads import HEADS
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.tasks.registry import make_task
+from bertjax.training.workdir import open_workdir
 from bertjax.weights.formats import HUGGING_FACE, TF1, detect_format, read_weights
 from bertjax.weights.hugging_face_folder import read_folder
 from bertjax.weights.weights import Weights
@@ -153,13 +154,11 @@ def check_workdir(workdir: str | Path) -> Path:
     Raises:
       ConfigError: it is a file, or in a bucket.
     """
-    if Path(workdir).is_file():
-        raise ConfigError(f"--workdir={workdir}: is a file; name a folder")
     if is_bucket_path(workdir):
         raise ConfigError(
             f"--workdir={workdir}: fine-tuning keeps its results on a disk; name a folder"
         )
-    return Path(workdir)
+    return open_workdir(workdir).local  # which refuses a file
 
 
 def folder_name(config: FineTuningConfig) -> str:

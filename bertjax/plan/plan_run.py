@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from bertjax.cli.recipes import load_recipe
+from bertjax.cli.recipes import open_recipe
 from bertjax.config import Config, ConfigError
 from bertjax.config.checks import validate
-from bertjax.config.overrides import with_overrides
 from bertjax.plan import report
 from bertjax.plan.phase_plan import PhasePlan, advise, plan_phase, resolve
 from bertjax.plan.search import SearchResult, search
@@ -117,9 +116,7 @@ def _open(
     config: Config | str, phase: int | None, overrides: Mapping[str, Any] | None
 ) -> tuple[Config, list[int]]:
     """The recipe, checked, and the phases to plan for."""
-    if isinstance(config, str):
-        config = load_recipe(config)
-    config = with_overrides(config, overrides or {})
+    config = open_recipe(config, overrides)
     validate(config)
     num_phases = len(config.resolved_phases())
     if phase is not None and not 0 <= phase < num_phases:

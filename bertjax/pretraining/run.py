@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertjax.cli.recipes import load_recipe
+from bertjax.cli.recipes import open_recipe
 from bertjax.config import Config
-from bertjax.config.overrides import with_overrides
 from bertjax.config.store_list import store_list
 from bertjax.pretraining.job import Pretraining
 from bertjax.storage.bucket import is_bucket_path, require_client
@@ -38,9 +37,7 @@ def pretrain(
       ConfigError: a setting cannot work, or contradicts the run in `workdir`.
       BertjaxError: others of `loop.run`.
     """
-    if isinstance(config, str):
-        config = load_recipe(config)
-    config = with_overrides(config, overrides or {})
+    config = open_recipe(config, overrides)
     stores = [store.path for store in store_list(config.data)]
     if any(map(is_bucket_path, (workdir, *stores, config.data.eval_store, config.init_from))):
         require_client()  # before any work
