@@ -43,6 +43,8 @@ class Head:
       layers: groups of parameters beside the encoder's: the first parts of their paths.
       pooled: when the pooled output is read.
       can_pack: rows may hold several pairs.
+      predicts_next: each token predicts the next one, of a left-to-right model: rows of a store
+        have no masks, and the head runs on all tokens.
       num_labels: width of the output if it is always the same (1 = a number, whose axis is
         dropped); 0 = the number of labels.
       fewest_labels: least value of `config.model.num_labels`; 0 = it is not used.
@@ -72,6 +74,7 @@ class Head:
     layers: tuple[str, ...] = ()
     pooled: Literal["always", "for next sentence", "never"] = "never"
     can_pack: bool = False
+    predicts_next: bool = False
     num_labels: int = 0
     fewest_labels: int = 0
     labels_have_names: bool = False
@@ -116,6 +119,18 @@ _BUILT_IN: dict[str, Head] = {
             architectures=("BertForPreTraining", "BertForMaskedLM"),
             hugging_face_tensor="cls.predictions.bias",
             tf1_tensor="cls/predictions/output_bias",
+        ),
+        Head(
+            name="causal",
+            module="bertjax.models.causal:BertForCausalLM",
+            trained_on="store",
+            objective="bertjax.objectives.causal:causal_objective",
+            inputs=(*INPUTS, "masked_positions"),
+            layers=("mlm_head",),
+            can_pack=True,
+            predicts_next=True,
+            architectures=("BertLMHeadModel",),
+            hugging_face_tensor="cls.predictions.bias",
         ),
         Head(
             name="encoder",

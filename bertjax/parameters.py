@@ -282,14 +282,16 @@ def products(config: ModelConfig, length: int, max_predictions: int, num_pairs: 
     Args:
       config: of the model.
       length: tokens of the row, padding included.
-      max_predictions: largest number of masked positions of the row.
+      max_predictions: largest number of masked positions of the row; not read for a head that
+        predicts the next token.
       num_pairs: largest number of pairs of the row.
     """
     head, lines = HEADS[config.head], parameters(config)
     reads_pooled = head.reads_pooled(config.next_sentence)
+    predictions = length if head.predicts_next else max_predictions
     times = {
         "tokens": length,
-        "predictions": max_predictions if "masked_positions" in head.inputs else 0,
+        "predictions": predictions if "masked_positions" in head.inputs else 0,
         # Pre-training without next sentence has a pooler, but does not run it.
         "pairs": 0 if head.trained_on == "store" and not reads_pooled else num_pairs,
         "": 0,

@@ -166,6 +166,7 @@ def make_workdir(
         dtype="float32",
         head=head,
         num_labels=num_labels,
+        direction="left_to_right" if record.predicts_next else "bidirectional",
     )
     params = jax.tree.map(np.asarray, init_params(config, seed))
     weights = Weights("drawn", config, params, tokenizer or make_tokenizer(), tuple(labels))

@@ -50,6 +50,12 @@ def validate(config: Config) -> None:
         "from it: set config.model.next_sentence=false, for rows of consecutive sentences",
     )
     _require(
+        model.direction == "left_to_right" or not head.predicts_next,
+        f"config.model.head = {model.head!r} predicts the next token, which a model with "
+        f"config.model.direction = {model.direction!r} sees: set "
+        "config.model.direction=left_to_right",
+    )
+    _require(
         model.num_labels >= head.fewest_labels,
         f"config.model.num_labels = {model.num_labels}: {model.head} needs {head.fewest_labels} "
         "at least",

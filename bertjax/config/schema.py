@@ -90,6 +90,16 @@ class ModelConfig:
         values={"bert": "as published"},
         names=ENCODERS,
     )
+    direction: Literal["bidirectional", "left_to_right"] = setting(
+        "bidirectional",
+        "Which tokens a token attends to.",
+        values={
+            "bidirectional": "all tokens, as BERT",
+            "left_to_right": "itself and those before it, as GPT; heads read the last token where "
+            "BERT reads [CLS]",
+        },
+        not_of_encoder=True,
+    )
     next_sentence: bool = setting(
         True,
         "Predict whether the second sentence follows the first (NSP).",
@@ -98,14 +108,16 @@ class ModelConfig:
     )
     pooler: bool = setting(
         True,
-        "Have a pooler, a dense layer on [CLS]. NSP, classification and regression need it.",
+        "Have a pooler, a dense layer on [CLS] (on the last token of a left-to-right model). NSP, "
+        "classification and regression need it.",
         not_of_encoder=True,
     )
     head: str = setting(
         "pretraining",
         "The layers on the encoder; fine-tuning sets it. The head of pre-training predicts masked "
-        "tokens and next sentences, classification and regression give a label or a number for "
-        "each row, span the start and end of an answer, and tagging a label for each word.",
+        "tokens and next sentences, causal the next token at every token, classification and "
+        "regression give a label or a number for each row, span the start and end of an answer, "
+        "and tagging a label for each word.",
         values={"encoder": "no head"},
         names=HEADS,
         not_of_encoder=True,

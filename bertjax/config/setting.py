@@ -30,8 +30,8 @@ class Setting:
         stop, save, evaluate and report.
       names: a registry, if the values are its names.
       not_of_encoder: the field does not change what the parameters of the encoder mean. It
-        describes the head, the initialization or the dropout, so two models with the same encoder
-        may differ in it.
+        describes the head, the initialization, the dropout or the direction, so a model may start
+        from the encoder of another that differs in it.
     """
 
     meaning: str = ""

@@ -10,6 +10,7 @@ from bertjax.models.build import (
     make_model,
     without_gradients,
 )
+from bertjax.models.causal import BertForCausalLM
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.fine_tuning import (
     BertForClassification,
@@ -17,14 +18,17 @@ from bertjax.models.fine_tuning import (
     BertForTagging,
     name_outputs,
 )
+from bertjax.models.mlm_head import MaskedLanguageModelHead
 from bertjax.models.pretraining import BertForPreTraining
 
 __all__ = [
     "BertEncoder",
+    "BertForCausalLM",
     "BertForClassification",
     "BertForPreTraining",
     "BertForSpans",
     "BertForTagging",
+    "MaskedLanguageModelHead",
     "Packing",
     "abstract_params",
     "apply_model",

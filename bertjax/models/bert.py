@@ -176,6 +176,18 @@ class LayerStack(nn.Module):
         return hidden_states
 
 
+def last_tokens(segment_ids: jax.Array, count: int) -> jax.Array:
+    """Where each of the segments 1 to `count` ends, int32 [b, count]; 0 for one without tokens.
+
+    Args:
+      segment_ids: int [b, t], 0 = padding.
+      count: of the segments.
+    """
+    places = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    is_own = segment_ids[:, None, :] == jnp.arange(1, count + 1)[:, None]
+    return jnp.max(jnp.where(is_own, places, 0), axis=2)
+
+
 def _stack(trees: list[Any]) -> Any:
     """Stacks trees into one, whose leaves have a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -236,7 +248,8 @@ class BertEncoder(nn.Module):
         Returns:
           hidden_states [b, t, d], and pooled [b, d] (tanh of a dense layer on token 0), [b, p, d]
           with `packing` (on the first token of each pair), or None if `config.pooler` is off;
-          both in the compute dtype.
+          both in the compute dtype. A left-to-right model pools the last token in place of the
+          first, which sees no other.
 
         Raises:
           ValueError: rows longer than `max_positions`, `dtype` not resolved, a number of keys that
@@ -248,18 +261,25 @@ class BertEncoder(nn.Module):
                 f"padding: found {'neither' if packing is None else 'both'}"
             )
         segment_ids: Any = attention_mask if packing is None else packing.segment_ids
-        visibility = Visibility(segment_ids.astype(jnp.int32), packed=packing is not None)
+        is_causal = self.config.direction == "left_to_right"
+        visibility = Visibility(segment_ids.astype(jnp.int32), packing is not None, is_causal)
         embedding_keys, *layer_keys = split_row_keys(row_keys, 1 + self.config.num_layers)
         position_ids = None if packing is None else packing.position_ids
         x = self.embeddings(input_ids, token_type_ids, embedding_keys, position_ids)
         x = self.encoder(x, visibility, layer_keys)
         if not self.config.pooler:
             return x, None
-        if packing is None:
+        if packing is None and not is_causal:
             return x, jnp.tanh(self.pooler(x[:, 0]))
-        first = jnp.take_along_axis(x, packing.cls_positions[:, :, None], axis=1)
-        first = hidden_rows(self.config, first)
-        return x, jnp.tanh(self.pooler(first))
+        if packing is None:
+            places = last_tokens(visibility.segment_ids, 1)
+        elif is_causal:
+            places = last_tokens(packing.segment_ids, packing.cls_positions.shape[1])
+        else:
+            places = packing.cls_positions
+        pooled = jnp.take_along_axis(x, places[:, :, None], axis=1)
+        pooled = jnp.tanh(self.pooler(hidden_rows(self.config, pooled)))
+        return x, pooled[:, 0] if packing is None else pooled
 
     def word_table(self) -> jax.Array:
         """The word table [v, d], which the decoder of masked tokens shares."""

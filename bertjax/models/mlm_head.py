@@ -42,26 +42,28 @@ class TiedDecoder(nn.Module):
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Dense, GELU, LayerNorm, tied decoder; on the masked positions only."""
+    """Dense, GELU, LayerNorm, tied decoder; on some positions, such as the masked ones."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, hidden_states: jax.Array, masked_positions: jax.Array, word_table: jax.Array
+        self, hidden_states: jax.Array, positions: jax.Array | None, word_table: jax.Array
     ) -> jax.Array:
-        """Predicts the tokens at the masked positions.
+        """Predicts tokens: those at the positions, or after them if the model is left-to-right.
 
         Args:
           hidden_states: [b, t, d] of the encoder.
-          masked_positions: [b, m], each in [0, t).
+          positions: [b, m], each in [0, t); None = all t of them.
           word_table: [v, d].
 
         Returns:
           Float32 logits [b, m, v].
         """
-        # Gathered before the dense layer, for about seven times less work than on all positions.
-        x = jnp.take_along_axis(hidden_states, masked_positions[:, :, None], axis=1)
+        x = hidden_states
+        if positions is not None:
+            # Before the dense layer, for about seven times less work than on all positions.
+            x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
         x = hidden_rows(self.config, x)
         x = gelu(self.config, dense(self.config, self.config.hidden_size, name="dense")(x))
         x = LayerNorm(self.config, name="layer_norm")(x)

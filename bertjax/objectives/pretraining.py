@@ -176,7 +176,7 @@ def frequency_baselines(
       added to each count, in nats; and, with `next_sentence`, nsp_majority, the share of the more
       frequent next-sentence label.
     """
-    log_probability = np.log((unigrams + 1) / (unigrams.sum() + len(unigrams)))
+    log_probability = unigram_log_probabilities(unigrams)
     nats = masked = random_pairs = pairs = 0.0
     for batch in batches:
         weights = batch["masked_weights"]
@@ -188,6 +188,11 @@ def frequency_baselines(
     if next_sentence:
         baselines["nsp_majority"] = max(random_pairs, pairs - random_pairs) / pairs
     return baselines
+
+
+def unigram_log_probabilities(unigrams: np.ndarray) -> np.ndarray:
+    """Log-probability of each id [v], in nats, by its count [v] and one more."""
+    return np.asarray(np.log((unigrams + 1) / (unigrams.sum() + len(unigrams))))
 
 
 def pretraining_fields(phase: Phase) -> Fields:

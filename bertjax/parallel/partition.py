@@ -169,6 +169,8 @@ def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
         # With all three axes XLA's partitioner aborts (jax 0.10.2), so the compiler decides then.
         if sizes is None or sizes["data"] == 1 or min(sizes["fsdp"], sizes["tensor"]) > 1:
             return function(params, rows)
+        if "data" not in _row_axes():  # inside another such call, which sums
+            return function(params, rows)
         return jax.shard_map(
             lambda params, rows: jax.lax.psum(function(params, rows), "data"),
             in_specs=(PartitionSpec(), PartitionSpec(None, "data")),

@@ -23,6 +23,7 @@ from bertjax.data.stream.reader import RowReader, Rows
 from bertjax.data.stream.row_order import shuffle_window
 from bertjax.data.stream.rows import RowSpec
 from bertjax.data.tokenizers.tokenizer import Tokenizer
+from bertjax.heads import HEADS
 from bertjax.parallel.distributed import wait_for_all
 from bertjax.prepare.embedded_store import prepare_embedded
 from bertjax.storage.bucket import BucketPath
@@ -236,7 +237,9 @@ def evaluation_spec(config: Config, max_length: int) -> RowSpec:
     """What held-out rows look like: whether they are pairs is all that training decides."""
     return RowSpec(
         max_length=max_length,
-        max_predictions=min(max_predictions(config.eval.mask_rate, max_length), max_length),
+        max_predictions=_num_masks(
+            config, min(max_predictions(config.eval.mask_rate, max_length), max_length)
+        ),
         mask_rate=config.eval.mask_rate,
         masking=config.eval.masking,
         short_row_rate=config.eval.short_row_rate,
@@ -248,9 +251,14 @@ def row_spec(config: Config, phase: Phase) -> RowSpec:
     """What the training rows of a phase look like."""
     return RowSpec(
         max_length=phase.max_length,
-        max_predictions=phase.max_predictions,
+        max_predictions=_num_masks(config, phase.max_predictions),
         mask_rate=config.data.mask_rate,
         masking=config.data.masking,
         short_row_rate=config.data.short_row_rate,
         next_sentence=config.model.next_sentence,
     )
+
+
+def _num_masks(config: Config, most: int) -> int:
+    """Masked positions per row: `most`, or 0 where each token predicts the next one."""
+    return 0 if HEADS[config.model.head].predicts_next else most

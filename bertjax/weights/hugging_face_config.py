@@ -35,7 +35,6 @@ _HIDDEN_ACT = {"erf": "gelu", "tanh": "gelu_new"}
 _REFUSED = {  # keys that must have this value, if they are present
     "model_type": "bert",
     "position_embedding_type": "absolute",
-    "is_decoder": False,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
@@ -100,7 +99,14 @@ def to_model_config(
         ),
         pooler=head.pooled == "always" or "pooler.dense.weight" in known,
         num_labels=len(labels) if head.labels_have_names else head.fewest_labels,
+        direction="left_to_right" if values.get("is_decoder") else "bidirectional",
     )
+    if head.predicts_next and not values.get("is_decoder"):
+        raise WeightsError(
+            f"{source}: the architecture is {head.architectures[0]!r}, and is_decoder is not true: "
+            "such a model sees the token that it predicts; set is_decoder if it was trained so"
+        )
+    _check_pooled(config, source)
     if config.next_sentence and not config.pooler:
         raise WeightsError(
             f"{source}: the weights have cls.seq_relationship but no pooler (bert.pooler.dense), "
@@ -132,6 +138,7 @@ def from_model_config(
                 f"model.{name} is {value!r}; transformers' BERT has {field.default!r} only, so "
                 "that this model cannot be written as a Hugging Face folder"
             )
+    _check_pooled(config, "the model")
     values: dict[str, Any] = {
         "architectures": [head.architectures[0 if config.next_sentence else -1]],
         "model_type": "bert",
@@ -140,6 +147,8 @@ def from_model_config(
         "position_embedding_type": "absolute",
         "pad_token_id": pad_id,
     }
+    if config.direction == "left_to_right":
+        values["is_decoder"] = True
     if head.fewest_labels:
         names = labels or [f"LABEL_{i}" for i in range(config.num_labels)]
         values["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -165,8 +174,10 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
         return named[0] if len(named) == 1 else _of_problem_type(named, values, source)
     # Published folders say BertForMaskedLM or BertModel and hold both pre-training heads.
     found = [head for head in HEADS.values() if head.hugging_face_tensor in tensor_names]
-    if pretrained := [head for head in found if head.trained_on == "store"]:
-        return pretrained[0]
+    is_causal = named[0].predicts_next if named else bool(values.get("is_decoder"))
+    pretrained = [head for head in found if head.trained_on == "store"]
+    if fitting := [head for head in pretrained if head.predicts_next == is_causal]:
+        return fitting[0]
     if named or not found:
         return named[0] if named else ENCODER_ALONE
     meant = list(dict.fromkeys(head.architectures[0] for head in found))
@@ -177,6 +188,21 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
             'say "architectures": ' + " or ".join(f'["{name}"]' for name in meant)
         )
     return found[0]
+
+
+def _check_pooled(config: ModelConfig, source: str) -> None:
+    """Refuses a left-to-right model whose pooled output is part of it.
+
+    bertjax pools the last token of such a model. transformers pools [CLS], which sees no other.
+    """
+    head = HEADS[config.head]
+    is_part = head.reads_pooled(config.next_sentence) or not head.layers
+    if config.direction == "left_to_right" and config.pooler and is_part:
+        raise WeightsError(
+            f"{source}: is a left-to-right model (is_decoder) with a pooler, which reads the last "
+            "token in bertjax and [CLS] in transformers, so that it cannot be converted; models "
+            "with the heads causal, span and tagging can, and an encoder without a pooler"
+        )
 
 
 def _of_problem_type(heads: Sequence[Head], values: dict[str, Any], source: str) -> Head:

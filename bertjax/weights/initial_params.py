@@ -89,6 +89,12 @@ def initial_params(
         source.name,
         f", without its {', '.join(left)}" if left else "",
     )
+    if source.config.direction != model.direction:
+        _LOG.info(
+            "it was trained %s, and is trained %s from now on (config.model.direction)",
+            source.config.direction,
+            model.direction,
+        )
     return _with_drawn(taken, model, wanted, seed)
 
 

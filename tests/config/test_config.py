@@ -78,7 +78,7 @@ seed
 model.vocab_size model.hidden_size model.num_layers model.num_heads model.intermediate_size
 model.max_positions model.num_token_types model.dropout_rate model.attention_dropout_rate
 model.gelu model.layer_norm_eps model.initializer_range model.next_sentence model.pooler
-model.head model.num_labels model.encoder
+model.head model.num_labels model.encoder model.direction
 data.global_batch_size data.max_length data.max_predictions data.mask_rate data.masking
 data.short_row_rate data.shuffle_window data.packing_depth
 phases[0].num_steps phases[0].max_length phases[0].global_batch_size phases[0].max_predictions
@@ -140,6 +140,7 @@ def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
         ),
         ("model.head", "tagger", "did you mean 'tagging'?"),
         ("model.head", "tagging", "config.model.num_labels = 0: tagging needs 2 at least"),
+        ("model.head", "causal", "set config.model.next_sentence=false"),
         ("model.pooler", False, "'pretraining' reads the pooled output, for next sentence"),
         ("data.max_length", 129, "is beyond config.model.max_positions = 128"),
         (

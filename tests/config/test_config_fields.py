@@ -175,7 +175,7 @@ def test_help_shows_every_field_within_the_terminal(columns, width):
     assert found["model.gelu"][1] == "tanh|erf"
     if width == 60:
         assert found["model.head"][1] == "..."
-        assert "One of pretraining, encoder" in " ".join(result.stdout.split())
+        assert "One of pretraining, causal, encoder" in " ".join(result.stdout.split())
     assert found["data.max_length"][1] == "TOKENS"
 
 

@@ -252,7 +252,10 @@ def test_tensors_that_do_not_fit_are_listed_by_name(tmp_path):
     [
         ("encoder", {"model_type": "roberta"}, "model_type is 'roberta'"),
         ("encoder", {"position_embedding_type": "relative_key"}, "position_embedding_type is"),
-        ("encoder", {"is_decoder": True}, "is_decoder is True"),
+        ("encoder", {"is_decoder": True}, "left-to-right model .* with a pooler"),
+        ("pretraining", {"is_decoder": True}, "left-to-right model .* with a pooler"),
+        ("classification", {"is_decoder": True}, "left-to-right model .* with a pooler"),
+        ("pretraining", {"architectures": ["BertLMHeadModel"]}, "and is_decoder is not true"),
         ("encoder", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("encoder", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("classification", {"problem_type": "regression"}, "predicts 3 numbers"),

@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import logging
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class PackedRows:
         if depth < 2:
             raise ValueError(f"a packed row holds 2 pairs or more, found a depth of {depth}")
         needed = packed_predictions(spec.mask_rate, spec.max_length, depth)
-        if spec.max_predictions < needed:
+        if 0 < spec.max_predictions < needed:
             raise ValueError(
                 f"max_predictions is {spec.max_predictions}, but a row of {spec.max_length} tokens "
                 f"in up to {depth} pairs may have {needed} masks: set it to {needed} or more"
@@ -123,13 +124,14 @@ class PackedRows:
             ascending; masked_ids int32 [b, m]; masked_weights float32 [b, m], 1 where a slot is
             used; cls_positions int32 [b, p], where each pair begins; next_sentence_labels int32
             [b, p]; pair_weights float32 [b, p], 1 where there is a pair (elsewhere all three are
-            0); row_ids int64 [b], a hash of the pairs' numbers in the row index.
+            0); row_ids int64 [b], a hash of the pairs' numbers in the row index. Rows without masks
+            have none of the three arrays of masks.
 
         Raises:
             ValueError: a position is negative.
         """
         table = self.pair_positions(check_positions(positions))
-        b, t, m = len(table), self.max_length, self._pairs.spec.max_predictions
+        b, t = len(table), self.max_length
         used = table >= 0
         pair_positions = table[used]  # row by row, in the order of the row
         row = np.nonzero(used)[0]
@@ -153,9 +155,6 @@ class PackedRows:
             "token_type_ids": np.zeros((b, t), np.int32),
             "segment_ids": segment_ids,
             "position_ids": position_ids,
-            "masked_positions": np.zeros((b, m), np.int32),
-            "masked_ids": np.zeros((b, m), np.int32),
-            "masked_weights": np.zeros((b, m), np.float32),
             "cls_positions": begins.astype(np.int32),
             "next_sentence_labels": np.zeros((b, self.depth), np.int32),
             "pair_weights": used.astype(np.float32),
@@ -163,7 +162,6 @@ class PackedRows:
         }
         batch["next_sentence_labels"][used] = segments.is_random
         first = row * t + begins[used]  # place of each pair in all rows together
-        mask_counts = np.zeros((b, self.depth), np.int64)
         parts = []
         for which in np.array_split(np.argsort(pair_lengths), _GROUPS):
             if not len(which):
@@ -176,17 +174,39 @@ class PackedRows:
             for name in ("input_ids", "token_type_ids"):
                 batch[name].ravel()[places] = part[name][inside]
             parts.append((which, part))
-            counts = part["masked_weights"].sum(axis=1).astype(np.int64)
-            mask_counts[row[which], np.nonzero(used)[1][which]] = counts
-        mask_first = (row * m + (np.cumsum(mask_counts, axis=1) - mask_counts)[used])[:, None]
+        if self._pairs.spec.max_predictions:
+            batch.update(self._masks(parts, used, begins))
+        return batch
+
+    def _masks(
+        self, parts: Sequence[tuple[np.ndarray, Batch]], used: np.ndarray, begins: np.ndarray
+    ) -> Batch:
+        """The masks of all pairs, in the slots of their rows.
+
+        Args:
+            parts: which pairs, among those that are used, and their rows of one pair each.
+            used: bool [b, depth], where there is a pair.
+            begins: int64 [b, depth], first place of each pair in its row.
+        """
+        b, m = len(used), self._pairs.spec.max_predictions
+        row, number = np.nonzero(used)
+        counts = np.zeros((b, self.depth), np.int64)
+        for which, part in parts:
+            counts[row[which], number[which]] = part["masked_weights"].sum(axis=1)
+        first = (row * m + (np.cumsum(counts, axis=1) - counts)[used])[:, None]
+        masks = {
+            "masked_positions": np.zeros((b, m), np.int32),
+            "masked_ids": np.zeros((b, m), np.int32),
+            "masked_weights": np.zeros((b, m), np.float32),
+        }
         for which, part in parts:
             inside = part["masked_weights"] > 0
-            slots = (mask_first[which] + np.arange(inside.shape[1]))[inside]
+            slots = (first[which] + np.arange(inside.shape[1]))[inside]
             place = part["masked_positions"] + begins[used][which, None]
-            batch["masked_positions"].ravel()[slots] = place[inside]
-            batch["masked_ids"].ravel()[slots] = part["masked_ids"][inside]
-            batch["masked_weights"].ravel()[slots] = 1.0
-        return batch
+            masks["masked_positions"].ravel()[slots] = place[inside]
+            masks["masked_ids"].ravel()[slots] = part["masked_ids"][inside]
+            masks["masked_weights"].ravel()[slots] = 1.0
+        return masks
 
     def _pairs_of(self, window: int) -> tuple[int, int]:
         """Positions of the first pair of a window and of the one after its last."""

@@ -123,7 +123,7 @@ class RowReader:
             masked_ids int32 [b, m], what stood there; masked_weights float32 [b, m], 1 where a slot
             is used (elsewhere all three are 0); next_sentence_labels int32 [b], 1 where the second
             segment is random; row_weights float32 [b], ones; row_ids int64 [b], numbers in the row
-            index.
+            index. Rows without masks have none of the three arrays of masks.
 
         Raises:
             ValueError: a position is negative.
@@ -192,15 +192,21 @@ class RowReader:
         np.put_along_axis(ids, a_end, np.int32(self.tokens.sep_id), axis=1)
         np.put_along_axis(ids, last, np.int32(self.tokens.sep_id), axis=1)
 
-        mask_keys = keys_at(self._keys[_MASK], positions)
-        masked = mask_rows(ids, self.lengths(segments), mask_keys, self.spec, self.tokens)
+        masks: Batch = {}
+        if self.spec.max_predictions:
+            mask_keys = keys_at(self._keys[_MASK], positions)
+            masked = mask_rows(ids, self.lengths(segments), mask_keys, self.spec, self.tokens)
+            ids = masked.input_ids
+            masks = {
+                "masked_positions": masked.positions,
+                "masked_ids": masked.ids,
+                "masked_weights": masked.weights,
+            }
         return {
-            "input_ids": masked.input_ids,
+            "input_ids": ids,
             "token_type_ids": ((column > a_end) & (column <= last)).astype(np.int32),
             "attention_mask": (column <= last).astype(np.int32),
-            "masked_positions": masked.positions,
-            "masked_ids": masked.ids,
-            "masked_weights": masked.weights,
+            **masks,
             "next_sentence_labels": segments.is_random.astype(np.int32),
             "row_weights": np.ones(len(positions), np.float32),
             "row_ids": row_ids,
@@ -252,6 +258,7 @@ def evaluation_batches(
         real = positions < num_rows
         batch = reader.rows(np.where(real, positions, 0))
         batch["row_weights"] *= real
-        batch["masked_weights"] *= real[:, None]
+        if "masked_weights" in batch:
+            batch["masked_weights"] *= real[:, None]
         batch["row_ids"] = np.where(real, batch["row_ids"], -1)
         yield batch

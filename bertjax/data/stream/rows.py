@@ -35,7 +35,7 @@ class RowSpec:
     """What a row looks like; lengths in tokens."""
 
     max_length: int = 128  # special tokens included
-    max_predictions: int = 20  # masked positions at most
+    max_predictions: int = 20  # masked positions at most; 0 = rows without masks
     mask_rate: float = 0.15  # share of the tokens, special tokens included, to predict
     masking: str = "token"  # "token", "whole_word" or "span"
     short_row_rate: float = 0.1  # share of rows cut to a random length
@@ -44,7 +44,7 @@ class RowSpec:
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("max_length", self.max_length, 8, 2**16),
-            ("max_predictions", self.max_predictions, 1, self.max_length),
+            ("max_predictions", self.max_predictions, 0, self.max_length),
             ("mask_rate", self.mask_rate, 0.0, 1.0),
             ("short_row_rate", self.short_row_rate, 0.0, 1.0),
         ):

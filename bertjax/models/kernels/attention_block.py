@@ -80,7 +80,8 @@ def forward_kernel(
             jnp.zeros((tiling.block, 1), wide),
             jnp.zeros(q.shape, wide),
         )
-        highest, total, output = _loop(num_blocks, attend, start)
+        visited = visibility.key_blocks(i, num_blocks)
+        highest, total, output = _loop(num_blocks, visited, attend, start)
         sees_any = visibility.sees_any(_block(i, tiling))  # else the sums are of masked scores
         output = output * jnp.where(sees_any, 1 / (total * (1 - dropout_rate)), 0)
         output_ref[0, :, columns] = output.astype(output_ref.dtype)
@@ -143,9 +144,11 @@ def backward_kernel(
             return dq + _dot(ds, k, (1, 0))
 
         zeros = jnp.zeros((tiling.block, tiling.head_size), wide)
-        dk, dv, *dq = _loop(num_blocks, as_keys, (zeros, zeros))
+        visited = visibility.query_blocks(here, num_blocks)
+        dk, dv, *dq = _loop(num_blocks, visited, as_keys, (zeros, zeros))
         if num_blocks > 1:
-            dq = [_loop(num_blocks, as_queries, zeros)]
+            visited = visibility.key_blocks(here, num_blocks)
+            dq = [_loop(num_blocks, visited, as_queries, zeros)]
         kept = 1 - dropout_rate
         for ref, x, factor in (
             (dq_ref, dq[0], scale / kept), (dk_ref, dk, scale / kept), (dv_ref, dv, 1 / kept)
@@ -193,8 +196,11 @@ def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(x, y, dimensions, precision, preferred_element_type=wide)
 
 
-def _loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
+def _loop(
+    num_blocks: int, visited: tuple[Any, Any], body: Callable[[Any, Any], Any], start: Any
+) -> Any:
+    """The carry after the visited blocks: from the first up to the one after the last."""
+    return body(0, start) if num_blocks == 1 else jax.lax.fori_loop(*visited, body, start)
 
 
 def _block(i: Any, tiling: Tiling) -> Any:

@@ -167,6 +167,7 @@ def _call(
     else:
         outputs, out_specs = [part] * 3, [part_spec] * 3
     arrays = jax.tree.leaves((inputs, outputs))
+    scores = int(b * h * length * length * visibility.share_of_blocks(num_blocks))
     results = pl.pallas_call(
         functools.partial(
             kernel,
@@ -188,8 +189,8 @@ def _call(
         out_specs=out_specs,
         out_shape=outputs,
         cost_estimate=pl.CostEstimate(
-            flops=products * 2 * b * h * length * length * width,
-            transcendentals=b * h * length * length,
+            flops=products * 2 * scores * width,
+            transcendentals=scores,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
         ),
         **call,

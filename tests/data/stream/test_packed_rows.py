@@ -107,6 +107,21 @@ def test_rows_never_change(spec, expected):
     assert digest.hexdigest() == expected
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_rows_without_masks_are_the_same_rows(is_packed):
+    make = make_packed if is_packed else make_pairs
+    masked = make(**SPECS[-1]).rows(np.arange(50))
+    plain = make(**{**SPECS[-1], "max_predictions": 0}).rows(np.arange(50))
+    used = masked["masked_weights"] > 0
+    row, _ = np.nonzero(used)
+    original = masked["input_ids"].copy()
+    original[row, masked["masked_positions"][used]] = masked["masked_ids"][used]
+    assert (original != masked["input_ids"]).sum() > 100
+    assert masked.keys() - plain.keys() == {"masked_positions", "masked_ids", "masked_weights"}
+    for name, array in plain.items():
+        np.testing.assert_array_equal(array, original if name == "input_ids" else masked[name])
+
+
 def test_shapes_and_types():
     for count in (0, 5):
         batch = make_packed().rows(np.arange(count))

@@ -122,8 +122,8 @@ def test_room_follows_the_special_tokens():
     ("change", "names"),
     [
         ({"max_length": 7}, "max_length is 7"),
-        ({"max_predictions": 0}, "max_predictions is 0"),
-        ({"max_predictions": 129}, "max_predictions is 129, expected 1 to 128"),
+        ({"max_predictions": -1}, "max_predictions is -1"),
+        ({"max_predictions": 129}, "max_predictions is 129, expected 0 to 128"),
         ({"mask_rate": 1.5}, "mask_rate is 1.5"),
         ({"short_row_rate": -0.1}, "short_row_rate is -0.1"),
         ({"masking": "words"}, 'masking is "words"'),

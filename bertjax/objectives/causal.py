@@ -1,0 +1,154 @@
+"""The left-to-right objective: each token predicts the next one (Radford et al. 2018, section 3.1).
+
+Rows are those of the masked objective, without masks. Every token after [CLS] is a target, the last
+[SEP] included. The layers of the head are those of masked tokens, so a run may go on from the
+parameters of the other objective.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.config import ModelConfig, Phase, max_predictions
+from bertjax.models import BertEncoder, BertForCausalLM, MaskedLanguageModelHead, Packing
+from bertjax.objectives.objective import (
+    Batch,
+    Fields,
+    Metric,
+    Objective,
+    is_packed,
+    row_flops,
+    weighted_sums,
+)
+from bertjax.objectives.pretraining import pretraining_fields, unigram_log_probabilities
+from bertjax.parallel.partition import gather_params, sum_over_data
+
+_LM_LOSS = Metric(
+    "lm_loss",
+    progress="lm {:.3f}",
+    title="LM loss",
+    unit="nats per token",
+    baseline="unigram_entropy",
+    baseline_label="unigrams",
+    summary="LM loss {:.3f} nats (training unigrams: {:.3f})",
+)
+_LM_ACCURACY = Metric("lm_accuracy", title="LM accuracy", unit="share of tokens")
+_NAMES = ("lm_loss_sum", "lm_weight", "lm_correct")
+# Logits exist for as many positions at a time as a masked run predicts with this rate.
+_CHUNK_RATE = 0.15
+
+
+def causal_objective(config: ModelConfig) -> Objective:
+    """The objective of the next token; `config.direction` must be "left_to_right"."""
+    return Objective(
+        model=BertForCausalLM(config),
+        fields=causal_fields,
+        sums=lambda params, batch, dropout_keys, _: causal_sums(
+            config, params, batch, dropout_keys
+        ),
+        denominators=lambda batch: {"lm_weight": jnp.sum(next_tokens(batch)[1])},
+        loss=_loss,
+        metrics=lambda sums: {
+            "lm_loss": _loss(sums, sums),
+            "lm_accuracy": sums["lm_correct"] / jnp.maximum(sums["lm_weight"], 1.0),
+        },
+        reported=(_LM_LOSS, _LM_ACCURACY),
+        row_flops=functools.partial(row_flops, config),
+        baselines=_baselines,
+    )
+
+
+def causal_sums(
+    config: ModelConfig, params: Any, batch: Batch, row_keys: jax.Array | None
+) -> dict[str, jax.Array]:
+    """Runs the model on a batch or microbatch and computes the sums for loss and metrics.
+
+    No array of all logits [b, t, v] exists. The logits of some positions are computed, compared
+    with the targets and dropped; the backward pass computes them again.
+
+    Args:
+      config: of the model, `dtype` resolved.
+      params: of the model.
+      batch: the arrays of `causal_fields`.
+      row_keys: typed PRNG keys [b] for dropout, or None = deterministic.
+
+    Returns:
+      Float32 scalars lm_loss_sum in nats, lm_weight and lm_correct in tokens.
+    """
+    packing = None
+    if is_packed(batch):
+        packing = Packing(*(batch[name] for name in Packing._fields))
+    params = gather_params(params)
+    inputs = (batch["input_ids"], batch["token_type_ids"], batch.get("attention_mask"))
+    encoder = BertEncoder(config)
+    hidden_states, _ = encoder.apply({"params": params}, *inputs, row_keys, packing)
+    table = encoder.apply({"params": params}, method="word_table")
+    head = MaskedLanguageModelHead(config)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def chunk_sums(
+        params: Any, hidden_states: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> list[jax.Array]:
+        own, table = params
+        logits: Any = head.apply({"params": own}, hidden_states, None, table)
+        return weighted_sums(logits, targets, weights)
+
+    def all_sums(params: Any, chunks: Any) -> list[jax.Array]:
+        of_chunks = jax.lax.map(lambda chunk: chunk_sums(params, *chunk), chunks)
+        return [jnp.sum(sums) for sums in of_chunks]
+
+    chunks = jax.tree.map(_chunks, (hidden_states, *next_tokens(batch)))
+    sums = sum_over_data(all_sums)((params["mlm_head"], table), chunks)
+    return dict(zip(_NAMES, sums, strict=True))
+
+
+def next_tokens(batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """The target of each token, int32 [b, t], and its weight, float32 [b, t].
+
+    The weight is 1 where a token of the same segment follows, else 0; padding is no segment.
+    """
+    segments = jnp.asarray(batch["segment_ids" if is_packed(batch) else "attention_mask"])
+    following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+    weights = ((segments > 0) & (following == segments)).astype(jnp.float32)
+    if not is_packed(batch):
+        weights *= batch["row_weights"][:, None]
+    return jnp.roll(batch["input_ids"], -1, axis=1), weights
+
+
+def causal_fields(phase: Phase) -> Fields:
+    """One global batch: that of pre-training, without the arrays of masks."""
+    return {
+        name: field for name, field in pretraining_fields(phase).items() if "masked" not in name
+    }
+
+
+def _chunks(x: jax.Array) -> jax.Array:
+    """[b, t, ...] -> [n, b, c, ...]: c positions at a time, filled up with zeros at the end."""
+    length = x.shape[1]
+    most = min(max_predictions(_CHUNK_RATE, length), length)
+    size = next((c for c in range(most, most // 2, -1) if length % c == 0), most)
+    x = jnp.pad(x, ((0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _loss(sums: Mapping[str, jax.Array], denominators: Mapping[str, jax.Array]) -> jax.Array:
+    return sums["lm_loss_sum"] / jnp.maximum(denominators["lm_weight"], 1.0)
+
+
+def _baselines(
+    batches: Iterable[Mapping[str, np.ndarray]], unigrams: np.ndarray
+) -> dict[str, float]:
+    """The cross-entropy of the targets under the training unigrams, in nats."""
+    log_probability = unigram_log_probabilities(unigrams)
+    nats = tokens = 0.0
+    for batch in batches:
+        targets, weights = map(np.asarray, next_tokens(batch))
+        nats -= float((log_probability[targets] * weights).sum())
+        tokens += float(weights.sum())
+    return {"unigram_entropy": nats / tokens}
