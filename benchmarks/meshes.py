@@ -31,7 +31,13 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.harness import Benchmark  # noqa: E402
-from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, OptimizerName  # noqa: E402
+from bertjax.config import (  # noqa: E402
+    Direction,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerName,
+)
 from bertjax.models import init_params  # noqa: E402
 from bertjax.objectives.objective import make_objective  # noqa: E402
 from bertjax.parallel.sharding import (  # noqa: E402
@@ -56,6 +62,7 @@ class Run:
     optimizer: OptimizerName
     scan_layers: bool
     num_microbatches: int = 1
+    direction: Direction = "bidirectional"  # left_to_right learns the next token
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +90,16 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             Run((4, 1, 2), "bert_adamw", scan_layers=False, num_microbatches=2),
             Run((2, 2, 2), "bert_adamw", scan_layers=True, num_microbatches=2),
             Run((1, 8, 1), "bert_adamw", scan_layers=False, num_microbatches=2),
+            *(
+                Run(mesh, "bert_adamw", False, parts, "left_to_right")
+                for mesh, parts in (
+                    ((1, 1, 1), 1),
+                    ((8, 1, 1), 1),
+                    ((4, 1, 2), 2),
+                    ((1, 8, 1), 2),
+                    ((2, 2, 2), 1),
+                )
+            ),
         ]
     else:
         runs = [
@@ -91,12 +108,12 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for scan in (False, True)
             for mesh in MESHES
         ]
-    reference: dict[str, list[float]] = {}
+    reference: dict[tuple[str, str], list[float]] = {}
     results = []
     for run in runs:
         result = measure(run, model, steps)
         losses = result.pop("losses")
-        first = reference.setdefault(run.optimizer, losses)
+        first = reference.setdefault((run.optimizer, run.direction), losses)
         result["largest_difference"] = max(abs(a - b) for a, b in zip(losses, first, strict=True))
         results.append({**dataclasses.asdict(run), **result})
         print(json.dumps(results[-1]), flush=True)
@@ -112,7 +129,9 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     """Trains and says how it went."""
-    model = dataclasses.replace(model, scan_layers=run.scan_layers)
+    model = dataclasses.replace(model, scan_layers=run.scan_layers, direction=run.direction)
+    if run.direction == "left_to_right":
+        model = dataclasses.replace(model, head="causal", next_sentence=False, pooler=False)
     mesh = make_mesh(MeshConfig(*run.mesh), jax.devices()[: int(np.prod(run.mesh))])
     # A rate at which the loss falls smoothly: a larger one makes rounding grow from step to step.
     config = OptimizerConfig(name=run.optimizer, learning_rate=2e-3, warmup_steps=2)

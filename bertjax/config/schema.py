@@ -21,6 +21,7 @@ from bertjax.heads import HEADS
 
 # Choices that other packages use; those of a single field stand at the field.
 Attention = Literal["xla", "pallas", "rows"]
+Direction = Literal["bidirectional", "left_to_right"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
 Masking = Literal["token", "whole_word", "span"]
@@ -90,7 +91,7 @@ class ModelConfig:
         values={"bert": "as published"},
         names=ENCODERS,
     )
-    direction: Literal["bidirectional", "left_to_right"] = setting(
+    direction: Direction = setting(
         "bidirectional",
         "Which tokens a token attends to.",
         values={

@@ -27,7 +27,7 @@ from bertjax.objectives.objective import (
     weighted_sums,
 )
 from bertjax.objectives.pretraining import pretraining_fields, unigram_log_probabilities
-from bertjax.parallel.partition import gather_params, sum_over_data
+from bertjax.parallel.partition import gather_params, sum_over_rows
 
 _LM_LOSS = Metric(
     "lm_loss",
@@ -104,7 +104,7 @@ def causal_sums(
         return [jnp.sum(sums) for sums in of_chunks]
 
     chunks = jax.tree.map(_chunks, (hidden_states, *next_tokens(batch)))
-    sums = sum_over_data(all_sums)((params["mlm_head"], table), chunks)
+    sums = sum_over_rows(all_sums)((params["mlm_head"], table), chunks)
     return dict(zip(_NAMES, sums, strict=True))
 
 

@@ -169,13 +169,36 @@ def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
         # With all three axes XLA's partitioner aborts (jax 0.10.2), so the compiler decides then.
         if sizes is None or sizes["data"] == 1 or min(sizes["fsdp"], sizes["tensor"]) > 1:
             return function(params, rows)
-        if "data" not in _row_axes():  # inside another such call, which sums
-            return function(params, rows)
         return jax.shard_map(
             lambda params, rows: jax.lax.psum(function(params, rows), "data"),
             in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
             out_specs=PartitionSpec(),
             axis_names={"data"},
+            check_vma=False,  # with it the gradients of each iteration would be summed
+        )(params, rows)
+
+    return call
+
+
+def sum_over_rows(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Makes each part of the rows run `function` on its own, and sums the results once.
+
+    For losses that are computed in a loop. The compiler alone would sum the gradients of the
+    parameters over all devices in each iteration of the backward pass.
+
+    Args:
+      function: (whole parameters, tree of rows [n, b, ...]) -> tree of sums over the rows.
+    """
+
+    def call(params: Any, rows: Any) -> Any:
+        sizes, axes = _mesh_sizes(), _row_axes()
+        if sizes is None or math.prod(sizes[axis] for axis in axes) == 1:
+            return function(params, rows)
+        return jax.shard_map(
+            lambda params, rows: jax.lax.psum(function(params, rows), axes),
+            in_specs=(PartitionSpec(), PartitionSpec(None, axes)),
+            out_specs=PartitionSpec(),
+            axis_names=set(axes),
             check_vma=False,  # with it the gradients of each iteration would be summed
         )(params, rows)
 

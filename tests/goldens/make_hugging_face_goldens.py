@@ -55,6 +55,7 @@ MODELS = {  # name: class and settings
     "regression": ("BertForSequenceClassification", {"num_labels": 1}),
     "span": ("BertForQuestionAnswering", {}),
     "tagging": ("BertForTokenClassification", {"num_labels": 5}),
+    "causal": ("BertLMHeadModel", {"is_decoder": True, "attn_implementation": "eager"}),
 }
 
 

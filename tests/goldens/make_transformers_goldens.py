@@ -1,5 +1,7 @@
 """Writes transformers_pretraining.npz: loss and gradients of transformers' BertForPreTraining.
 
+And transformers_causal.npz, those of BertLMHeadModel with is_decoder.
+
     python tests/goldens/make_transformers_goldens.py
 
 in an environment with torch and transformers (`pip install "bertjax[peer]"`). Everything is
@@ -13,7 +15,11 @@ import numpy as np
 import torch
 import transformers
 
-OUTPUT = Path(__file__).parent / "transformers_pretraining.npz"
+OUTPUT = Path(__file__).parent
+KINDS = {
+    "pretraining": (transformers.BertForPreTraining, {}),
+    "causal": (transformers.BertLMHeadModel, {"is_decoder": True}),
+}
 SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -54,9 +60,11 @@ def make_batch(sizes, *, rows, length, max_predictions, seed):
     return batch
 
 
-def make_model(sizes, *, seed):
+def make_model(sizes, *, seed, kind="pretraining"):
     """A model with random weights, biases and LayerNorms too, so that none can hide an error."""
+    model_class, settings = KINDS[kind]
     config = transformers.BertConfig(
+        **settings,
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["hidden_size"],
         num_hidden_layers=sizes["num_layers"],
@@ -69,7 +77,7 @@ def make_model(sizes, *, seed):
         attention_probs_dropout_prob=0.0,
         attn_implementation="eager",
     )
-    model = transformers.BertForPreTraining(config).double()
+    model = model_class(config).double()
     rng = np.random.default_rng(seed)
     scale = 0.8 / sizes["hidden_size"] ** 0.5  # activations near 1 at any width
     with torch.no_grad():
@@ -120,31 +128,61 @@ def loss_and_gradients(model, batch):
     return losses, {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
+def causal_loss_and_gradients(model, batch):
+    """The loss on transformers' logits, these logits, and the gradient of each parameter.
+
+    Transformers rounds the logits to float32 first; so the loss is formed here, and theirs is
+    checked to be the same but for that.
+    """
+    tensors = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+    mask = tensors["attention_mask"]
+    model.zero_grad()
+    labels = torch.where(mask > 0, tensors["input_ids"], -100)
+    outputs = model(
+        input_ids=tensors["input_ids"],
+        token_type_ids=tensors["token_type_ids"],
+        attention_mask=mask,
+        labels=labels,
+    )
+    loss = torch.nn.functional.cross_entropy(
+        outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    )
+    torch.testing.assert_close(outputs.loss.double(), loss, rtol=1e-6, atol=0)
+    loss.backward()
+    losses = {"loss": loss.item(), "logits": outputs.logits.detach().numpy()}
+    return losses, {name: p.grad.numpy() for name, p in model.named_parameters()}
+
+
 def weights(model):
     """The weights by name, float32; they were drawn in it."""
     return {name: p.detach().numpy().astype(np.float32) for name, p in model.named_parameters()}
 
 
 def main():
-    """Writes the file: size/NAME, batch/FIELD, weight/NAME, gradient/NAME, loss/NAME."""
+    """Writes the files: size/NAME, batch/FIELD, weight/NAME, gradient/NAME, loss/NAME."""
     batch = make_batch(SIZES, rows=4, length=24, max_predictions=4, seed=1)
-    model = make_model(SIZES, seed=2)
-    losses, gradients = loss_and_gradients(model, batch)
-    groups = {
-        "size": SIZES,
-        "batch": batch,
-        "weight": weights(model),
-        "gradient": gradients,
-        "loss": losses,
-        "version": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    arrays = {
-        f"{group}/{name}": np.asarray(array)
-        for group, members in groups.items()
-        for name, array in members.items()
-    }
-    np.savez_compressed(OUTPUT, **arrays)
-    print(f"{OUTPUT}: {len(arrays)} arrays, {OUTPUT.stat().st_size:,} bytes, {losses}")
+    for kind, compute in (
+        ("pretraining", loss_and_gradients),
+        ("causal", causal_loss_and_gradients),
+    ):
+        model = make_model(SIZES, seed=2, kind=kind)
+        losses, gradients = compute(model, batch)
+        groups = {
+            "size": SIZES,
+            "batch": batch,
+            "weight": weights(model),
+            "gradient": gradients,
+            "loss": losses,
+            "version": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        arrays = {
+            f"{group}/{name}": np.asarray(array)
+            for group, members in groups.items()
+            for name, array in members.items()
+        }
+        path = OUTPUT / f"transformers_{kind}.npz"
+        np.savez_compressed(path, **arrays)
+        print(f"{path}: {len(arrays)} arrays, {path.stat().st_size:,} bytes, {losses['loss']}")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ def kept(keys, heads, length, rate):
     return mix(line[..., :, None] + column[..., None, :]) >= round(rate * 2**32)
 
 
-def reference(q, k, v, gradient, segment_ids, keep, rate):
+def reference(q, k, v, gradient, segment_ids, keep, rate, causal=False):
     """Output and gradients of q, k and v in float64."""
     q, k, v, gradient = (np.float64(x).swapaxes(1, 2) for x in (q, k, v, gradient))  # [b, h, t, k]
     own = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     visible = own & (segment_ids > 0)[:, None, None, :]
+    if causal:
+        visible = np.tril(visible)
     scale = q.shape[-1] ** -0.5
     scores = np.where(visible, q @ k.swapaxes(2, 3) * scale, -1e30)
     p = np.where(visible, np.exp(scores - scores.max(-1, keepdims=True)), 0.0)

@@ -16,6 +16,7 @@ MODELS = (
     "regression",
     "span",
     "tagging",
+    "causal",
 )
 
 

@@ -29,7 +29,7 @@ EPSILON = float(np.finfo(np.float32).eps)
 TILINGS = {"tpu": attention_kernel.tpu_tiling, "gpu": attention_kernel.gpu_tiling}
 
 
-def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys):
+def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys, causal=False):
     """Output and gradients by the kernels, cut as on the platform that `tiling` names."""
 
     @jax.jit
@@ -38,7 +38,7 @@ def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys):
         settings = {
             "dropout_rate": rate, "tiling": TILINGS[tiling](*q.shape[1:]), "interpret": True
         }  # fmt: skip
-        arrays = (q, k, v, Visibility(segment_ids), words)
+        arrays = (q, k, v, Visibility(segment_ids, causal=causal), words)
         output, log_sum_exp = attention_kernel.forward(*arrays, **settings)
         gradients = attention_kernel.backward(*arrays, output, log_sum_exp, gradient, **settings)
         return output, *gradients
@@ -58,12 +58,15 @@ def make_inputs(length, heads=2, head_size=16, rows=3, seed=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("rate", [0.0, 0.1])
-@pytest.mark.parametrize("length", [1, 7, 64, 128, 200, 512])
-def test_output_and_gradients_are_the_reference_within_rounding(length, rate, tiling):
+@pytest.mark.parametrize(
+    ("length", "causal"),
+    [(n, False) for n in (1, 7, 64, 128, 200, 512)] + [(n, True) for n in (7, 128, 200, 600)],
+)
+def test_output_and_gradients_are_the_reference_within_rounding(length, causal, rate, tiling):
     (q, k, v, gradient), segment_ids, keys = make_inputs(length)
     keep = kept(keys, 2, length, rate)
-    expected = reference(q, k, v, gradient, segment_ids, keep, rate)
-    found = interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys)
+    expected = reference(q, k, v, gradient, segment_ids, keep, rate, causal)
+    found = interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys, causal)
     for name, a, b in zip(("output", "dq", "dk", "dv"), found, expected, strict=True):
         assert a.dtype == jnp.float32
         atol = 16 * EPSILON * max(1.0, np.abs(b).max())
@@ -132,7 +135,12 @@ MODEL = ModelConfig(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change", [{"remat": "attention"}, {"scan_layers": True, "remat": "layer"}]
+    "change",
+    [
+        {"remat": "attention"},
+        {"scan_layers": True, "remat": "layer"},
+        {"direction": "left_to_right"},
+    ],
 )
 def test_loss_and_gradients_of_a_model_are_those_of_the_xla_path(change):
     """In float64, where another bit of a mask would show and another order of sums does not."""
@@ -153,7 +161,8 @@ def test_loss_and_gradients_of_a_model_are_those_of_the_xla_path(change):
 
             return jax.jit(jax.value_and_grad(loss))(params)
 
-        found, expected = gradients(attention="pallas", **change), gradients()
+        direction = {name: change[name] for name in change if name == "direction"}
+        found, expected = gradients(attention="pallas", **change), gradients(**direction)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * max(1.0, np.abs(b).max()))
 

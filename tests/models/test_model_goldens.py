@@ -1,6 +1,7 @@
-"""Loss and gradients of one batch equal transformers' BertForPreTraining with the same weights.
+"""Loss and gradients of one batch equal transformers' with the same weights.
 
-The file is written by goldens/make_transformers_goldens.py, in float64.
+Of BertForPreTraining, and of BertLMHeadModel with is_decoder for the left-to-right model. The files
+are written by goldens/make_transformers_goldens.py, in float64.
 """
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 from folders import GOLDENS
 
 from bertjax.config import ModelConfig
+from bertjax.heads import INPUTS
 from bertjax.models import BertForPreTraining, abstract_params
+from bertjax.objectives.objective import make_objective
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
@@ -19,15 +22,19 @@ from bertjax.objectives.pretraining import (
 from bertjax.weights.hugging_face import parameter_names, to_bertjax
 
 
-@pytest.fixture(scope="module")
-def golden():
-    """The file as {"size": {...}, "batch": {...}, "weight": ..., "gradient": ..., "loss": ...}."""
+def read_golden(kind):
+    """A file as {"size": {...}, "batch": {...}, "weight": ..., "gradient": ..., "loss": ...}."""
     groups: dict = {}
-    with np.load(GOLDENS / "transformers_pretraining.npz") as arrays:
+    with np.load(GOLDENS / f"transformers_{kind}.npz") as arrays:
         for name in arrays.files:
             group, member = name.split("/", 1)
             groups.setdefault(group, {})[member] = arrays[name]
     return groups
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return read_golden("pretraining")
 
 
 def flatten(tree):
@@ -66,6 +73,10 @@ def assert_same_loss_and_gradients(
     np.testing.assert_allclose(mlm_loss, losses["mlm_loss"], rtol=tolerance)
     nsp_loss = sums["nsp_loss_sum"] / sums["nsp_weight"]
     np.testing.assert_allclose(nsp_loss, losses["nsp_loss"], rtol=tolerance)
+    assert_same_gradients(ours, gradients, config, dtype, tolerance)
+
+
+def assert_same_gradients(ours, gradients, config, dtype, tolerance):
     theirs = flatten(to_bertjax(gradients, config))
     assert ours.keys() == theirs.keys()
     for path, gradient in theirs.items():
@@ -76,6 +87,43 @@ def assert_same_loss_and_gradients(
         np.testing.assert_allclose(
             ours[path], gradient, rtol=0, atol=tolerance * scale, err_msg=path
         )
+
+
+def assert_same_causal_loss_and_gradients(
+    sizes, batch, weights, losses, gradients, *, dtype, tolerance, **settings
+):
+    """The same for the left-to-right model, and its logits at real tokens."""
+    config = ModelConfig(
+        **{name: int(size) for name, size in sizes.items()},
+        gelu="erf",
+        dtype=dtype,
+        head="causal",
+        direction="left_to_right",
+        next_sentence=False,
+        pooler=False,
+        **settings,
+    )
+    objective = make_objective(config)
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), to_bertjax(weights, config))
+        batch = {name: jnp.asarray(array) for name, array in batch.items()}
+
+        def loss(params):
+            return objective.loss(
+                objective.sums(params, batch, None, None), objective.denominators(batch)
+            )
+
+        found, grads = jax.jit(jax.value_and_grad(loss))(params)
+        inputs = [batch[name] for name in INPUTS]
+        logits = jax.jit(objective.model.apply)({"params": params}, *inputs, None)
+        ours = flatten(grads)
+    assert (found.dtype, logits.dtype) == (dtype, dtype)
+    np.testing.assert_allclose(found, losses["loss"], rtol=tolerance)
+    is_token = np.asarray(batch["attention_mask"]) > 0
+    expected = losses["logits"][is_token]
+    atol = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(logits[is_token], expected, rtol=0, atol=atol)
+    assert_same_gradients(ours, gradients, config, dtype, tolerance)
 
 
 def test_golden_batch_has_what_it_should(golden):
@@ -98,6 +146,21 @@ def test_loss_and_gradients_equal_transformers(golden, dtype, tolerance):
         dtype=dtype,
         tolerance=tolerance,
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "settings"),
+    [
+        ("float32", 1e-5, {}),
+        ("float64", 1e-10, {}),
+        ("float32", 1e-5, {"attention": "pallas"}),
+        ("float64", 1e-10, {"attention": "rows", "scan_layers": True, "remat": "layer"}),
+    ],
+)
+def test_a_left_to_right_model_equals_transformers(dtype, tolerance, settings):
+    golden = read_golden("causal")
+    groups = (golden[name] for name in ("size", "batch", "weight", "loss", "gradient"))
+    assert_same_causal_loss_and_gradients(*groups, dtype=dtype, tolerance=tolerance, **settings)
 
 
 @pytest.mark.slow

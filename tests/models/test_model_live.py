@@ -4,7 +4,10 @@ import runpy
 
 import pytest
 from folders import GOLDENS
-from test_model_goldens import assert_same_loss_and_gradients
+from test_model_goldens import (
+    assert_same_causal_loss_and_gradients,
+    assert_same_loss_and_gradients,
+)
 
 pytestmark = pytest.mark.peer
 
@@ -25,16 +28,24 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def peer():
-    """Batch, weights, losses and gradients, by the functions that write the goldens."""
+CHECKS = {  # by kind of model: how its loss and gradients are made and compared
+    "pretraining": ("loss_and_gradients", assert_same_loss_and_gradients),
+    "causal": ("causal_loss_and_gradients", assert_same_causal_loss_and_gradients),
+}
+
+
+@pytest.fixture(scope="module", params=CHECKS)
+def peer(request):
+    """Batch, weights, losses and gradients, by the functions that write the goldens; the check."""
     script = GOLDENS / "make_transformers_goldens.py"
     functions = runpy.run_path(str(script))
     batch = functions["make_batch"](SIZES, rows=6, length=64, max_predictions=10, seed=3)
-    model = functions["make_model"](SIZES, seed=4)
-    return batch, functions["weights"](model), *functions["loss_and_gradients"](model, batch)
+    model = functions["make_model"](SIZES, seed=4, kind=request.param)
+    compute, check = CHECKS[request.param]
+    return (batch, functions["weights"](model), *functions[compute](model, batch)), check
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_loss_and_gradients_equal_transformers(peer, dtype, tolerance):
-    assert_same_loss_and_gradients(SIZES, *peer, dtype=dtype, tolerance=tolerance)
+    arrays, check = peer
+    check(SIZES, *arrays, dtype=dtype, tolerance=tolerance)

@@ -74,7 +74,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
     )
     assert result.returncode == 0, result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(runs) == 8
+    assert len(runs) == 13
     for run in runs:
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
@@ -129,4 +129,57 @@ for axes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
         text = step.lower(state, batch, key).compile().as_text()
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     print(*sorted(set(re.findall(rf" ({kinds})(?:-start)?[(]", text))))
+"""
+
+
+@pytest.mark.slow
+def test_the_loop_over_chunks_of_logits_adds_no_gradients_up_over_rows():
+    """The gradient of the word table is summed over devices once, and not for each chunk."""
+    result = subprocess.run([sys.executable, "-c", LOOPS], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines():
+        mesh, loops, inside, outside = json.loads(line)
+        assert min(loops, outside) > 0
+        assert not inside, mesh
+    assert len(result.stdout.splitlines()) == 3
+
+
+LOOPS = """
+import functools, json, re
+from benchmarks import meshes
+import jax
+from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
+from bertjax.objectives.objective import abstract_batch, make_objective
+from bertjax.parallel import sharding
+from bertjax.training.optimizer import make_optimizer
+from bertjax.training.start import abstract_state
+from bertjax.training.step import train_step
+
+model = ModelConfig(
+    vocab_size=101, hidden_size=32, num_layers=1, num_heads=8, intermediate_size=64,
+    max_positions=16, dtype="float32", head="causal", direction="left_to_right",
+    next_sentence=False, pooler=False,
+)
+optimizer = make_optimizer(OptimizerConfig(), 100)
+objective = make_objective(model)
+for axes in ((8, 1, 1), (1, 8, 1), (4, 2, 1)):
+    mesh = sharding.make_mesh(MeshConfig(*axes), jax.devices())
+    with jax.set_mesh(mesh):
+        state = abstract_state(model, optimizer, mesh)
+        whole = sharding.replicated(mesh)
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+        step = jax.jit(
+            functools.partial(train_step, objective, optimizer, 1),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+        )
+        batch = abstract_batch(objective, Phase(1, 16, 16, 4), mesh)
+        text = step.lower(state, batch, key).compile().as_text()
+    loops = set(re.findall(r"body=%?([\\w.-]+)", text))
+    here, inside, outside = "", [], []
+    for line in text.splitlines():
+        if found := re.match(r"%?([\\w.-]+) [(].*[{]$", line):
+            here = found[1]
+        if re.search(r" (all-reduce|reduce-scatter|all-gather)(-start)?[(]", line):
+            (inside if here in loops else outside).append(line.strip()[:100])
+    print(json.dumps([axes, len(loops), inside, len(outside)]))
 """

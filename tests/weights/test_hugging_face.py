@@ -56,7 +56,9 @@ def with_tensors(tmp_path, name, change):
     return folder
 
 
-@pytest.mark.parametrize("name", ["pretraining", "masked_lm", "encoder", "sharded", "tagging"])
+@pytest.mark.parametrize(
+    "name", ["pretraining", "masked_lm", "encoder", "sharded", "tagging", "causal"]
+)
 def test_encode_equals_transformers(name):
     golden = outputs(name)
     encoded = bertjax.load(FOLDER / name).encode(texts()["small"])
@@ -85,7 +87,7 @@ def test_logits_of_every_head_equal_transformers(name):
         for key in ("prediction_logits", "logits", "seq_relationship_logits", "start_logits")
         if key in golden
     ]
-    if bert.config.head == "pretraining":
+    if bert.config.head in ("pretraining", "causal"):
         rows, length = golden["input_ids"].shape
         inputs.append(np.tile(np.arange(length, dtype=np.int32), (rows, 1)))
     if bert.config.head == "span":
@@ -112,6 +114,10 @@ def test_configurations_say_what_the_folders_hold():
         "regression": "regression",
         "span": "span",
         "tagging": "tagging",
+        "causal": "causal",
+    }
+    assert {name for name, w in found.items() if w.config.direction == "left_to_right"} == {
+        "causal"
     }
     assert {name for name, w in found.items() if w.config.pooler} == POOLED
     assert {name for name, w in found.items() if w.config.next_sentence} == {"pretraining"}
