@@ -56,7 +56,9 @@ def flops_per_row(
 
     (projections, feed-forward, attention; MLM head; pooler and NSP head). `length` and
     `max_predictions` are those of the row's array, padding included. Attention is counted between
-    all of its tokens, also between different pairs. For BERT-BASE and t = 128, 69.9e9.
+    all of its tokens, also between different pairs, and in a left-to-right model (as Chowdhery et
+    al. 2022, appendix B, do). Where each token predicts the next one, m = t. For BERT-BASE and t =
+    128, 69.9e9.
     """
     attention = model.num_layers * 4 * length * length * model.hidden_size
     return 3.0 * (2 * products(model, length, max_predictions, num_pairs) + attention)

@@ -43,6 +43,15 @@ def test_flops_are_those_of_the_matrix_products():
     assert flops_per_row(model, length, predictions) == 3 * (forward + 2 * 6 * (6 + 2))
 
 
+def test_a_model_that_predicts_the_next_token_does_so_at_every_position():
+    causal = {"head": "causal", "direction": "left_to_right", "next_sentence": False}
+    left_to_right, masked = ModelConfig(**causal), ModelConfig(next_sentence=False)
+    assert flops_per_row(left_to_right, 128, 20) == flops_per_row(masked, 128, 128)
+    # Both halves of the scores are computed where a row is one block, and count.
+    packed = flops_per_row(left_to_right, 128, 20, num_pairs=3)
+    assert packed == flops_per_row(left_to_right, 128, 20)
+
+
 def test_vocabulary_at_every_position_would_cost_a_fifth_more():
     assert flops_per_row(BASE, 128, 128) / flops_per_row(BASE, 128, 20) == pytest.approx(
         1.22, abs=0.005

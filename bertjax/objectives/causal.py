@@ -70,7 +70,7 @@ def causal_sums(
     """Runs the model on a batch or microbatch and computes the sums for loss and metrics.
 
     No array of all logits [b, t, v] exists. The logits of some positions are computed, compared
-    with the targets and dropped; the backward pass computes them again.
+    with the targets and dropped.
 
     Args:
       config: of the model, `dtype` resolved.
@@ -89,23 +89,56 @@ def causal_sums(
     encoder = BertEncoder(config)
     hidden_states, _ = encoder.apply({"params": params}, *inputs, row_keys, packing)
     table = encoder.apply({"params": params}, method="word_table")
-    head = MaskedLanguageModelHead(config)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk_sums(
-        params: Any, hidden_states: jax.Array, targets: jax.Array, weights: jax.Array
-    ) -> list[jax.Array]:
-        own, table = params
-        logits: Any = head.apply({"params": own}, hidden_states, None, table)
-        return weighted_sums(logits, targets, weights)
-
-    def all_sums(params: Any, chunks: Any) -> list[jax.Array]:
-        of_chunks = jax.lax.map(lambda chunk: chunk_sums(params, *chunk), chunks)
-        return [jnp.sum(sums) for sums in of_chunks]
-
     chunks = jax.tree.map(_chunks, (hidden_states, *next_tokens(batch)))
-    sums = sum_over_rows(all_sums)((params["mlm_head"], table), chunks)
+    sums = sum_over_rows(functools.partial(_head_sums, config))((params["mlm_head"], table), chunks)
     return dict(zip(_NAMES, sums, strict=True))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _head_sums(config: ModelConfig, params: Any, chunks: Any) -> list[jax.Array]:
+    """The sums of the head over all chunks, one after the other.
+
+    The loss is linear in `lm_loss_sum`, so its gradients are computed with the logits and scaled
+    later. To compute the logits again in the backward pass would be a third more products.
+
+    Args:
+      config: of the model.
+      params: of the head, and the word table [v, d].
+      chunks: hidden states [n, b, c, d], targets and weights [n, b, c].
+    """
+    of_chunks = jax.lax.map(lambda chunk: _chunk_sums(config, params, *chunk), chunks)
+    return [jnp.sum(sums) for sums in of_chunks]
+
+
+def _chunk_sums(
+    config: ModelConfig, params: Any, x: jax.Array, targets: jax.Array, weights: jax.Array
+) -> list[jax.Array]:
+    own, table = params
+    logits: Any = MaskedLanguageModelHead(config).apply({"params": own}, x, None, table)
+    return weighted_sums(logits, targets, weights)
+
+
+def _head_sums_forward(config: ModelConfig, params: Any, chunks: Any) -> Any:
+    def loss_and_sums(params: Any, x: jax.Array, *rest: jax.Array) -> tuple[jax.Array, Any]:
+        sums = _chunk_sums(config, params, x, *rest)
+        return sums[0], sums
+
+    gradient = jax.grad(loss_and_sums, argnums=(0, 1), has_aux=True)
+
+    def add(totals: Any, chunk: Any) -> tuple[Any, Any]:
+        (of_params, of_x), sums = gradient(params, *chunk)
+        return jax.tree.map(jnp.add, totals, of_params), (of_x, sums)
+
+    of_params, (of_x, sums) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
+    return [jnp.sum(x) for x in sums], (of_params, of_x)
+
+
+def _head_sums_backward(config: ModelConfig, gradients: Any, cotangents: Any) -> Any:
+    scaled = jax.tree.map(lambda x: (x * cotangents[0]).astype(x.dtype), gradients)
+    return scaled[0], (scaled[1], None, None)
+
+
+_head_sums.defvjp(_head_sums_forward, _head_sums_backward)
 
 
 def next_tokens(batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

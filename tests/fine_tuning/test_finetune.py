@@ -108,9 +108,10 @@ def open_examples(files, wordpiece, head="classification"):
     return [Examples(task, x, wordpiece, 16) for x in (training, evaluation)]
 
 
-def make_config(start, task, num_steps=12, **changes):
+def make_config(start, task, num_steps=12, direction="bidirectional", **changes):
     model = dataclasses.replace(
         MODEL,
+        direction=direction,
         head=task.head,
         num_labels=task.num_labels,
         pooler=task.head in ("classification", "regression"),
@@ -243,8 +244,13 @@ def computed(workdir):
     ]
 
 
+@pytest.fixture(scope="module", params=["bidirectional", "left_to_right"])
+def direction(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(start, files, wordpiece, tmp_path_factory):
+def whole(start, files, wordpiece, tmp_path_factory, direction):
     """The workdir of a run of 12 steps that nothing interrupts, and how often it scored."""
     workdir = tmp_path_factory.mktemp("finetune") / "whole"
     examples = open_examples(files, wordpiece)
@@ -256,7 +262,7 @@ def whole(start, files, wordpiece, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "run", run)
-        config = make_config(start, examples[0].task)
+        config = make_config(start, examples[0].task, direction=direction)
         assert train_and_score(config, workdir, *examples, wordpiece).exit_code == 0
     return workdir, len(scored)
 
@@ -272,16 +278,15 @@ def four_steps(start, files, wordpiece, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [4, 7])
+@pytest.mark.parametrize("stops", [[4], [4, 7]])
 def test_stopped_and_continued_is_the_same_run(
-    start, files, wordpiece, tmp_path, whole, four_steps, stop
+    start, files, wordpiece, tmp_path, whole, direction, stops
 ):
     examples = open_examples(files, wordpiece)
-    config = make_config(start, examples[0].task)
-    shutil.copytree(four_steps, tmp_path / "parts")
-    if stop > 4:  # stopped twice
-        more = dataclasses.replace(config, num_steps=stop)
-        assert train_and_score(more, tmp_path / "parts", *examples, wordpiece).exit_code == 0
+    config = make_config(start, examples[0].task, direction=direction)
+    for stop in stops:
+        some = dataclasses.replace(config, num_steps=stop)
+        assert train_and_score(some, tmp_path / "parts", *examples, wordpiece).exit_code == 0
     assert train_and_score(config, tmp_path / "parts", *examples, wordpiece).exit_code == 0
     workdirs = whole[0], tmp_path / "parts"
     assert computed(workdirs[1]) == computed(workdirs[0])
@@ -350,9 +355,9 @@ def test_other_examples_to_evaluate_on_are_refused(start, files, wordpiece, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", TASKS)
-def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head):
+def test_every_head_trains_predicts_and_scores(start, files, wordpiece, tmp_path, head, direction):
     examples = open_examples(files, wordpiece, head)
-    config = make_config(start, examples[0].task, num_steps=6)
+    config = make_config(start, examples[0].task, num_steps=6, direction=direction)
     assert train_and_score(config, tmp_path, *examples, wordpiece).exit_code == 0
     scores = read_json(tmp_path / "scores.json")["scores"]
     assert np.isfinite(list(scores.values())).all()

@@ -1,5 +1,6 @@
-"""Runs of recipes/micro.py and what they leave; fixtures `store` and `whole_run`."""
+"""Runs of recipes/micro.py and what they leave; fixtures `store`, `whole_run` and `whole_runs`."""
 
+import functools
 import json
 
 import pytest
@@ -9,6 +10,15 @@ from bertjax.cli import recipes
 from bertjax.testing import make_store
 
 STEPS = 18
+DIRECTIONS = {  # changes of `micro`
+    "bidirectional": {},
+    "left_to_right": {
+        "model__head": "causal",
+        "model__direction": "left_to_right",
+        "model__next_sentence": False,
+        "model__pooler": False,
+    },
+}
 RATES = ("sequences_per_second", "real_tokens_per_second")  # differ from run to run
 
 
@@ -41,13 +51,23 @@ def computed(workdir):
 
 
 @pytest.fixture(scope="session")
-def whole_run(store, tmp_path_factory):
-    """The run that nothing interrupts."""
+def whole_runs(store, tmp_path_factory):
+    """Direction -> the workdir of a run that nothing interrupts."""
     from bertjax.pretraining.run import pretrain  # imports jax, which few tests need
 
-    workdir = tmp_path_factory.mktemp("train") / "whole"
-    assert pretrain(micro(store), workdir).exit_code == 0
-    return workdir
+    @functools.cache
+    def run(direction):
+        workdir = tmp_path_factory.mktemp("train") / "whole"
+        assert pretrain(micro(store, **DIRECTIONS[direction]), workdir).exit_code == 0
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(whole_runs):
+    """The run that nothing interrupts."""
+    return whole_runs("bidirectional")
 
 
 def assert_same_run(workdir, whole_run):

@@ -27,6 +27,7 @@ from bertjax.models import (
 )
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
+from bertjax.models.inspection import inspect_layers
 from bertjax.models.layers import LayerNorm, dense
 from bertjax.models.layers import gelu as activation
 from bertjax.models.visibility import Visibility
@@ -160,6 +161,42 @@ def test_padding_reaches_no_real_token(params):
     real = np.asarray(mask, bool)
     np.testing.assert_array_equal(outputs[0][real], outputs[1][real])
     assert (np.asarray(outputs[0])[~real] != np.asarray(outputs[1])[~real]).any()
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "left_to_right"])
+def test_the_pooled_token_is_the_first_or_the_last_of_a_row_or_segment(params, direction):
+    config = dataclasses.replace(SMALL, direction=direction)
+    encoder = BertEncoder(config)
+    ids, types, mask, _ = make_inputs()
+    lengths = np.asarray(mask).sum(axis=1)
+    assert len(set(lengths.tolist())) > 1
+
+    def pool(vectors):
+        return jnp.tanh(vectors @ params["pooler"]["kernel"] + params["pooler"]["bias"])
+
+    hidden, pooled = encoder.apply({"params": params}, ids, types, mask)
+    places = lengths - 1 if direction == "left_to_right" else 0 * lengths
+    expected = pool(np.asarray(hidden)[np.arange(ROWS), places])
+    np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-6)
+    segments = np.array([[1] * 3 + [2] * 5 + [0] * 4, [1] * 12])
+    first = np.array([[0, 3], [0, 0]])
+    packing = Packing(jnp.asarray(segments), jnp.zeros((2, LENGTH), int), jnp.asarray(first))
+    hidden, pooled = encoder.apply({"params": params}, ids[:2], types[:2], None, None, packing)
+    last = np.array([[2, 7], [11, 0]])
+    places = last if direction == "left_to_right" else first
+    expected = pool(np.take_along_axis(np.asarray(hidden), places[:, :, None], axis=1))
+    used = segments.max(axis=1)[:, None] > np.arange(2)  # the second row has one segment
+    np.testing.assert_allclose(pooled[used], expected[used], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "left_to_right"])
+def test_what_is_looked_at_inside_has_the_direction(params, direction):
+    config = dataclasses.replace(SMALL, direction=direction)
+    ids, types, mask, _ = make_inputs()
+    _, attentions = inspect_layers(BertEncoder(config), params, ids, types, mask)
+    later = np.triu(np.ones((LENGTH, LENGTH), bool), 1)
+    assert (np.asarray(attentions)[..., later] == 0).all() == (direction == "left_to_right")
+    np.testing.assert_allclose(attentions.sum(axis=-1), 1, rtol=0, atol=1e-5)
 
 
 def test_a_row_of_padding_alone_stays_finite(params):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from bertjax.config import ModelConfig, Phase
 from bertjax.models import BertForCausalLM, Packing, init_params
@@ -175,6 +176,24 @@ def test_logits_of_all_positions_never_exist_at_once(length):
     with_ids = [shape for shape in shapes if 509 in shape and 16 not in shape]
     places = max(np.prod(shape) // 509 for shape in with_ids)
     assert places <= 2 * 4 * -(-0.15 * length // 4), with_ids
+
+
+def test_logits_are_not_computed_again_for_the_gradients():
+    """The vocabulary is in three products: the logits, and the gradients of both of its factors."""
+    batch, abstract = make_batch(False), jax.eval_shape(lambda: init_params(CONFIG, 0))
+
+    def loss(params):
+        return causal_sums(CONFIG, params, batch, None)["lm_loss_sum"]
+
+    def products(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield {n for x in (*equation.invars, *equation.outvars) for n in x.aval.shape}
+            for inner in jaxprs_in_params(equation.params):
+                yield from products(inner)
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(abstract).jaxpr))
+    assert sum(CONFIG.vocab_size in sizes for sizes in found) == 3
 
 
 def test_the_objective_asks_for_rows_without_masks():

@@ -16,11 +16,6 @@ from bertjax.models import BertForPreTraining, Packing, init_params
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.visibility import Visibility
 from bertjax.objectives.objective import abstract_batch, make_objective
-from bertjax.objectives.pretraining import (
-    pretraining_denominators,
-    pretraining_loss,
-    pretraining_sums,
-)
 from bertjax.parallel.sharding import make_mesh
 from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training.optimizer import make_optimizer
@@ -58,9 +53,21 @@ def params():
     return jax.tree.map(lambda x: x * 8, init_params(CONFIG, 0))
 
 
-def loss(model, params, batch, keys=None):
-    sums = pretraining_sums(model, params, batch, keys)
-    return pretraining_loss(sums, pretraining_denominators(batch)), sums
+LEFT_TO_RIGHT = {"head": "causal", "direction": "left_to_right", "next_sentence": False}
+
+
+def loss(config, params, batch, keys=None):
+    """The loss of the config's objective, and the sums."""
+    objective = make_objective(config)
+    sums = objective.sums(params, batch, keys, None)
+    return objective.loss(sums, objective.denominators(batch)), sums
+
+
+def without(params, change):
+    """The parameters of a model with this change."""
+    if change.get("next_sentence", True):
+        return params
+    return {name: tree for name, tree in params.items() if name != "nsp_head"}
 
 
 @pytest.mark.slow
@@ -72,6 +79,8 @@ def loss(model, params, batch, keys=None):
         ("float64", 1e-10, {"scan_layers": True, "remat": "layer"}),
         ("float64", 1e-10, {"remat": "attention"}),
         ("float64", 1e-10, {"next_sentence": False}),
+        ("float32", 1e-5, LEFT_TO_RIGHT),
+        ("float64", 1e-10, LEFT_TO_RIGHT),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_same_pairs_padded(
@@ -79,10 +88,9 @@ def test_loss_and_gradients_are_those_of_the_same_pairs_padded(
 ):
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        if not change.get("next_sentence", True):
-            params = {name: tree for name, tree in params.items() if name != "nsp_head"}
-        model = BertForPreTraining(dataclasses.replace(CONFIG, dtype=dtype, **change))
-        step = jax.jit(jax.value_and_grad(functools.partial(loss, model), has_aux=True))
+        params = without(params, change)
+        config = dataclasses.replace(CONFIG, dtype=dtype, **change)
+        step = jax.jit(jax.value_and_grad(functools.partial(loss, config), has_aux=True))
         (packed, packed_sums), packed_grads = step(params, batches[0])
         (padded, padded_sums), padded_grads = step(params, batches[1])
         assert abs(packed - padded) < tolerance
@@ -127,15 +135,16 @@ def test_a_mask_is_the_segment_ids_of_one_segment():
 
 
 @pytest.mark.slow
-def test_microbatches_of_packed_rows_add_up(params, batches):
+@pytest.mark.parametrize("direction", [{}, LEFT_TO_RIGHT], ids=["bidirectional", "left_to_right"])
+def test_microbatches_of_packed_rows_add_up(params, batches, direction):
     """With dropout; rows hold one to three pairs, so that means of means would be wrong."""
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), without(params, direction))
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
         state = TrainState(jnp.int32(0), params, optimizer.transformation.init(params))
 
         def step(num_microbatches, **change):
-            config = dataclasses.replace(CONFIG, dtype="float64", **change)
+            config = dataclasses.replace(CONFIG, dtype="float64", **direction, **change)
             objective = make_objective(config)
             step = functools.partial(train_step, objective, optimizer, num_microbatches)
             return jax.jit(step)(state, batches[0], jax.random.key(1))
@@ -149,8 +158,8 @@ def test_microbatches_of_packed_rows_add_up(params, batches):
             np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-10)
         assert metrics["pairs"] == len(batches[1]["input_ids"])
         assert metrics["real_tokens"] == (batches[0]["segment_ids"] > 0).sum()
-        _, without = step(1, dropout_rate=0.0, attention_dropout_rate=0.0)
-        assert abs(without["loss"] - metrics["loss"]) > 1e-3
+        _, plain = step(1, dropout_rate=0.0, attention_dropout_rate=0.0)
+        assert abs(plain["loss"] - metrics["loss"]) > 1e-3
 
 
 def test_a_plan_knows_the_shapes_of_packed_batches(batches):
@@ -166,16 +175,17 @@ def test_a_plan_knows_the_shapes_of_packed_batches(batches):
 
 
 @pytest.mark.slow
-def test_other_attentions_see_the_same_pairs_and_masks(params, batches):
+@pytest.mark.parametrize("direction", [{}, LEFT_TO_RIGHT], ids=["bidirectional", "left_to_right"])
+def test_other_attentions_see_the_same_pairs_and_masks(params, batches, direction):
     """With dropout: in float64, where another bit of a mask would show."""
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), without(params, direction))
         keys = jax.random.split(jax.random.key(1), ROWS)
 
         def run(attention):
-            config = dataclasses.replace(CONFIG, dtype="float64", attention=attention)
-            model = BertForPreTraining(config)
-            step = jax.value_and_grad(functools.partial(loss, model), has_aux=True)
+            change = {"dtype": "float64", "attention": attention, **direction}
+            config = dataclasses.replace(CONFIG, **change)
+            step = jax.value_and_grad(functools.partial(loss, config), has_aux=True)
             return jax.jit(step)(params, batches[0], keys)
 
         (expected, _), expected_grads = run("xla")

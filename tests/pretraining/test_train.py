@@ -17,7 +17,7 @@ import time
 import jax
 import pytest
 from folders import RECIPE
-from micro_runs import STEPS, assert_same_run, computed, micro, read, summary
+from micro_runs import DIRECTIONS, STEPS, assert_same_run, computed, micro, read, summary
 
 from bertjax.checkpoints.checkpoint import CheckpointStore
 from bertjax.config import ConfigError, ModelConfig, Phase
@@ -75,16 +75,49 @@ def test_the_summary_says_how_good_and_beside_what(whole_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [3, 8, 14])
-def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop):
-    assert pretrain(micro(store, num_steps=stop), tmp_path).exit_code == 0
-    assert summary(tmp_path)["steps"] == stop
-    assert pretrain(micro(store), tmp_path).exit_code == 0
-    assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
-    assert computed(tmp_path) == computed(whole_run)
+def test_a_left_to_right_run_reads_the_rows_of_a_masked_one(store, whole_runs, tmp_path):
+    masked = {"model__next_sentence": False, "model__pooler": False}
+    assert pretrain(micro(store, num_steps=4, **masked), tmp_path).exit_code == 0
+    workdir = whole_runs("left_to_right")
+    for line, other in zip(read(tmp_path), read(workdir), strict=False):
+        assert line["rows_sha256"] == other["rows_sha256"]
+        assert line["real_token_share"] == other["real_token_share"]
+    result = summary(workdir)
+    # As of the masked run: nobody does better than the frequencies.
+    assert 6.8 < result["heldout_unigram_entropy"] < 7.0
+    assert 6.8 < result["heldout_lm_loss"] < 7.2
+    assert "mlm_loss" not in read(workdir)[0]
 
 
 @pytest.mark.slow
+def test_a_run_may_begin_left_to_right_and_go_on_masked(store, whole_runs, tmp_path, caplog):
+    """The layers of both heads are the same, so nothing is drawn anew."""
+    workdir = whole_runs("left_to_right")
+    changes = {"model__next_sentence": False, "model__pooler": False, "init_from": str(workdir)}
+    with caplog.at_level(logging.INFO, logger="bertjax"):
+        assert pretrain(micro(store, num_steps=1, **changes), tmp_path).exit_code == 0
+    assert "it was trained left_to_right, and is trained bidirectional from now on" in caplog.text
+    assert "initialized from seed" not in caplog.text
+    # At step 0 the rate is 0: these are the parameters that it began with.
+    assert summary(tmp_path)["params_sha256"] == summary(workdir)["params_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "direction"),
+    [(3, "bidirectional"), (8, "bidirectional"), (14, "bidirectional"), (14, "left_to_right")],
+)
+def test_stopped_and_continued_is_the_same_run(store, whole_runs, tmp_path, stop, direction):
+    whole, changes = whole_runs(direction), DIRECTIONS[direction]
+    assert pretrain(micro(store, num_steps=stop, **changes), tmp_path).exit_code == 0
+    assert summary(tmp_path)["steps"] == stop
+    assert pretrain(micro(store, **changes), tmp_path).exit_code == 0
+    assert summary(tmp_path)["params_sha256"] == summary(whole)["params_sha256"]
+    assert computed(tmp_path) == computed(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -92,7 +125,10 @@ def test_stopped_and_continued_is_the_same_run(store, whole_run, tmp_path, stop)
         {"model__scan_layers": True, "model__remat": "attention", "num_microbatches": 2},
     ],
 )
-def test_with_fast_options_stopped_and_continued_is_the_same_run(store, tmp_path, options):
+def test_with_fast_options_stopped_and_continued_is_the_same_run(
+    store, tmp_path, options, direction
+):
+    options = options | DIRECTIONS[direction]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert pretrain(micro(store, **options), whole).exit_code == 0
     assert pretrain(micro(store, num_steps=7, **options), stopped).exit_code == 0
@@ -121,11 +157,11 @@ def test_compiled_as_users_have_it_stopped_and_continued_is_the_same_run(store, 
 
 
 @pytest.mark.slow
-def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_run, tmp_path):
-    assert (
-        pretrain(micro(store, num_microbatches=4, model__scan_layers=True), tmp_path).exit_code == 0
-    )
-    for line, whole in zip(read(tmp_path), read(whole_run), strict=True):
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_microbatches_and_scan_change_nothing_but_rounding(store, whole_runs, tmp_path, direction):
+    changes = {"num_microbatches": 4, "model__scan_layers": True, **DIRECTIONS[direction]}
+    assert pretrain(micro(store, **changes), tmp_path).exit_code == 0
+    for line, whole in zip(read(tmp_path), read(whole_runs(direction)), strict=True):
         assert line["rows_sha256"] == whole["rows_sha256"]
         assert line["loss"] == pytest.approx(whole["loss"], abs=2e-4)  # 18 steps at a rate of 1e-2
 
