@@ -92,7 +92,7 @@ def _validate_phases(config: Config) -> None:
             depth == 1 or HEADS[config.model.head].can_pack,
             f"{name}.packing_depth = {depth}: only rows of pre-training can be packed",
         )
-        needed = packed_predictions(config.data.mask_rate, phase.max_length, depth)
+        needed = packed_predictions(phase.mask_rate, phase.max_length, depth)
         _require(
             depth == 1 or phase.max_predictions >= needed,
             f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may "

@@ -402,10 +402,17 @@ class Phase:
         "Largest number of masked positions per row.",
         unit="positions",
         at_least=1,
-        values=_AS_IN_DATA,
+        values={0: "as in data, or what mask_rate needs if the phase has its own"},
     )
     packing_depth: int = setting(
         0, "Largest number of sentence pairs per row.", unit="pairs", at_least=1, values=_AS_IN_DATA
+    )
+    mask_rate: float = setting(
+        0.0,
+        "Share of the tokens that are masked and predicted.",
+        above=0,
+        below=1,
+        values=_AS_IN_DATA,
     )
 
 
@@ -460,20 +467,24 @@ class Config:
 
     def resolved_phases(self) -> tuple[Phase, ...]:
         """Returns the phases, zeros replaced by the values in `data`; () is one of `num_steps`."""
-        phases = self.phases or (Phase(num_steps=self.num_steps),)
         return tuple(
-            Phase(
-                num_steps=phase.num_steps,
-                max_length=(length := phase.max_length or self.data.max_length),
-                global_batch_size=phase.global_batch_size or self.data.global_batch_size,
-                max_predictions=phase.max_predictions
-                or self.data.max_predictions
-                or max_predictions(
-                    self.data.mask_rate, length, phase.packing_depth or self.data.packing_depth
-                ),
-                packing_depth=phase.packing_depth or self.data.packing_depth,
-            )
-            for phase in phases
+            self._resolve(phase) for phase in self.phases or (Phase(num_steps=self.num_steps),)
+        )
+
+    def _resolve(self, phase: Phase) -> Phase:
+        data = self.data
+        length = phase.max_length or data.max_length
+        depth = phase.packing_depth or data.packing_depth
+        rate = phase.mask_rate or data.mask_rate
+        # The number in `data` was chosen for the rate in `data`.
+        predictions = phase.max_predictions or (0 if phase.mask_rate else data.max_predictions)
+        return Phase(
+            num_steps=phase.num_steps,
+            max_length=length,
+            global_batch_size=phase.global_batch_size or data.global_batch_size,
+            max_predictions=predictions or max_predictions(rate, length, depth),
+            packing_depth=depth,
+            mask_rate=rate,
         )
 
     @property
