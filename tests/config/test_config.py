@@ -82,6 +82,20 @@ def test_a_phase_has_the_mask_rate_of_the_data_or_its_own():
         validate(config)
 
 
+def test_the_warmup_ends_before_the_decay_begins():
+    optimizer = OptimizerConfig(
+        schedule="warmup_stable_decay", decay_share=0.25, warmup_steps=75, learning_rate=1e-3
+    )
+    config = Config(num_steps=100, optimizer=optimizer)
+    validate(config)
+    optimizer.warmup_steps = 76
+    message = r"warmup_steps = 76, but the decay begins at step 75, the last 0.25 of 100 steps"
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+    optimizer.decay_share = 0.24  # as the error says
+    validate(config)
+
+
 # Every field: whether a run may be resumed with another value of it. A new field has to be put here
 # and, where it may change, marked in schema.py.
 MAY_CHANGE = """
@@ -105,9 +119,9 @@ data.short_row_rate data.shuffle_window data.packing_depth
 phases[0].num_steps phases[0].max_length phases[0].global_batch_size phases[0].max_predictions
 phases[0].packing_depth phases[0].mask_rate
 optimizer.name optimizer.learning_rate optimizer.warmup_steps optimizer.schedule
-optimizer.decay_steps optimizer.end_learning_rate optimizer.power optimizer.weight_decay
-optimizer.b1 optimizer.b2 optimizer.eps optimizer.max_grad_norm optimizer.layer_decay
-optimizer.frozen_layers
+optimizer.decay_steps optimizer.decay_share optimizer.decay_shape optimizer.end_learning_rate
+optimizer.power optimizer.weight_decay optimizer.b1 optimizer.b2 optimizer.eps
+optimizer.max_grad_norm optimizer.layer_decay optimizer.frozen_layers
 task.name task.options task.max_length task.batch_size task.num_epochs
 """
 
@@ -198,6 +212,9 @@ def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
         ("data.store", 3, "config.data.store = 3 is of type int; expected str"),
         ("optimizer.name", "adam", "did you mean 'adamw'"),
         ("optimizer.warmup_steps", 10**6, "is beyond the schedule's"),
+        ("optimizer.schedule", "warmup_stable", "did you mean 'warmup_stable_decay'?"),
+        ("optimizer.decay_share", 1.0, "config.optimizer.decay_share = 1.0: expected a number, ab"),
+        ("optimizer.decay_shape", "sqrt", "did you mean '1-sqrt'?"),
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate = 0.0: expected"),
         ("checkpoint.every_steps", 0, "config.checkpoint.every_steps = 0: expected"),
         (
