@@ -268,7 +268,7 @@ class OptimizerConfig:
         "How the learning rate falls after the warm-up.",
         values={
             "warmup_stable_decay": "stays at the peak, then falls in the last steps, so runs of "
-            "several lengths share their first steps"
+            "several lengths share their first steps (docs/design/schedule.md)"
         },
     )
     decay_steps: int = setting(
@@ -469,6 +469,13 @@ class Config:
         "",
         "Initial parameters: a workdir or checkpoint (a path or gs://), or hf:FOLDER of a Hugging "
         "Face model. Heads that the source lacks are initialized from the seed.",
+        may_change=True,
+    )
+    continue_from: str = setting(
+        "",
+        "Checkpoint of another run to continue from, with its optimizer state and step: a path or "
+        "gs://, a workdir for the newest. Its steps must be the same in this run "
+        "(docs/design/schedule.md).",
         may_change=True,
     )
     num_microbatches: int = setting(
