@@ -270,8 +270,12 @@ def _check_same_run(
     if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
         kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"
         raise ConfigError(
-            f"{checkpoint.path} belongs to a {kind} run: choose another --workdir (what a run "
-            "starts from is said with init_from)"
+            f"{checkpoint.path} belongs to a {kind} run: "
+            + (
+                "start from its parameters with config.init_from, not continue_from"
+                if is_other
+                else "choose another --workdir (what a run starts from is said with init_from)"
+            )
         )
     saved = type(config).from_json(json.dumps(checkpoint.config))
     if "mask_rate" not in checkpoint.config["eval"]:  # held-out rows followed the training rows

@@ -4,10 +4,11 @@ import dataclasses
 import re
 import shutil
 
+import numpy as np
 import pytest
 from micro_runs import assert_same_run, computed, micro, read, summary
 
-from bertjax.checkpoints.checkpoint import resolve
+from bertjax.checkpoints.checkpoint import CheckpointStore, resolve
 from bertjax.config import ConfigError, Phase
 from bertjax.pretraining.run import pretrain
 from bertjax.weights.bertjax_checkpoint import read_checkpoint, write_checkpoint
@@ -158,6 +159,13 @@ def test_what_is_not_the_same_run_is_refused(store, short, tmp_path):
     )
     refused(r"would be left to train, because this run ends at step 9: raise", *lengths(5))
     refused(r"/nothing: no such directory", *lengths(16), continue_from=tmp_path / "nothing")
+    with CheckpointStore(tmp_path / "tuned", keep=0) as checkpoints:
+        checkpoints.save(3, {"a": np.ones(3)}, {"mu": np.ones(3)}, {}, {"task": {}})
+    refused(
+        r"step_00000003 belongs to a fine-tuning run: start from its parameters with .*init_from",
+        *lengths(16),
+        continue_from=tmp_path / "tuned",
+    )
     converted = tmp_path / "converted"
     converted.mkdir()
     write_checkpoint(read_checkpoint(short), converted)

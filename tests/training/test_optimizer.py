@@ -366,7 +366,7 @@ def test_warmup_stable_decay_at_its_edges(shape, decay_steps, share, start, warm
 
 def test_runs_of_any_length_have_the_same_rates_until_the_first_decays():
     config = OptimizerConfig(
-        learning_rate=3e-4, warmup_steps=7, schedule="warmup_stable_decay", end_learning_rate=1e-7
+        learning_rate=3e-4, warmup_steps=7, schedule="warmup_stable_decay", end_learning_rate=1e-5
     )
     steps = jnp.arange(80)
     short = jax.jit(make_schedule(config, 100))(steps)
