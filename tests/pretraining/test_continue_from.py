@@ -60,8 +60,8 @@ def long(store, tmp_path_factory):
 
 def test_the_checkpoint_before_the_decay_is_kept(store, short, tmp_path):
     assert steps(short) == [9, 12]  # with keep=1
-    run(config(store, *lengths(8), num_steps=9, checkpoint__every_steps=5), tmp_path)
-    assert steps(tmp_path) == [9]
+    run(config(store, *lengths(8), num_steps=10, checkpoint__every_steps=5), tmp_path)
+    assert steps(tmp_path) == [9, 10]  # though no save was due
     run(config(store, *lengths(8), num_steps=11, checkpoint__every_steps=1), tmp_path)
     assert steps(tmp_path) == [9, 11]
     run(config(store, *lengths(8), checkpoint__every_steps=1), tmp_path)
