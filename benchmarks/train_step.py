@@ -304,7 +304,7 @@ def make_batch(config: Config) -> dict[str, np.ndarray]:
     (phase,) = config.resolved_phases()
     b, t, m = phase.global_batch_size, phase.max_length, phase.max_predictions
     rng = np.random.default_rng(0)
-    masked = round(config.data.mask_rate * t)
+    masked = round(phase.mask_rate * t)
     positions = np.zeros((b, m), np.int32)
     for row in positions:
         row[:masked] = np.sort(rng.choice(np.arange(1, t), masked, replace=False))

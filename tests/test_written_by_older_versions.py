@@ -61,13 +61,17 @@ def test_parameters_and_moments_are_restored_to_the_bit(copy):
 
 
 @pytest.mark.slow
-def test_the_run_goes_on_with_the_same_rows(copy):
+@pytest.mark.parametrize("where", ["workdir", "another workdir"])
+def test_the_run_goes_on_with_the_same_rows(copy, where):
     command = [sys.executable, "-m", "bertjax.train", f"--config={copy / 'recipe.py'}"]
-    command += [f"--workdir={copy / 'workdir'}", f"--config.data.store={copy / 'store'}"]
+    command += [f"--workdir={copy / where}", f"--config.data.store={copy / 'store'}"]
+    if where != "workdir":
+        command.append(f"--config.continue_from={copy / 'workdir'}")
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert "resuming from step 7" in process.stderr
-    lines = (copy / "workdir" / "metrics.jsonl").read_text().splitlines()
+    words = "resuming" if where == "workdir" else "continuing another run"
+    assert f"{words} from step 7" in process.stderr
+    lines = (copy / where / "metrics.jsonl").read_text().splitlines()
     for line, expected in zip(map(json.loads, lines), WRITTEN["steps"], strict=True):
         # How a step is computed may change, and with it the rounding.
         expected = {**expected, "loss": pytest.approx(expected["loss"], rel=1e-4)}

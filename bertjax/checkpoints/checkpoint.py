@@ -20,7 +20,7 @@ import os
 import re
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class CheckpointStore(contextlib.AbstractContextManager["CheckpointStore"]):
         self.directory = self._checkpoints.path
         self._before_seal = before_seal
         self._keep = keep
-        self.protected_step: int | None = None  # a checkpoint that is never removed: the best one
+        self.protected_steps: Collection[int] = ()  # checkpoints that are never removed
         self.last_saved: int | None = None  # the newest step that was saved whole or found sound
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -284,7 +284,7 @@ class CheckpointStore(contextlib.AbstractContextManager["CheckpointStore"]):
         self.last_saved = step
         if jax.process_index() == 0 and self._keep > 0:
             try:
-                self._checkpoints.prune(self._keep, self.protected_step)
+                self._checkpoints.prune(self._keep, self.protected_steps)
             except OSError as error:
                 _log.warning("an old checkpoint could not be removed: %s", error)
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from bertjax.checkpoints import sealing
@@ -98,10 +99,10 @@ class CheckpointDirectory:
         if error:
             _log.warning("the partial output of a failed save stays: %s", error)
 
-    def prune(self, keep: int, protected_step: int | None = None) -> None:
-        """Removes all but the newest `keep` (at least 1) checkpoints and the protected one."""
+    def prune(self, keep: int, protected_steps: Collection[int] = ()) -> None:
+        """Removes all but the newest `keep` (at least 1) checkpoints and the protected ones."""
         for step in self.finished_steps()[:-keep]:
-            if step != protected_step:
+            if step not in protected_steps:
                 self._remove(step)
 
     def newest_sound(self) -> Path | BucketPath | None:

@@ -6,6 +6,7 @@ from bertjax.config import (
     Config,
     ConfigError,
     ModelConfig,
+    OptimizerConfig,
     check_types,
     packed_predictions,
 )
@@ -92,7 +93,7 @@ def _validate_phases(config: Config) -> None:
             depth == 1 or HEADS[config.model.head].can_pack,
             f"{name}.packing_depth = {depth}: only rows of pre-training can be packed",
         )
-        needed = packed_predictions(config.data.mask_rate, phase.max_length, depth)
+        needed = packed_predictions(phase.mask_rate, phase.max_length, depth)
         _require(
             depth == 1 or phase.max_predictions >= needed,
             f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may "
@@ -116,11 +117,22 @@ def _validate_phases(config: Config) -> None:
         not profiled or profiled.stop <= config.last_step,
         f"config.profile = {config.profile!r}: the run ends at step {config.last_step}",
     )
-    horizon = config.optimizer.decay_steps or total
+    _validate_schedule(config.optimizer, total)
+
+
+def _validate_schedule(optimizer: OptimizerConfig, total_steps: int) -> None:
+    horizon = optimizer.decay_steps or total_steps
     _require(
-        config.optimizer.warmup_steps <= horizon,
-        f"config.optimizer.warmup_steps = {config.optimizer.warmup_steps} is beyond the schedule's "
+        optimizer.warmup_steps <= horizon,
+        f"config.optimizer.warmup_steps = {optimizer.warmup_steps} is beyond the schedule's "
         f"{horizon} steps",
+    )
+    decay_start = optimizer.decay_start(total_steps)
+    _require(
+        decay_start is None or optimizer.warmup_steps <= decay_start,
+        f"config.optimizer.warmup_steps = {optimizer.warmup_steps}, but the decay begins at step "
+        f"{decay_start}, the last {optimizer.decay_share:g} of {horizon} steps: shorten the "
+        "warm-up or lower config.optimizer.decay_share",
     )
 
 

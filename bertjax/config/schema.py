@@ -26,9 +26,11 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
 Masking = Literal["token", "whole_word", "span"]
 MASKINGS: tuple[Masking, ...] = typing.get_args(Masking)
+DecayShape = Literal["linear", "1-sqrt"]
 OptimizerName = Literal["bert_adamw", "adamw", "lamb", "lion", "adafactor"]
 Remat = Literal["none", "attention", "layer"]  # from most memory to least
 REMATS: tuple[Remat, ...] = typing.get_args(Remat)
+ScheduleName = Literal["linear", "polynomial", "cosine", "constant", "warmup_stable_decay"]
 
 _MASKINGS = {
     "token": "each token by itself",
@@ -261,8 +263,13 @@ class OptimizerConfig:
     warmup_steps: int = setting(
         10_000, "Steps in which the learning rate rises linearly from 0.", unit="steps", at_least=0
     )
-    schedule: Literal["linear", "polynomial", "cosine", "constant"] = setting(
-        "linear", "How the learning rate falls after the warm-up."
+    schedule: ScheduleName = setting(
+        "linear",
+        "How the learning rate falls after the warm-up.",
+        values={
+            "warmup_stable_decay": "stays at the peak, then falls in the last steps, so runs of "
+            "several lengths share their first steps (docs/design/schedule.md)"
+        },
     )
     decay_steps: int = setting(
         0,
@@ -270,6 +277,21 @@ class OptimizerConfig:
         unit="steps",
         at_least=1,
         values={0: "the last step of the last phase"},
+    )
+    decay_share: float = setting(
+        0.2,
+        "Share of the schedule's steps in which warmup_stable_decay falls.",
+        above=0,
+        below=1,
+    )
+    decay_shape: DecayShape = setting(
+        "1-sqrt",
+        "How warmup_stable_decay falls from the peak to end_learning_rate.",
+        values={
+            "linear": "by the same amount in each step",
+            "1-sqrt": "by the square root of the share of the decay that is done (Hägele et al. "
+            "2024)",
+        },
     )
     end_learning_rate: float = setting(0.0, "Learning rate at the end of the schedule.", at_least=0)
     power: float = setting(1.0, "Exponent of the polynomial schedule (1 is linear).", above=0)
@@ -291,6 +313,17 @@ class OptimizerConfig:
         unit="layers",
         at_least=0,
     )
+
+    def decay_start(self, total_steps: int) -> int | None:
+        """The updates that warmup_stable_decay makes before it decays; None for other schedules.
+
+        Args:
+          total_steps: steps of the whole run, used where `decay_steps` is 0.
+        """
+        if self.schedule != "warmup_stable_decay":
+            return None
+        steps = self.decay_steps or total_steps
+        return steps - max(1, round(self.decay_share * steps))
 
 
 @dataclasses.dataclass(slots=True)
@@ -402,10 +435,17 @@ class Phase:
         "Largest number of masked positions per row.",
         unit="positions",
         at_least=1,
-        values=_AS_IN_DATA,
+        values={0: "as in data, or what mask_rate needs if the phase has its own"},
     )
     packing_depth: int = setting(
         0, "Largest number of sentence pairs per row.", unit="pairs", at_least=1, values=_AS_IN_DATA
+    )
+    mask_rate: float = setting(
+        0.0,
+        "Share of the tokens that are masked and predicted.",
+        above=0,
+        below=1,
+        values=_AS_IN_DATA,
     )
 
 
@@ -429,6 +469,13 @@ class Config:
         "",
         "Initial parameters: a workdir or checkpoint (a path or gs://), or hf:FOLDER of a Hugging "
         "Face model. Heads that the source lacks are initialized from the seed.",
+        may_change=True,
+    )
+    continue_from: str = setting(
+        "",
+        "Checkpoint of another run to continue from, with its optimizer state and step: a path or "
+        "gs://, a workdir for the newest. Its steps must be the same in this run "
+        "(docs/design/schedule.md).",
         may_change=True,
     )
     num_microbatches: int = setting(
@@ -460,20 +507,24 @@ class Config:
 
     def resolved_phases(self) -> tuple[Phase, ...]:
         """Returns the phases, zeros replaced by the values in `data`; () is one of `num_steps`."""
-        phases = self.phases or (Phase(num_steps=self.num_steps),)
         return tuple(
-            Phase(
-                num_steps=phase.num_steps,
-                max_length=(length := phase.max_length or self.data.max_length),
-                global_batch_size=phase.global_batch_size or self.data.global_batch_size,
-                max_predictions=phase.max_predictions
-                or self.data.max_predictions
-                or max_predictions(
-                    self.data.mask_rate, length, phase.packing_depth or self.data.packing_depth
-                ),
-                packing_depth=phase.packing_depth or self.data.packing_depth,
-            )
-            for phase in phases
+            self._resolve(phase) for phase in self.phases or (Phase(num_steps=self.num_steps),)
+        )
+
+    def _resolve(self, phase: Phase) -> Phase:
+        data = self.data
+        length = phase.max_length or data.max_length
+        depth = phase.packing_depth or data.packing_depth
+        rate = phase.mask_rate or data.mask_rate
+        # The number in `data` was chosen for the rate in `data`.
+        predictions = phase.max_predictions or (0 if phase.mask_rate else data.max_predictions)
+        return Phase(
+            num_steps=phase.num_steps,
+            max_length=length,
+            global_batch_size=phase.global_batch_size or data.global_batch_size,
+            max_predictions=predictions or max_predictions(rate, length, depth),
+            packing_depth=depth,
+            mask_rate=rate,
         )
 
     @property

@@ -18,7 +18,8 @@ DEFAULTS = FineTuningConfig(
 
 # Sections that the task and the arguments decide, and the fields in them that stay free.
 _DECIDED = (
-    *("task", "data", "phases", "seed", "init_from", "model.head", "model.num_labels"),
+    *("task", "data", "phases", "seed", "init_from", "continue_from"),
+    *("model.head", "model.num_labels"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "eval"),
 )
 _FREE = ("data.num_threads", "data.prefetch_batches", "eval.every_steps")

@@ -39,6 +39,7 @@ def pretrain(
     """
     config = open_recipe(config, overrides)
     stores = [store.path for store in store_list(config.data)]
-    if any(map(is_bucket_path, (workdir, *stores, config.data.eval_store, config.init_from))):
+    sources = (config.init_from, config.continue_from)
+    if any(map(is_bucket_path, (workdir, *stores, config.data.eval_store, *sources))):
         require_client()  # before any work
     return loop.run(config, workdir, Pretraining, optimizer)

@@ -248,11 +248,11 @@ def evaluation_spec(config: Config, max_length: int) -> RowSpec:
 
 
 def row_spec(config: Config, phase: Phase) -> RowSpec:
-    """What the training rows of a phase look like."""
+    """What the training rows of a resolved phase look like."""
     return RowSpec(
         max_length=phase.max_length,
         max_predictions=_num_masks(config, phase.max_predictions),
-        mask_rate=config.data.mask_rate,
+        mask_rate=phase.mask_rate,
         masking=config.data.masking,
         short_row_rate=config.data.short_row_rate,
         next_sentence=config.model.next_sentence,

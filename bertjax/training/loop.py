@@ -51,6 +51,7 @@ from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
 from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.version import __version__
+from bertjax.weights.bertjax_checkpoint import workdir_of
 
 _LOG = logging.getLogger(__name__)
 # Where a step takes so long at least, by its bound, the host does not run ahead of it: little is
@@ -124,7 +125,10 @@ def run(
                     optimizer or make_optimizer(config.optimizer, config.total_steps),
                 )
                 if writes:
-                    keep_tokenizer(place.local, job.source.tokenizer, resumed=trainer.step > 0)
+                    resumed = trainer.step > 0 and trainer.continued is None
+                    keep_tokenizer(place.local, job.source.tokenizer, resumed=resumed)
+                    if trainer.continued and (other := workdir_of(trainer.continued)):
+                        place.take_records(other)
                     keep_labels(place.local, job.source.labels)
                     if trainer.step < config.last_step:  # an earlier end is not the end any more
                         (place.local / SCORES).unlink(missing_ok=True)
@@ -175,9 +179,14 @@ class _Trainer:
         self.phases = Phases(config)
         self.row_flops = [job.objective.row_flops(phase) for phase in config.resolved_phases()]
         self.optimizer = optimizer
-        self.state, self.seconds_before, self.num_microbatches, totals = start(
-            config, self.model, job.source, self.optimizer, checkpoints, mesh
-        )
+        (
+            self.state,
+            self.seconds_before,
+            self.num_microbatches,
+            totals,
+            self.continued,
+        ) = start(config, self.model, job.source, self.optimizer, checkpoints, mesh)
+        self.decay_start = config.optimizer.decay_start(config.total_steps)
         self.since_logged = SinceLogged(job.objective, totals)
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -206,7 +215,15 @@ class _Trainer:
 
     def train(self, tracker: Tracker, guard: PreemptionGuard, profile: Profile) -> bool:
         """Takes the steps that are left; False = preempted, after a save."""
-        self._protect_best(tracker)
+        self._protect(tracker)
+        if self.continued:  # from here on the other run's checkpoint is not needed any more
+            self.checkpoints.save(
+                self.step,
+                self.state.params,
+                self.state.opt_state,
+                self.continued.progress,
+                dataclasses.asdict(self.config),
+            )
         while self.step < self.config.last_step:
             # Asked first: between two phases there may be minutes of compiling.
             (stop,) = self.agreement.now(guard.requested)
@@ -308,6 +325,7 @@ class _Trainer:
                 # The vote may be that of the step before, which did not know of a save since.
                 save &= self.step > self.saved_step + (not is_slow)
                 save |= self._is_due(self.config.checkpoint.every_steps)
+                save |= self.step == self.decay_start  # a longer run can begin from it
                 evaluate = self._is_due(self.config.eval.every_steps)
                 save |= evaluate and self.job.main_metric is not None  # it may be the best
                 if (evaluate or save) and self.step < self.config.last_step:
@@ -327,7 +345,7 @@ class _Trainer:
         before = self.num_microbatches.get(index)
         with jax.set_mesh(self.mesh):  # of this thread
             step_function, parts = self._compile_phase(index, memory, before)
-            if self.step == 0:  # found out now, and not after days
+            if self.step == 0 or self.continued:  # found out now, and not after days
                 state = abstract_state(self.model, self.optimizer, self.mesh)
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
                     phase = self.phases[later]
@@ -431,15 +449,19 @@ class _Trainer:
         index = self.phases.index(self.step - 1)
         self.scores = self.job.evaluate(index, self.state.params)
         tracker.log_eval({"step": self.step, "phase": index, **self.scores})
-        self._protect_best(tracker)
+        self._protect(tracker)
 
-    def _protect_best(self, tracker: Tracker) -> None:
-        """Keeps the best checkpoint so far; in process 0, which removes old ones."""
+    def _protect(self, tracker: Tracker) -> None:
+        """Keeps the best checkpoint so far, and that before the decay.
+
+        It matters in process 0, which removes old ones.
+        """
+        kept = set() if self.decay_start is None else {self.decay_start}
         metric = self.job.main_metric
         if metric and tracker.evaluations:
             self.checkpoints.wait()  # one that is being saved would remove the best so far
-            best = max(tracker.evaluations, key=lambda line: line[metric])
-            self.checkpoints.protected_step = best["step"]
+            kept.add(max(tracker.evaluations, key=lambda line: line[metric])["step"])
+        self.checkpoints.protected_steps = kept
 
     def _save(self) -> None:
         """Saves, unless this very step was saved or is the one that the run resumed from."""

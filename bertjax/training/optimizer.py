@@ -32,7 +32,10 @@ References:
     You et al. 2020, "Large Batch Optimization for Deep Learning", Algorithm 2;
     Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", Algorithm 2;
     Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost";
-    Zhai et al. 2022, "Scaling Vision Transformers", section 3.3.
+    Zhai et al. 2022, "Scaling Vision Transformers", section 3.3;
+    Hu et al. 2024, "MiniCPM: Unveiling the Potential of Small Language Models with Scalable
+    Training Strategies";
+    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
 """
 
 from __future__ import annotations
@@ -81,6 +84,14 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         polynomial   E + (P - E) * (1 - u / T) ** power
         cosine       E + (P - E) * (1 + cos(pi * (u - W) / (T - W))) / 2
         constant     P
+        warmup_stable_decay
+                     P                                      where u <= S
+                     E + (P - E) * (1 - x)                  beyond, decay_shape "linear"
+                     E + (P - E) * (1 - sqrt(x))            beyond, decay_shape "1-sqrt"
+
+    with x = (u - S) / (T - S); the decay has T - S = `decay_share` * T steps, rounded, and at least
+    one (`OptimizerConfig.decay_start`). The schedule is that of Hu et al. 2024, section 4, with the
+    decays of Hägele et al. 2024, section 3.
 
     As in the reference, linear and polynomial decay count from step 0, not from the end of the
     warm-up. So the rate drops slightly there, from P * (W - 1) / W to P * (1 - W / T) if E = 0.
@@ -94,7 +105,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
       A function from the step (0 for the first update) to the rate, a float32 scalar.
 
     Raises:
-      ConfigError: the schedule is unknown.
+      ConfigError: the schedule or the shape of its decay is unknown.
     """
     peak, end, warmup = config.learning_rate, config.end_learning_rate, config.warmup_steps
     decay_steps = config.decay_steps or total_steps
@@ -117,10 +128,21 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
 
         case "constant":
             decay = optax.constant_schedule(peak)
+        case "warmup_stable_decay":
+            start = config.decay_start(total_steps)
+            assert start is not None
+            fall = _decay_shape(config)
+
+            def decay(step: jax.typing.ArrayLike) -> jax.Array:
+                step = jnp.asarray(step)
+                done = jnp.clip(step - start, 0, decay_steps - start) / (decay_steps - start)
+                # Before the decay the peak to the bit, as in a run of another length.
+                return jnp.where(step <= start, peak, end + (peak - end) * fall(done))
+
         case _:
             raise ConfigError(
                 f"config.optimizer.schedule = {config.schedule!r} is not known; choose from "
-                "constant, cosine, linear, polynomial"
+                "constant, cosine, linear, polynomial, warmup_stable_decay"
             )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
@@ -130,6 +152,20 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         return rate.astype(jnp.float32)
 
     return schedule
+
+
+def _decay_shape(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
+    """From the share of the decay that is done, 0 to 1, to what is left, 1 to 0."""
+    match config.decay_shape:
+        case "linear":
+            return lambda done: 1 - done
+        case "1-sqrt":
+            return lambda done: 1 - jnp.sqrt(done)
+        case _:
+            raise ConfigError(
+                f"config.optimizer.decay_shape = {config.decay_shape!r} is not known; choose from "
+                "1-sqrt, linear"
+            )
 
 
 def decay_mask(params: Tree) -> Tree:

@@ -3,8 +3,9 @@
 The first that is there of:
 
 1. the newest intact checkpoint in the workdir;
-2. else the parameters of `config.init_from` (see `initial_params`);
-3. else parameters initialized from `config.seed`.
+2. else the checkpoint of `config.continue_from`, with its optimizer state and step;
+3. else the parameters of `config.init_from` (see `initial_params`);
+4. else parameters initialized from `config.seed`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -19,7 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointStore
+from bertjax.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointStore,
+    resolve,
+)
 from bertjax.config import (
     Config,
     ConfigError,
@@ -33,6 +40,7 @@ from bertjax.models import abstract_params, init_params
 from bertjax.parallel.sharding import parameter_shardings, replicated, state_shardings
 from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
+from bertjax.training.shared_steps import check_shared_steps, concerns_steps
 from bertjax.training.step import TrainState
 from bertjax.version import __version__
 from bertjax.weights.initial_params import initial_params
@@ -73,12 +81,14 @@ class Start(NamedTuple):
       num_microbatches: {phase: parts} of the program that the checkpoint was made with, where
         the settings and devices are those of then; other parts would add up with other rounding.
       since_logged: see `SinceLogged`.
+      continued: the checkpoint of another run that this run continues, in its first start.
     """
 
     state: TrainState
     seconds: float
     num_microbatches: dict[int, int]
     since_logged: dict[str, float]
+    continued: Checkpoint | None = None
 
 
 def start(
@@ -101,14 +111,17 @@ def start(
 
     Raises:
       CheckpointError: the workdir has checkpoints but no intact one; `init_from` is corrupt.
-      ConfigError: the workdir's run had other settings or another store; `init_from` is another
-        model or has another vocabulary.
+      ConfigError: the workdir's run, or the steps of `continue_from`, had other settings or another
+        store; `init_from` is another model or has another vocabulary.
     """
     abstract = abstract_state(model, optimizer, mesh)
-    newest = checkpoints.latest()
+    newest, continued = checkpoints.latest(), None
+    if newest is None and config.continue_from:
+        newest = continued = _open_continued(config.continue_from)
     if newest is not None:
-        changed = _check_same_run(newest, config, source)
-        _LOG.info("resuming from step %d: %s", newest.step, newest.path)
+        changed = _check_same_run(newest, config, source, is_other=continued is not None)
+        words = "resuming" if continued is None else "continuing another run"
+        _LOG.info("%s from step %d: %s", words, newest.step, newest.path)
         params = newest.restore_params(abstract.params)
         opt_state = newest.restore_opt_state(abstract.opt_state)
         step = jax.device_put(jnp.int32(newest.step), replicated(mesh))
@@ -122,6 +135,7 @@ def start(
             progress["seconds"],
             parts,
             progress.get("since_logged", {}),
+            continued,
         )
     if config.init_from:
         params = initial_params(
@@ -226,15 +240,42 @@ def devices_in_words() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+def _open_continued(path: str) -> Checkpoint:
+    """The checkpoint that `config.continue_from` names."""
+    try:
+        checkpoint = resolve(path)
+    except CheckpointError as error:
+        raise ConfigError(f"config.continue_from={path}: {error}") from error
+    if "converted_from" in checkpoint.progress:
+        origin = checkpoint.progress["converted_from"]
+        raise ConfigError(
+            f"config.continue_from={path}: was converted from {origin} and has no optimizer state: "
+            "start from its parameters with config.init_from"
+        )
+    return checkpoint
+
+
 def _check_same_run(
-    checkpoint: Checkpoint, config: Config, source: Source
+    checkpoint: Checkpoint, config: Config, source: Source, *, is_other: bool
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that changed; raises ConfigError for one that must not."""
+    """Returns the settings that changed; raises ConfigError for one that must not.
+
+    Args:
+      checkpoint: to start from.
+      config: of this run.
+      source: of this run.
+      is_other: whether the checkpoint is of another run, of which this run has only the first
+        steps: lengths and rates of later steps may differ.
+    """
     if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
         kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"
         raise ConfigError(
-            f"{checkpoint.path} belongs to a {kind} run: choose another --workdir (what a run "
-            "starts from is said with init_from)"
+            f"{checkpoint.path} belongs to a {kind} run: "
+            + (
+                "start from its parameters with config.init_from, not continue_from"
+                if is_other
+                else "choose another --workdir (what a run starts from is said with init_from)"
+            )
         )
     saved = type(config).from_json(json.dumps(checkpoint.config))
     if "mask_rate" not in checkpoint.config["eval"]:  # held-out rows followed the training rows
@@ -243,11 +284,14 @@ def _check_same_run(
     changed = differences(saved, config)
     refused = {}
     for name, (old, new) in changed.items():
+        if is_other and name == "continue_from":
+            continue  # said already
         if may_change(type(config), name):
             _LOG.info("config.%s changed since the checkpoint: %r, now %r", name, old, new)
-        else:
+        elif not (is_other and concerns_steps(name)):
             refused[f"config.{name}"] = (old, new)
-    if "num_steps" in changed and not config.phases and not config.optimizer.decay_steps:
+    without_phases = not config.phases and not config.optimizer.decay_steps
+    if "num_steps" in changed and without_phases and not is_other:
         refused["config.num_steps"] = changed["num_steps"]  # without phases it is the schedule
     hashes = _hashes(source)
     names = _FINE_TUNING if isinstance(config, FineTuningConfig) else _PRETRAINING
@@ -258,15 +302,17 @@ def _check_same_run(
         if old != new and not unknown:
             refused[what] = (old[:12], new[:12])
     if refused:
-        listed = "; ".join(
-            f"{name}: {_short(old)} there, {_short(new)} here"
-            for name, (old, new) in refused.items()
-        )
         raise ConfigError(
-            f"{checkpoint.path} belongs to a run with other settings ({listed}): use the same "
-            "settings to resume it, or another --workdir (with init_from to start from its "
-            "parameters)"
+            f"{checkpoint.path} belongs to a run with other settings ({_listed(refused)}): "
+            + (
+                "use the same settings to continue it, or init_from to start from its parameters"
+                if is_other
+                else "use the same settings to resume it, or another --workdir (with init_from to "
+                "start from its parameters, or continue_from for another length)"
+            )
         )
+    if is_other:
+        check_shared_steps(checkpoint, saved, config)
     if scale := [name for name in changed if is_within(name, _SCALE)]:
         _LOG.warning(
             "the held-out losses from here on do not compare with those before; to keep the scale: "
@@ -280,6 +326,12 @@ def _check_same_run(
             config.num_steps,
         )
     return changed
+
+
+def _listed(refused: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(
+        f"{name}: {_short(old)} there, {_short(new)} here" for name, (old, new) in refused.items()
+    )
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bertjax.errors import ConfigError
 from bertjax.reports.tracker import EVALS, METRICS
+from bertjax.storage.atomic_files import write_file
 from bertjax.storage.bucket import BucketPath, as_path, in_parallel
 from bertjax.storage.cache import cache_folder
 
@@ -41,6 +42,16 @@ class Workdir:
 
     def upload(self) -> None:
         """Uploads the changed files of `local`."""
+
+    def take_records(self, other: Path | BucketPath) -> None:
+        """Copies the metrics of another run's workdir, which this run continues.
+
+        Raises:
+          OSError: a file cannot be read or written.
+        """
+        for name in (METRICS, EVALS):
+            with contextlib.suppress(FileNotFoundError):
+                write_file(self.local / name, (other / name).read_bytes())
 
 
 class BucketWorkdir(Workdir):

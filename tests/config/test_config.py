@@ -12,6 +12,7 @@ from bertjax.config import (
     ConfigError,
     DataConfig,
     FineTuningConfig,
+    OptimizerConfig,
     Phase,
     differences,
     is_within,
@@ -58,13 +59,47 @@ def test_a_run_without_phases_takes_num_steps():
     config = Config(num_steps=5, data=DataConfig(global_batch_size=8, max_length=64))
     config.optimizer.warmup_steps = 0
     validate(config)
-    assert config.resolved_phases() == (Phase(5, 64, 8, 12, 1),)
+    assert config.resolved_phases() == (Phase(5, 64, 8, 12, 1, 0.15),)
+
+
+def test_a_phase_has_the_mask_rate_of_the_data_or_its_own():
+    config = Config(
+        data=DataConfig(max_length=128, max_predictions=24, mask_rate=0.15),
+        phases=(
+            Phase(9),
+            Phase(9, mask_rate=0.4),
+            Phase(9, mask_rate=0.4, max_predictions=60),
+            Phase(9, mask_rate=0.4, packing_depth=4),
+        ),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )
+    validate(config)
+    found = [(phase.mask_rate, phase.max_predictions) for phase in config.resolved_phases()]
+    # 0.4 * 128 = 51.2; 0.4 * 128 + 4 * 0.5 = 53.2; rounded up to a multiple of 4.
+    assert found == [(0.15, 24), (0.4, 52), (0.4, 60), (0.4, 56)]
+    config.phases[3].max_predictions = 53
+    with pytest.raises(ConfigError, match=r"phases\[3\].max_predictions = 53, but .* 54 masks"):
+        validate(config)
+
+
+def test_the_warmup_ends_before_the_decay_begins():
+    optimizer = OptimizerConfig(
+        schedule="warmup_stable_decay", decay_share=0.25, warmup_steps=75, learning_rate=1e-3
+    )
+    config = Config(num_steps=100, optimizer=optimizer)
+    validate(config)
+    optimizer.warmup_steps = 76
+    message = r"warmup_steps = 76, but the decay begins at step 75, the last 0.25 of 100 steps"
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+    optimizer.decay_share = 0.24  # as the error says
+    validate(config)
 
 
 # Every field: whether a run may be resumed with another value of it. A new field has to be put here
 # and, where it may change, marked in schema.py.
 MAY_CHANGE = """
-num_steps init_from num_microbatches profile
+num_steps init_from continue_from num_microbatches profile
 model.dtype model.scan_layers model.attention model.activation_layout model.remat
 data.store data.stores data.eval_store data.num_threads data.prefetch_batches
 mesh.data mesh.fsdp mesh.tensor
@@ -82,11 +117,11 @@ model.head model.num_labels model.encoder model.direction
 data.global_batch_size data.max_length data.max_predictions data.mask_rate data.masking
 data.short_row_rate data.shuffle_window data.packing_depth
 phases[0].num_steps phases[0].max_length phases[0].global_batch_size phases[0].max_predictions
-phases[0].packing_depth
+phases[0].packing_depth phases[0].mask_rate
 optimizer.name optimizer.learning_rate optimizer.warmup_steps optimizer.schedule
-optimizer.decay_steps optimizer.end_learning_rate optimizer.power optimizer.weight_decay
-optimizer.b1 optimizer.b2 optimizer.eps optimizer.max_grad_norm optimizer.layer_decay
-optimizer.frozen_layers
+optimizer.decay_steps optimizer.decay_share optimizer.decay_shape optimizer.end_learning_rate
+optimizer.power optimizer.weight_decay optimizer.b1 optimizer.b2 optimizer.eps
+optimizer.max_grad_norm optimizer.layer_decay optimizer.frozen_layers
 task.name task.options task.max_length task.batch_size task.num_epochs
 """
 
@@ -177,6 +212,9 @@ def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
         ("data.store", 3, "config.data.store = 3 is of type int; expected str"),
         ("optimizer.name", "adam", "did you mean 'adamw'"),
         ("optimizer.warmup_steps", 10**6, "is beyond the schedule's"),
+        ("optimizer.schedule", "warmup_stable", "did you mean 'warmup_stable_decay'?"),
+        ("optimizer.decay_share", 1.0, "config.optimizer.decay_share = 1.0: expected a number, ab"),
+        ("optimizer.decay_shape", "sqrt", "did you mean '1-sqrt'?"),
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate = 0.0: expected"),
         ("checkpoint.every_steps", 0, "config.checkpoint.every_steps = 0: expected"),
         (
@@ -187,6 +225,11 @@ def test_a_field_is_within_its_section_and_not_within_one_that_begins_alike():
         ("mesh.fsdp", 0, "config.mesh.fsdp = 0: expected a number of devices, at least 1, or -1"),
         ("mesh.fsdp", -1, "only one axis can be -1"),
         ("phases", (Phase(num_steps=0),), "config.phases[0].num_steps = 0: expected a number"),
+        (
+            "phases",
+            (Phase(num_steps=9, mask_rate=1.0),),
+            "config.phases[0].mask_rate = 1.0: expected a number, above 0 and below 1, or 0 (as in",
+        ),
         ("phases", ({"num_steps": 3},), "config.phases[0] = {'num_steps': 3} is of type dict"),
         ("phases", (), "the run has no length"),
     ],

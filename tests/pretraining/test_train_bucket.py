@@ -74,6 +74,18 @@ def test_killed_and_continued_on_another_machine_is_the_same_run(
 
 
 @pytest.mark.slow
+def test_a_run_in_a_bucket_continues_another_one_there(bucket, store, whole_run, tmp_path):
+    trunk, branch = bucket / "trunk", bucket / "branch"
+    assert pretrain(micro(store, checkpoint__keep=0), str(trunk)).exit_code == 0
+    config = micro(store, continue_from=f"{trunk}/checkpoints/step_00000008")
+    assert pretrain(config, str(branch)).exit_code == 0
+    assert_same_run(fetch(branch, tmp_path / "found"), whole_run)
+    config.optimizer.learning_rate = 1.0
+    with pytest.raises(ConfigError, match=r"only the first 1 steps .* none is in gs://.*/trunk/ch"):
+        pretrain(config, str(bucket / "other"))
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     bucket, store, whole_run, tmp_path, caplog
 ):

@@ -339,6 +339,53 @@ def test_reference_schedule_drops_where_the_warmup_ends():
         assert jax.jit(make_schedule(config, total_steps))(total_steps) == 0
 
 
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+@pytest.mark.parametrize(("decay_steps", "share", "start"), [(0, 0.2, 800), (640, 0.25, 480)])
+@pytest.mark.parametrize("warmup", [100, 0])
+def test_warmup_stable_decay_at_its_edges(shape, decay_steps, share, start, warmup):
+    config = dataclasses.replace(
+        LINEAR,
+        schedule="warmup_stable_decay",
+        decay_shape=shape,
+        decay_share=share,
+        decay_steps=decay_steps,
+        warmup_steps=warmup,
+    )
+    end = decay_steps or 1_000
+    rate = make_schedule(config, total_steps=1_000)
+    for step in (0, 1, 99, 100, 300, start, start + 1, start + 40, end - 1, end, end + 1, 5_000):
+        done = (min(step, end) - start) / (end - start)
+        left = 1 - (math.sqrt(max(done, 0)) if shape == "1-sqrt" else max(done, 0))
+        expected = 0.5 * step / warmup if step < warmup else 0.125 + 0.375 * left
+        for found in (rate(step), jax.jit(rate)(jnp.int32(step))):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=f"step {step}")
+    assert rate(end) == np.float32(0.125)
+    assert (rate(jnp.arange(start + 1, end)) < rate(jnp.arange(start, end - 1))).all()
+
+
+def test_runs_of_any_length_have_the_same_rates_until_the_first_decays():
+    config = OptimizerConfig(
+        learning_rate=3e-4, warmup_steps=7, schedule="warmup_stable_decay", end_learning_rate=1e-5
+    )
+    steps = jnp.arange(80)
+    short = jax.jit(make_schedule(config, 100))(steps)
+    for longer in (101, 333, 10**6):
+        np.testing.assert_array_equal(jax.jit(make_schedule(config, longer))(steps), short)
+    constant = dataclasses.replace(config, schedule="constant")
+    np.testing.assert_array_equal(jax.jit(make_schedule(constant, 100))(steps), short)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "start"), [(0.2, 1_000, 800), (0.29, 100, 71), (0.1, 30, 27), (0.01, 10, 9)]
+)
+def test_the_decay_begins_a_whole_number_of_steps_before_the_end(share, total, start):
+    config = OptimizerConfig(schedule="warmup_stable_decay", decay_share=share)
+    assert config.decay_start(total) == start
+    assert dataclasses.replace(config, decay_steps=total).decay_start(10**6) == start
+    assert dataclasses.replace(config, schedule="linear").decay_start(total) is None
+
+
 @pytest.mark.parametrize("schedule", ["linear", "polynomial", "cosine"])
 def test_a_warmup_as_long_as_the_decay_ends_at_the_end_rate(schedule):
     config = dataclasses.replace(LINEAR, schedule=schedule)
@@ -350,6 +397,9 @@ def test_a_warmup_as_long_as_the_decay_ends_at_the_end_rate(schedule):
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"schedule = 'lineer' is not known; .*linear"):
         make_schedule(OptimizerConfig(schedule="lineer"), 100_000)
+    wrong = OptimizerConfig(schedule="warmup_stable_decay", decay_shape="sqrt")
+    with pytest.raises(ConfigError, match=r"decay_shape = 'sqrt' is not known; .*1-sqrt, linear"):
+        make_schedule(wrong, 100_000)
     with pytest.raises(ConfigError, match=r"name = 'adam' is not known; .*bert_adamw"):
         make_optimizer(OptimizerConfig(name="adam"), 100_000)
 
