@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from benchmarks.train_step import DEPTH, make_batch, make_config, make_packed_batches
 from bertjax.config import Config, ConfigError, ModelConfig, OptimizerConfig, closest
+from bertjax.heads import HEADS
 from bertjax.models import compute_dtype
 from bertjax.objectives.objective import Objective, abstract_batch, make_objective
 from bertjax.parallel.sharding import make_mesh, replicated
@@ -102,7 +103,7 @@ def activation_size(config: Config) -> tuple[int, int]:
 def make_rows(config: Config) -> dict[str, np.ndarray]:
     """A batch from seed 0: see benchmarks.train_step; of fine-tuning, padded as SQuAD's rows."""
     (phase,) = config.resolved_phases()
-    if config.model.head == "pretraining":
+    if HEADS[config.model.head].trained_on == "store":
         return (make_packed_batches if phase.packing_depth > 1 else _one)(config)[0]
     b, t = phase.global_batch_size, phase.max_length
     rng = np.random.default_rng(0)
