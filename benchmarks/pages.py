@@ -20,6 +20,7 @@ from collections.abc import Callable
 from benchmarks.harness import ROOT
 from benchmarks.tables import (
     base_on_a_cpu,
+    blimp,
     fine_tuning,
     measurements,
     packing,
@@ -42,6 +43,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "packing": packing.evaluations,
     "packing_error": packing.standard_error,
     "base_on_a_cpu": base_on_a_cpu.starts,
+    "blimp": blimp.scores,
+    "blimp_runs": blimp.runs,
     "fine_tuning_summary": fine_tuning.summary,
     "fine_tuning_seeds": fine_tuning.seeds,
     "pretraining_helps": pretraining_helps.scores,

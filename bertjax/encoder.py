@@ -6,6 +6,7 @@ bert = bertjax.load("runs/mine")  # or a Hugging Face folder, or a TF1 checkpoin
 bert.encode(["A text.", ("A question?", "A text.")]).hidden_states  # float32 [2, t, d]
 bert.embed(["A text.", "Another one."])  # float32 [2, d]: the mean over each text's tokens
 bert.fill_mask("Paris is the [MASK] of France.")
+bert.score("Paris is the capital of France.").log_likelihood  # nats
 bertjax.load("runs/reviews").classify(["A fine film.", "A dull one."])  # fine-tuned models
 """
 
@@ -35,7 +36,7 @@ from bertjax.data.texts import (
 from bertjax.data.tokenizers.tokenizer import load_folder
 from bertjax.data.tokenizers.vocabulary import Tokenizer
 from bertjax.errors import BertjaxError
-from bertjax.heads import EMBED, FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE, resolve
+from bertjax.heads import EMBED, FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE, SCORE, resolve
 from bertjax.models import (
     BertEncoder,
     apply_model,
@@ -45,6 +46,7 @@ from bertjax.models import (
     without_gradients,
 )
 from bertjax.models.inspection import inspect_layers
+from bertjax.scoring import Score, Scorer
 from bertjax.tasks.registry import make_task
 from bertjax.tasks.task import Task, join_outputs
 from bertjax.weights.formats import read_weights
@@ -53,6 +55,18 @@ _LOG = logging.getLogger(__name__)
 
 # Rows are padded to one of few shapes, each of which is compiled once.
 _LENGTHS = (16, 32, 64, 128, 256)  # then the model's number of positions
+_SCORED_LENGTHS = (
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+)  # a row per token: padding costs more
 _NUM_ROWS = (1, 8, 64, 256)
 _BATCH_TOKENS = 4_096  # rows x length at most, padding included
 
@@ -97,7 +111,7 @@ class Encoder:
       labels: names of the labels of a classification or tagging head, where they are known.
       task: the fields of `TaskConfig` that a bertjax model was fine-tuned with, else None.
       can: what the model can be asked, the default of `predict` first: "fill-mask",
-        "next-sentence", "classify", "answer", "tag", "embed".
+        "next-sentence", "score", "classify", "answer", "tag", "embed".
     """
 
     def __init__(
@@ -129,6 +143,9 @@ class Encoder:
         self._embed = jax.jit(lambda *inputs: self._encode(*inputs)[2])
         self._predict = jax.jit(functools.partial(apply_model, self.model))
         self._inspect = jax.jit(functools.partial(inspect_layers, encoder))
+        self._scorer = Scorer(
+            config, tokenizer, functools.partial(self._batches, padded=_SCORED_LENGTHS)
+        )
 
     def __repr__(self) -> str:
         """Such as `Encoder(12 layers, 768 wide, 30,522 pieces, head 'pretraining', float32)`."""
@@ -191,7 +208,7 @@ class Encoder:
         return vectors
 
     def predict(self, texts: Text | list[Text], max_length: int | None = None) -> Any:
-        """What the model's head is for: `fill_mask`, `classify`, `answer`, `tag`, or `embed`.
+        """What the model's head is for: `fill_mask`, `score`, `classify`, `answer`, `tag`, `embed`.
 
         Args:
           texts: one, or a list.
@@ -203,6 +220,8 @@ class Encoder:
         """
         if self.can[0] == FILL_MASK:
             return self.fill_mask(cast(list[str], texts))  # which refuses pairs
+        if self.can[0] == SCORE:
+            return self.score(texts)
         return self.embed(texts) if self.can[0] == EMBED else self._ask(None, texts, max_length)
 
     @overload
@@ -433,6 +452,73 @@ class Encoder:
         _, logits = self._predict(self.params, *inputs, np.zeros((1, 1), np.int32))
         return float(jax.nn.softmax(logits[0])[0])  # label 0 = the real next sentence
 
+    @overload
+    def score(
+        self, texts: Text, mask_rest_of_word: bool | None = None, score_end: bool = False
+    ) -> Score: ...
+    @overload
+    def score(
+        self, texts: list[Text], mask_rest_of_word: bool | None = None, score_end: bool = False
+    ) -> list[Score]: ...
+    def score(
+        self,
+        texts: Text | list[Text],
+        mask_rest_of_word: bool | None = None,
+        score_end: bool = False,
+    ) -> Any:
+        """Says how probable texts are, by the head of pre-training, token by token.
+
+        A left-to-right model gives the log-likelihood: each token is predicted from those before
+        it. A masked model gives the pseudo-log-likelihood (Salazar et al. 2020, "Masked Language
+        Model Scoring"): each token is masked in turn and predicted from all others, so a text of n
+        tokens takes n rows.
+
+        [CLS] is not scored, and [SEP] only with `score_end`. An [UNK] is scored as a token,
+        whatever characters it stands for; `Score.pieces` shows it. Texts of different tokenizers
+        or models cannot be compared by their scores, nor those of left-to-right and masked models.
+
+        Args:
+          texts: a text, or a list. In a pair (a tuple) the second is scored, given the first.
+          mask_rest_of_word: of a masked model: also masks the rest of a token's word to its right
+            ("PLL-word-l2r", Kauf and Ivanova 2023, "A Better Way to Do Masked Language Model
+            Scoring"). Without it the last pieces of a rare word give away the first, and the
+            word scores too high. None = True; False is the method of Salazar et al.
+          score_end: of a left-to-right model: also scores the [SEP] that ends the text. In
+            pre-training a row ends where it is full, so it mostly says how long rows were.
+
+        Returns:
+          A `Score` for one text; for a list a list of these.
+
+        Raises:
+          HeadError: the weights have no head that predicts tokens.
+          ConfigError: an argument is for the other kind of model.
+          TextError: a text is longer than the positions of the model.
+          TypeError: a text is neither a str nor a tuple of two.
+        """
+        if SCORE not in self.can:
+            raise HeadError(
+                f"these weights have no head that predicts tokens (their head is "
+                f"{self.config.head!r}): load the model that pre-training has left"
+            )
+        if HEADS[self.config.head].predicts_next:
+            if mask_rest_of_word is not None:
+                raise ConfigError(
+                    f"--mask_rest_of_word={mask_rest_of_word}: is for masked models, and this one "
+                    "is left-to-right: leave it out"
+                )
+        elif score_end:
+            raise ConfigError(
+                "--score_end=True: is for left-to-right models, and this one is masked: leave it "
+                "out"
+            )
+        one = isinstance(texts, (str, tuple))
+        several: list[Any] = [texts] if one else list(texts)
+        if self.config.next_sentence:
+            self._check_token_types(any(isinstance(text, tuple) for text in several))
+        rows = self._scorer.rows(several, score_end)
+        scores = list(self._scorer.scores(self.params, rows, mask_rest_of_word is not False))
+        return scores[0] if one else scores
+
     def inspect(self, text: Text) -> Inspection:
         """Looks inside: the pieces of a text, each layer's hidden states and attention.
 
@@ -498,19 +584,21 @@ class Encoder:
         for chosen, size, length in self._batches([len(row.ids) for row in rows]):
             yield chosen, pad_rows([rows[i] for i in chosen], size, length, self.tokenizer.pad_id)
 
-    def _batches(self, lengths: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], int, int]]:
+    def _batches(
+        self, lengths: Sequence[int] | np.ndarray, padded: Sequence[int] = _LENGTHS
+    ) -> Iterator[tuple[list[int], int, int]]:
         """Yields rows of like lengths together: their indices, and the shape to pad them to."""
         by_length: dict[int, list[int]] = {}
         for i, n in enumerate(lengths):
-            by_length.setdefault(self._padded_length(int(n)), []).append(i)
+            by_length.setdefault(self._padded_length(int(n), padded), []).append(i)
         for length, indices in sorted(by_length.items()):
             most = max(1, min(_NUM_ROWS[-1], _BATCH_TOKENS // length))
             for begin in range(0, len(indices), most):
                 chosen = indices[begin : begin + most]
                 yield chosen, _at_least(len(chosen), _NUM_ROWS, most), length
 
-    def _padded_length(self, length: int) -> int:
-        return _at_least(length, _LENGTHS, self.config.max_positions)
+    def _padded_length(self, length: int, padded: Sequence[int] = _LENGTHS) -> int:
+        return _at_least(length, padded, self.config.max_positions)
 
     def _warn_of_cuts(self, rows: Sequence[Row]) -> None:
         count = sum(row.is_cut for row in rows)

@@ -17,6 +17,7 @@ Named = str | Callable[..., Any]  # a dotted name, or what it stands for
 EMBED = "embed"  # what `bertjax.predict` can do with every head
 FILL_MASK = "fill-mask"
 NEXT_SENTENCE = "next-sentence"  # only with `config.model.next_sentence`
+SCORE = "score"
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # int32 [b, t] each
 
 
@@ -115,7 +116,7 @@ _BUILT_IN: dict[str, Head] = {
             layers=("mlm_head", "nsp_head"),
             pooled="for next sentence",
             can_pack=True,
-            verbs=(FILL_MASK, NEXT_SENTENCE),
+            verbs=(FILL_MASK, NEXT_SENTENCE, SCORE),
             architectures=("BertForPreTraining", "BertForMaskedLM"),
             hugging_face_tensor="cls.predictions.bias",
             tf1_tensor="cls/predictions/output_bias",
@@ -129,6 +130,7 @@ _BUILT_IN: dict[str, Head] = {
             layers=("mlm_head",),
             can_pack=True,
             predicts_next=True,
+            verbs=(SCORE,),
             architectures=("BertLMHeadModel",),
             hugging_face_tensor="cls.predictions.bias",
         ),

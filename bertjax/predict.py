@@ -1,4 +1,4 @@
-"""Predicts with a trained model: fill-mask, next-sentence, classify, answer, tag, embed.
+"""Predicts with a trained model: fill-mask, next-sentence, score, classify, answer, tag, embed.
 
     python -m bertjax.predict --model=runs/mine "Paris is the [MASK] of France."
     python -m bertjax.predict --model=runs/cola --input=sentences.txt --format=json
@@ -32,12 +32,13 @@ from absl import flags
 from bertjax.cli import command_line
 from bertjax.data.texts import Text, TextError
 from bertjax.errors import EXIT_FINISHED, EXIT_REFUSED, BertjaxError
-from bertjax.heads import EMBED, FILL_MASK, HEADS, NEXT_SENTENCE
+from bertjax.heads import EMBED, FILL_MASK, HEADS, NEXT_SENTENCE, SCORE
 
 if TYPE_CHECKING:
     import numpy as np
 
     from bertjax.encoder import Encoder, Prediction
+    from bertjax.scoring import Score
 
 _TWO = "two texts (a tab between them, or text and text_pair in JSON lines)"
 _NO_TEXTS = (".json", ".csv", ".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -83,8 +84,8 @@ def _define(values: flags.FlagValues) -> None:
         "do",
         None,
         [*dict.fromkeys(verb for head in HEADS.values() for verb in head.verbs), EMBED],
-        "What to predict. Default: fill-mask for a pre-trained model, the task of a fine-tuned "
-        "model, else embed.",
+        "What to predict. Default: fill-mask for a pre-trained model, score for a left-to-right "
+        "one, the task of a fine-tuned model, else embed.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -108,6 +109,19 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "top_k", 5, "Predictions of fill-mask for each [MASK].", 1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "mask_rest_of_word",
+        None,
+        "Whether score, for each token, also masks the rest of its word, of a masked model. "
+        "Default: true.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "score_end",
+        False,
+        "Whether score also scores the end of the text, [SEP], of a left-to-right model.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "max_length",
@@ -264,6 +278,13 @@ def _predictor(
         )
     elif kind == NEXT_SENTENCE:
         line, say = _pair_line, functools.partial(_next_sentences, encoder)
+    elif kind == SCORE:
+        line, say = (
+            _score_line,
+            lambda texts: map(
+                _score, encoder.score(texts, values.mask_rest_of_word, values.score_end)
+            ),
+        )
     elif kind == EMBED:
         line, say = _vector_line, lambda texts: map(_vector, encoder.embed(texts))
     else:
@@ -289,6 +310,13 @@ def _next_sentences(encoder: Encoder, texts: list[Text]) -> Iterator[dict[str, A
         if not isinstance(text, tuple):
             raise TextError(i, f"next-sentence takes {_TWO}, found one")
         yield {"probability": encoder.next_sentence(*text)}
+
+
+def _score(score: Score) -> dict[str, Any]:
+    """The fields of a `Score`, its mean after the sum; null if there are no tokens."""
+    fields = score._asdict()
+    total = {"log_likelihood": fields.pop("log_likelihood")}
+    return total | {"per_token": score.per_token if score.num_tokens else None} | fields
 
 
 def _vector(vector: np.ndarray) -> dict[str, Any]:
@@ -337,6 +365,14 @@ def _pair_line(record: dict[str, Any]) -> str:
 
     texts = map(on_a_line, (record["text"], record["text_pair"]))
     return "\t".join([f"{record['probability']:.4f}", *texts])
+
+
+def _score_line(record: dict[str, Any]) -> str:
+    from bertjax.tasks.task import on_a_line
+
+    mean = "-" if record["per_token"] is None else f"{record['per_token']:.4f}"
+    texts = [on_a_line(record[name]) for name in ("text", "text_pair") if name in record]
+    return "\t".join([f"{record['log_likelihood']:.4f}", mean, str(record["num_tokens"]), *texts])
 
 
 def _vector_line(record: dict[str, Any]) -> str:

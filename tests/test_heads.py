@@ -170,7 +170,9 @@ def test_heads_of_one_architecture_are_told_apart_by_their_labels():
 
 
 def test_what_a_head_can_do():
-    assert HEADS["pretraining"].can(next_sentence=True) == ("fill-mask", "next-sentence", EMBED)
-    assert HEADS["pretraining"].can(next_sentence=False) == ("fill-mask", EMBED)
+    verbs = ("fill-mask", "next-sentence", "score", EMBED)
+    assert HEADS["pretraining"].can(next_sentence=True) == verbs
+    assert HEADS["pretraining"].can(next_sentence=False) == ("fill-mask", "score", EMBED)
+    assert HEADS["causal"].can(next_sentence=False) == ("score", EMBED)
     assert HEADS["encoder"].can(next_sentence=True) == (EMBED,)
     assert HEADS["span"].can(next_sentence=True) == ("answer", EMBED)

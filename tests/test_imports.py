@@ -49,6 +49,7 @@ FLOORS = (
     "pretraining",
     "fine_tuning",
     "plan",
+    "scoring",
     "encoder",
     "testing",
     "evaluation",

@@ -11,7 +11,7 @@ import pytest
 from commands import run_here
 
 from bertjax.config import ModelConfig
-from bertjax.encoder import Encoder
+from bertjax.encoder import Encoder, load
 from bertjax.models import init_params, make_model
 from bertjax.objectives.fine_tuning import run_model
 from bertjax.testing import make_workdir
@@ -34,7 +34,10 @@ MODEL = ModelConfig(
     initializer_range=0.2,
     dtype="float32",
 )
-LABELS = {"pretraining": 0, "classification": 3, "regression": 1, "tagging": 3, "span": 0}
+LABELS = {
+    **{"pretraining": 0, "causal": 0, "classification": 3},
+    **{"regression": 1, "tagging": 3, "span": 0},
+}
 NAMES = ("O", "B-THING", "I-THING")
 
 
@@ -95,6 +98,46 @@ def test_masks_are_filled_from_the_arguments(models):
         shares = [prediction["probability"] for prediction in mask]
         assert len(shares) == 3
         assert shares == sorted(shares, reverse=True)
+
+
+def test_texts_are_scored_with_their_tokens(models):
+    texts = ["the metamorphosis of a module", "a value\tits name", "\u200b"]
+    bert = load(models / "pretraining")
+    for flag, how in (("--mask_rest_of_word", True), ("--nomask_rest_of_word", False)):
+        found = records(
+            predict(models / "pretraining", "--do=score", "--format=json", flag, *texts)
+        )
+        asked = [texts[0], tuple(texts[1].split("\t")), texts[2]]
+        for record, score in zip(found, bert.score(asked, how), strict=True):
+            assert list(record)[-5:] == [
+                *("log_likelihood", "per_token", "num_tokens", "pieces", "log_probabilities")
+            ]
+            assert record["log_likelihood"] == pytest.approx(score.log_likelihood, abs=2e-5)
+            assert record["log_probabilities"] == pytest.approx(score.log_probabilities, abs=2e-5)
+            assert record["pieces"] == score.pieces
+            assert record["num_tokens"] == score.num_tokens
+        assert [record["num_tokens"] for record in found] == [len(found[0]["pieces"]), 2, 0]
+        assert found[0]["per_token"] * found[0]["num_tokens"] == pytest.approx(
+            found[0]["log_likelihood"], abs=1e-4
+        )
+        assert found[2]["per_token"] is None  # NaN is no JSON
+
+
+def test_a_left_to_right_model_scores_lines(models):
+    bert = load(models / "causal")
+    texts = ["the name of a module", "a value\tits name"]
+    for flags, with_end in (([], False), (["--score_end"], True)):
+        result = predict(models / "causal", *flags, *texts)
+        assert result.returncode == 0, result.stderr
+        for text, line in zip(texts, result.stdout.splitlines(), strict=True):
+            total, mean, count, *same = line.split("\t")
+            asked = tuple(same) if len(same) > 1 else same[0]
+            score = bert.score(asked, score_end=with_end)
+            assert "\t".join(same) == text
+            assert float(total) == pytest.approx(score.log_likelihood, abs=1e-3)
+            assert float(mean) == pytest.approx(score.per_token, abs=1e-3)
+            assert int(count) == score.num_tokens
+    assert predict(models / "causal", "\u200b").stdout == "0.0000\t-\t0\t\u200b\n"
 
 
 def test_texts_are_classified_from_standard_input(models):
@@ -178,8 +221,12 @@ def test_half_of_a_surrogate_pair_is_written_as_its_escape(models, tmp_path):
         (
             "pretraining",
             ["--do=classify", "text"],
-            "is 'pretraining', which can fill-mask and next-sentence and embed",
+            "is 'pretraining', which can fill-mask and next-sentence and score and embed",
         ),
+        ("classification", ["--do=score", "text"], "which can classify and embed"),
+        ("pretraining", ["--do=score", "a " * 63], "has 65 tokens with the special ones"),
+        ("pretraining", ["--do=score", "--score_end", "text"], "--score_end=True: is for left"),
+        ("causal", ["--nomask_rest_of_word", "text"], "--mask_rest_of_word=False: is for masked"),
         ("classification", ["one\ttwo", "one"], "this model takes"),
         ("missing", ["text"], "no such folder"),
         ("classification", ["--max_length=65", "text"], "beyond the 64 positions of"),

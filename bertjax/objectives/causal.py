@@ -89,7 +89,7 @@ def causal_sums(
     encoder = BertEncoder(config)
     hidden_states, _ = encoder.apply({"params": params}, *inputs, row_keys, packing)
     table = encoder.apply({"params": params}, method="word_table")
-    chunks = jax.tree.map(_chunks, (hidden_states, *next_tokens(batch)))
+    chunks = jax.tree.map(position_chunks, (hidden_states, *next_tokens(batch)))
     sums = sum_over_rows(functools.partial(_head_sums, config))((params["mlm_head"], table), chunks)
     return dict(zip(_NAMES, sums, strict=True))
 
@@ -161,7 +161,7 @@ def causal_fields(phase: Phase) -> Fields:
     }
 
 
-def _chunks(x: jax.Array) -> jax.Array:
+def position_chunks(x: jax.Array) -> jax.Array:
     """[b, t, ...] -> [n, b, c, ...]: c positions at a time, filled up with zeros at the end."""
     length = x.shape[1]
     most = min(max_predictions(_CHUNK_RATE, length), length)

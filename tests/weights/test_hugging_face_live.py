@@ -114,3 +114,55 @@ def test_real_weights_equal_transformers(functions, real_weights):  # noqa: F811
     difference = largest_difference(functions, real_weights, texts()["real"])
     print(f"real weights: {difference:.1e}")
     assert difference < TOLERANCE
+
+
+def scored_by_transformers(folder, kind, text, mask_rest_of_word=False):
+    """Log-probabilities of a text's tokens: of the next ones, or of each masked in turn.
+
+    Words are those of their tokenizer.
+    """
+    import torch
+    import transformers
+
+    model = getattr(transformers, kind).from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    given = tokenizer(text, return_tensors="pt")
+    ids, words = given["input_ids"], given.word_ids()
+    places = range(1, ids.shape[1] - 1)
+    with torch.no_grad():
+        if kind == "BertLMHeadModel":
+            logits = model(**given).logits[0, :-2]
+        else:
+            copies = ids.repeat(len(places), 1)
+            for copy, place in zip(copies, places, strict=True):
+                copy[place] = tokenizer.mask_token_id
+                for after in places if mask_rest_of_word else ():
+                    if after > place and words[after] == words[place]:
+                        copy[after] = tokenizer.mask_token_id
+            logits = model(copies).logits[range(len(places)), places]
+    nats = torch.log_softmax(logits, dim=-1)
+    return nats.gather(1, ids[0, 1:-1, None])[:, 0].numpy()
+
+
+SCORED = "the dogs sat on the mats, abcde and the cat did it"
+
+
+@pytest.mark.parametrize("mask_rest_of_word", [True, False])
+def test_pseudo_log_likelihoods_equal_transformers(folders, mask_rest_of_word):
+    folder = folders / "masked_lm"
+    expected = scored_by_transformers(folder, "BertForMaskedLM", SCORED, mask_rest_of_word)
+    score = bertjax.load(folder).score(SCORED, mask_rest_of_word)
+    assert sum(piece.startswith("##") for piece in score.pieces) > 3
+    np.testing.assert_allclose(score.log_probabilities, expected, atol=TOLERANCE)
+
+
+def test_log_likelihoods_of_a_left_to_right_model_equal_transformers(functions, tmp_path):
+    import transformers
+
+    tokenizer = functions["make_tokenizer"](tmp_path, True, LARGER["max_position_embeddings"])
+    config = transformers.BertConfig(**LARGER, vocab_size=len(tokenizer), is_decoder=True)
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    score = bertjax.load(tmp_path).score(SCORED)
+    expected = scored_by_transformers(tmp_path, "BertLMHeadModel", SCORED)
+    np.testing.assert_allclose(score.log_probabilities, expected, atol=TOLERANCE)
