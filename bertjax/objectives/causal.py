@@ -1,7 +1,7 @@
 """The left-to-right objective: each token predicts the next one (Radford et al. 2018, section 3.1).
 
 Rows are those of the masked objective, without masks. Every token after [CLS] is a target, the last
-[SEP] included. The layers of the head are those of masked tokens, so a run may go on from the
+[SEP] included. The layers of the head are those of masked tokens, so a run may start from the
 parameters of the other objective.
 """
 
