@@ -79,7 +79,7 @@ def train_and_score(
         )
         return jobs[-1]
 
-    trained = loop.run(config, workdir, open_job)
+    trained = loop.run(config, workdir, open_job, shares_programs=True)
     fields = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
     if trained.preempted:
         return FineTuningResult(**fields)
