@@ -171,6 +171,19 @@ class Scorer:
         return join_outputs(self._examples.task.head, zip(rows, outputs, strict=True), mask)
 
 
+def source_of(
+    training: Examples, evaluation: Examples, tokenizer: Tokenizer, initial_hash: str
+) -> Source:
+    """What must be the same when a run is resumed; for the arguments see `FineTuning`."""
+    return Source(
+        tokenizer,
+        training.sha256(),
+        evaluation.sha256(),
+        initial_hash,
+        tuple(training.task.label_names),
+    )
+
+
 class FineTuning:
     """See `bertjax.training.job.Job`."""
 
@@ -210,13 +223,7 @@ class FineTuning:
         self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
         self._scorer = Scorer(evaluation, config.model, mesh)
         self.objective = make_objective(config.model)
-        self.source = Source(
-            tokenizer,
-            training.sha256(),
-            evaluation.sha256(),
-            initial_hash,
-            tuple(self._task.label_names),
-        )
+        self.source = source_of(training, evaluation, tokenizer, initial_hash)
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,
             "evaluation examples (config.task.eval)": self.source.evaluation_hash,

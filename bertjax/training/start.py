@@ -122,7 +122,7 @@ def start(
     if newest is None and config.continue_from:
         newest = continued = _open_continued(config.continue_from)
     if newest is not None:
-        changed = _check_same_run(newest, config, source, is_other=continued is not None)
+        changed = check_same_run(newest, config, source, is_other=continued is not None)
         words = "resuming" if continued is None else "continuing another run"
         _LOG.info("%s from step %d: %s", words, newest.step, newest.path)
         params = newest.restore_params(abstract.params)
@@ -263,10 +263,10 @@ def _open_continued(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _check_same_run(
-    checkpoint: Checkpoint, config: Config, source: Source, *, is_other: bool
+def check_same_run(
+    checkpoint: Checkpoint, config: Config, source: Source, *, is_other: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that changed; raises ConfigError for one that must not.
+    """Returns the settings that changed since a checkpoint: {dotted name: (old, new)}.
 
     Args:
       checkpoint: to start from.
@@ -274,6 +274,9 @@ def _check_same_run(
       source: of this run.
       is_other: whether the checkpoint is of another run, of which this run has only the first
         steps: lengths and rates of later steps may differ.
+
+    Raises:
+      ConfigError: a setting changed that must not, or the run reads something else.
     """
     if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
         kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"
