@@ -122,10 +122,10 @@ def check_numbers(
       ConfigError: one cannot be, or is given twice.
     """
     numbers = Numbers(
-        _check_list("learning_rate", learning_rate),
-        _check_list("batch_size", batch_size),
-        _check_list("epochs", epochs) if epochs else [],
-        _check_list("seed", seed, may_be_zero=True),
+        check_list("learning_rate", learning_rate),
+        check_list("batch_size", batch_size),
+        check_list("epochs", epochs) if epochs else [],
+        check_list("seed", seed, may_be_zero=True),
     )
     if not 0 <= warmup_share <= 1:
         raise ConfigError(f"--warmup_share={warmup_share}: expected a share from 0 to 1")
@@ -312,7 +312,12 @@ def folder_name(config: FineTuningConfig) -> str:
     return f"lr_{rate}_batch_{task.batch_size}_epochs_{epochs}_seed_{config.seed}"
 
 
-def _check_list(name: str, values: Sequence[Any], may_be_zero: bool = False) -> list[Any]:
+def check_list(name: str, values: Sequence[Any], may_be_zero: bool = False) -> list[Any]:
+    """Checks the numbers that the flag `name` gives.
+
+    Raises:
+      ConfigError: there is none, one is no positive number, or is given twice.
+    """
     numbers = [x for x in values if isinstance(x, (int, float)) and math.isfinite(x)]
     is_right = len(set(numbers)) == len(values) > 0 and min(numbers) >= 0
     if not is_right or (not may_be_zero and not min(numbers)):
@@ -331,14 +336,24 @@ def _read_initial(init_from: str, flag: str) -> Weights:
     try:
         if init_from.startswith("hf:"):
             return read_folder(init_from.removeprefix("hf:"))
-        found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
-        if found == HUGGING_FACE:
-            raise ConfigError(f"a Hugging Face folder is given as --{flag}=hf:{init_from}")
-        if found == TF1:
-            raise ConfigError(
-                f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
-                f"bertjax.convert --input={init_from} --output=WORKDIR"
-            )
+        refuse_other_formats(init_from, flag)
         return read_weights(init_from)
     except BertjaxError as error:
         raise ConfigError(f"--{flag}: {error}") from error
+
+
+def refuse_other_formats(init_from: str, flag: str) -> None:
+    """Refuses a folder of another program's weights that is given like a bertjax one.
+
+    Raises:
+      WeightsError: there is no such folder.
+      ConfigError: it is one of Hugging Face or TF1; says how to give it.
+    """
+    found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
+    if found == HUGGING_FACE:
+        raise ConfigError(f"a Hugging Face folder is given as --{flag}=hf:{init_from}")
+    if found == TF1:
+        raise ConfigError(
+            f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
+            f"bertjax.convert --input={init_from} --output=WORKDIR"
+        )

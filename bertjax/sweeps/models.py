@@ -14,6 +14,7 @@ from bertjax.checkpoints.checkpoint_bucket import open_directory
 from bertjax.checkpoints.checkpoint_directory import step_of
 from bertjax.config import ConfigError
 from bertjax.errors import BertjaxError
+from bertjax.fine_tuning.runs import refuse_other_formats
 from bertjax.storage.bucket import BucketPath, as_path
 from bertjax.weights.initial_params import HUGGING_FACE_PREFIX
 
@@ -115,6 +116,7 @@ def _checkpoints(where: str) -> tuple[str, Sequence[Path | BucketPath]]:
     if at and not path.is_dir():
         where, wanted = at[1], at[2]
         path = as_path(where)
+    refuse_other_formats(where, "models")
     run = where.rstrip("/") if isinstance(path, BucketPath) else os.path.normpath(where)
     if step_of(path.name) is not None:  # RUN/checkpoints/step_...
         return run.rpartition("/")[0].removesuffix("checkpoints").rstrip("/") or ".", [path]

@@ -18,6 +18,7 @@ from bertjax.errors import BertjaxError
 from bertjax.fine_tuning.run import finished_scores, remove_checkpoints, train_and_score
 from bertjax.fine_tuning.runs import (
     Runs,
+    check_list,
     check_numbers,
     check_overrides,
     check_workdir,
@@ -143,6 +144,7 @@ def open_sweep(
 ) -> Sweep:
     """Reads all models and examples and makes the runs; see `fine_tune_sweep`."""
     check_overrides(overrides)
+    check_list("seeds", seeds, may_be_zero=True)
     found_tasks = read_tasks(tasks)
     read = []
     for task in found_tasks:
