@@ -206,9 +206,8 @@ class TaskData:
 def read_data(task: Task[Any], train: str, eval: str) -> TaskData:
     """Reads the examples of a task; see `open_runs`."""
     training = task.read(train, needs_labels=True)
-    return TaskData(
-        task.with_labels(training), train, eval, training, task.read(eval, needs_labels=True)
-    )
+    task = task.with_labels(training)
+    return TaskData(task, train, eval, training, task.read(eval, needs_labels=True))
 
 
 def row_length(task: Task[Any], initial: InitialModel, max_length: int | None) -> int:
