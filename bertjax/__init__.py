@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bertjax.plan.plan_run import RunPlan, plan_run, search_layouts
     from bertjax.prepare.build_store import build_store
     from bertjax.pretraining.run import pretrain
+    from bertjax.sweeps.sweep import SweepResult, fine_tune_sweep
     from bertjax.tasks.registry import register_task
     from bertjax.training.result import TrainingResult
     from bertjax.weights.conversion import convert_checkpoint
@@ -44,6 +45,7 @@ __all__ = [
     "FineTuningResult",
     "GridResult",
     "RunPlan",
+    "SweepResult",
     "TrainingResult",
     "__version__",
     "build_store",
@@ -51,6 +53,7 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "fine_tune_grid",
+    "fine_tune_sweep",
     "inspect_data",
     "load",
     "load_recipe",
@@ -70,12 +73,14 @@ _WHERE = {
     "FineTuningResult": "fine_tuning.run",
     "GridResult": "fine_tuning.fine_tune",
     "RunPlan": "plan.plan_run",
+    "SweepResult": "sweeps.sweep",
     "TrainingResult": "training.result",
     "build_store": "prepare.build_store",
     "convert_checkpoint": "weights.conversion",
     "evaluate": "evaluation",
     "fine_tune": "fine_tuning.fine_tune",
     "fine_tune_grid": "fine_tuning.fine_tune",
+    "fine_tune_sweep": "sweeps.sweep",
     "inspect_data": "inspect.report",
     "load": "encoder",
     "load_recipe": "cli.recipes",

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "says whether a recipe fits, and how fast it can be",
     "train": "pre-trains a BERT on a store",
     "finetune": "fine-tunes a BERT on a task, and scores it",
+    "sweep": "fine-tunes checkpoints on tasks with several seeds, and draws the scores",
     "predict": "predicts with a trained model",
     "convert": "converts a BERT between Hugging Face, TF1 and bertjax",
     "newest_checkpoint": "prints which checkpoint of a run is the newest",

@@ -50,7 +50,7 @@ def test_the_script_of_the_page_prepares_trains_fine_tunes_and_predicts(tmp_path
 
 
 def test_all_commands_are_imported_together_whatever_the_command_line_says():
-    names = ["train", "finetune", "predict", "convert", "newest_checkpoint"]
+    names = ["train", "finetune", "sweep", "predict", "convert", "newest_checkpoint"]
     names += [f"{room}.__main__" for room in ("prepare", "inspect", "plan")]
     code = "; ".join(f"import bertjax.{name}" for name in names)
     result = python(None, "-c", code, "--config=nothing", "--flag", "--help")

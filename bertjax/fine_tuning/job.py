@@ -25,6 +25,7 @@ from bertjax.heads import HEADS, INPUTS
 from bertjax.models import without_gradients
 from bertjax.objectives.fine_tuning import fine_tuning_sums, run_model
 from bertjax.objectives.objective import Metric, make_objective
+from bertjax.parallel.compile_once import compile_once
 from bertjax.parallel.sharding import local_rows, replicated
 from bertjax.reports.curves import plot_curves
 from bertjax.tasks.task import Task, join_outputs
@@ -129,6 +130,7 @@ class Scorer:
             return outputs, sums
 
         self._step = jax.jit(step, out_shardings=replicated(mesh))
+        self._programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
 
     def run(self, params: Tree) -> Scored:
         """Predicts and scores, rows of like lengths together.
@@ -140,7 +142,7 @@ class Scorer:
         for positions, length in self._batches:
             mine = positions[local_rows(self._mesh, len(positions))]
             batch = device_batch(take_rows(arrays, mine, length), self._mesh, len(positions))
-            results.append(self._step(params, batch))
+            results.append(self._program(params, batch)(params, batch))
         # Kept on the devices while the next batches are made, fetched once.
         parts, sums = zip(*jax.device_get(results), strict=True)
         task, examples = self._examples.task, self._examples.examples
@@ -152,6 +154,14 @@ class Scorer:
         loss = float(self._objective.loss(totals, totals))
         return Scored(predictions, {"loss": loss, **task.scores(examples, predictions)})
 
+    def _program(self, params: Tree, batch: dict[str, jax.Array]) -> jax.stages.Compiled:
+        """The program for batches of this shape."""
+        shape = batch["input_ids"].shape
+        if shape not in self._programs:
+            lowered = self._step.lower(params, batch)
+            self._programs[shape] = compile_once(lowered, self._mesh)
+        return self._programs[shape]
+
     def _in_order(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """One output of the batches, in the order of the rows."""
         mask = self._examples.arrays["attention_mask"]
@@ -159,6 +169,19 @@ class Scorer:
         rows = [batch.positions[keep] for batch, keep in zip(self._batches, real, strict=True)]
         outputs = [part[keep] for part, keep in zip(parts, real, strict=True)]
         return join_outputs(self._examples.task.head, zip(rows, outputs, strict=True), mask)
+
+
+def source_of(
+    training: Examples, evaluation: Examples, tokenizer: Tokenizer, initial_hash: str
+) -> Source:
+    """What must be the same when a run is resumed; for the arguments see `FineTuning`."""
+    return Source(
+        tokenizer,
+        training.sha256(),
+        evaluation.sha256(),
+        initial_hash,
+        tuple(training.task.label_names),
+    )
 
 
 class FineTuning:
@@ -200,13 +223,7 @@ class FineTuning:
         self._rows = ExampleRows(training.model_arrays(), seed=config.seed)
         self._scorer = Scorer(evaluation, config.model, mesh)
         self.objective = make_objective(config.model)
-        self.source = Source(
-            tokenizer,
-            training.sha256(),
-            evaluation.sha256(),
-            initial_hash,
-            tuple(self._task.label_names),
-        )
+        self.source = source_of(training, evaluation, tokenizer, initial_hash)
         self.fingerprints: Mapping[str, str] = {
             "training examples (config.task.train)": self.source.data_hash,
             "evaluation examples (config.task.eval)": self.source.evaluation_hash,

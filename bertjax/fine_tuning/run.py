@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from bertjax.checkpoints.checkpoint import resolve
+from bertjax.checkpoints.checkpoint import Checkpoint, CheckpointError, resolve
 from bertjax.checkpoints.checkpoint_directory import CheckpointDirectory
 from bertjax.checkpoints.loadable_workdir import SCORES
 from bertjax.config import Config, FineTuningConfig
 from bertjax.data.tokenizers.tokenizer import Tokenizer
-from bertjax.fine_tuning.job import Examples, FineTuning, Scored, Scorer
+from bertjax.fine_tuning.job import Examples, FineTuning, Scored, Scorer, source_of
 from bertjax.models import abstract_params
 from bertjax.parallel.sharding import make_mesh
 from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from bertjax.storage.atomic_files import write_file
 from bertjax.training import loop
 from bertjax.training.result import TrainingResult
-from bertjax.training.start import with_shardings
+from bertjax.training.start import check_same_run, with_shardings
 from bertjax.training.workdir import Workdir
 
 PREDICTIONS = "predictions.jsonl"
+FINISHED = "finished.json"  # what the last checkpoint said, where those are removed
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ def train_and_score(
         )
         return jobs[-1]
 
-    trained = loop.run(config, workdir, open_job)
+    trained = loop.run(config, workdir, open_job, shares_programs=True)
     fields = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
     if trained.preempted:
         return FineTuningResult(**fields)
@@ -120,6 +122,49 @@ def train_and_score(
         workdir,
     )
     return FineTuningResult(**fields, scores=scores, best_step=best["step"])
+
+
+def finished_scores(
+    config: FineTuningConfig,
+    workdir: Path,
+    training: Examples,
+    evaluation: Examples,
+    tokenizer: Tokenizer,
+    initial_hash: str = "",
+) -> dict[str, Any] | None:
+    """What scores.json says of a run that is finished; None if something is left to do.
+
+    Arguments are those of `train_and_score`.
+
+    Raises:
+      ConfigError: the workdir has a run with other settings, examples or initial weights.
+    """
+    finished = workdir / FINISHED
+    try:
+        if finished.is_file():
+            checkpoint = Checkpoint(finished, **json.loads(finished.read_text("utf-8")))
+        else:
+            checkpoint = resolve(workdir)
+    except CheckpointError:  # none yet, or one that the run itself reports
+        return None
+    check_same_run(checkpoint, config, source_of(training, evaluation, tokenizer, initial_hash))
+    scores = workdir / SCORES
+    if checkpoint.step < config.last_step or not scores.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(scores.read_text("utf-8"))
+    except ValueError:
+        return None  # written anew
+    return content
+
+
+def remove_checkpoints(workdir: Path) -> None:
+    """Removes the checkpoints of a finished run, which stays known as finished."""
+    if not (workdir / FINISHED).is_file():
+        last = resolve(workdir)
+        record = {"step": last.step, "progress": last.progress, "config": last.config}
+        _write_json(workdir / FINISHED, record)
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
 
 def _score_step(config: FineTuningConfig, folder: Path, step: int, evaluation: Examples) -> Scored:

@@ -7,10 +7,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertjax.checkpoints.params_hash import params_sha256
-from bertjax.config import ConfigError, FineTuningConfig, Phase, TaskConfig
+from bertjax.config import ConfigError, FineTuningConfig, ModelConfig, Phase, TaskConfig
 from bertjax.config.checks import validate
 from bertjax.config.overrides import with_overrides
 from bertjax.data.tokenizers.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from bertjax.fine_tuning.table import in_full
 from bertjax.heads import HEADS
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.tasks.registry import make_task
+from bertjax.tasks.task import Task
 from bertjax.training.workdir import open_workdir
 from bertjax.weights.formats import HUGGING_FACE, TF1, detect_format, read_weights
 from bertjax.weights.hugging_face_folder import read_folder
@@ -81,57 +82,199 @@ def open_runs(
       ConfigError: an argument, a field or the model does not fit.
       TaskError: the task, its options or its files are not as expected.
     """
-    numbers = [
-        _check_numbers("learning_rate", learning_rate),
-        _check_numbers("batch_size", batch_size),
-        _check_numbers("epochs", epochs) if epochs else [],
-        _check_numbers("seed", seed, may_be_zero=True),
-    ]
+    numbers = check_numbers(learning_rate, batch_size, epochs, seed, max_length, warmup_share)
+    check_overrides(overrides)
+    task = make_task(task_name, options)
+    initial = open_initial(str(init_from))
+    length = row_length(task, initial, max_length)
+    data = read_data(task, str(train), str(eval))
+    return make_runs(
+        initial,
+        data,
+        *data.rows(initial.tokenizer, length),
+        numbers=numbers,
+        max_length=length,
+        warmup_share=warmup_share,
+        overrides=overrides,
+    )
+
+
+class Numbers(NamedTuple):
+    """The numbers of several runs, of which each combination is one; no epochs = the task's."""
+
+    learning_rates: list[float]
+    batch_sizes: list[int]
+    epochs: list[float]
+    seeds: list[int]
+
+
+def check_numbers(
+    learning_rate: Sequence[float],
+    batch_size: Sequence[int],
+    epochs: Sequence[float],
+    seed: Sequence[int],
+    max_length: int | None,
+    warmup_share: float,
+) -> Numbers:
+    """Checks the numbers that `open_runs` takes.
+
+    Raises:
+      ConfigError: one cannot be, or is given twice.
+    """
+    numbers = Numbers(
+        check_list("learning_rate", learning_rate),
+        check_list("batch_size", batch_size),
+        check_list("epochs", epochs) if epochs else [],
+        check_list("seed", seed, may_be_zero=True),
+    )
     if not 0 <= warmup_share <= 1:
         raise ConfigError(f"--warmup_share={warmup_share}: expected a share from 0 to 1")
     if max_length is not None and max_length < 1:
         raise ConfigError(f"--max_length={max_length}: expected 1 or more tokens")
+    return numbers
+
+
+def check_overrides(overrides: Mapping[str, Any] | None) -> None:
+    """Refuses fields that an argument or the task decides.
+
+    Raises:
+      ConfigError: there is one.
+    """
     for name in overrides or {}:
         if is_decided(name):
             raise ConfigError(f"config.{name} is decided by an argument or the task")
-    init_from = str(init_from)
-    task = make_task(task_name, options)
-    weights = _read_initial(init_from)
-    initial, tokenizer = weights.config, weights.tokenizer
-    assert tokenizer is not None
-    max_length = max_length or task.default_max_length
-    if max_length > initial.max_positions:
-        raise ConfigError(
-            f"--max_length={max_length} is beyond the {initial.max_positions} positions of "
-            f"{init_from}: set --max_length={initial.max_positions} or less"
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialModel:
+    """A model to start from, without its parameters.
+
+    Attributes:
+      init_from: where each run reads them.
+      config: of the model.
+      tokenizer: of the model.
+      params_hash: `params_sha256` of its parameters.
+    """
+
+    init_from: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    params_hash: str
+
+
+def open_initial(init_from: str, flag: str = "init_from") -> InitialModel:
+    """Reads a model to start from; each run reads the weights anew, laid out on its devices.
+
+    Args:
+      init_from: see `open_runs`.
+      flag: that gave it, for messages.
+
+    Raises:
+      ConfigError: there is none that can be read.
+    """
+    weights = _read_initial(init_from, flag)
+    assert weights.tokenizer is not None
+    return InitialModel(init_from, weights.config, weights.tokenizer, params_sha256(weights.params))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """The examples of a task.
+
+    Attributes:
+      task: that knows its labels.
+      train: the files to train on, as they were given.
+      eval: those to score on.
+      training: examples of `Task.read`.
+      evaluation: likewise.
+    """
+
+    task: Task[Any]
+    train: str
+    eval: str
+    training: Sequence[Any]
+    evaluation: Sequence[Any]
+
+    def rows(self, tokenizer: Tokenizer, max_length: int) -> tuple[Examples, Examples]:
+        """The rows to train on, and those to score on."""
+        return (
+            Examples(self.task, self.training, tokenizer, max_length),
+            Examples(self.task, self.evaluation, tokenizer, max_length),
         )
-    examples = task.read(str(train), needs_labels=True)
-    task = task.with_labels(examples)
-    training = Examples(task, examples, tokenizer, max_length)
-    evaluation = Examples(task, task.read(str(eval), needs_labels=True), tokenizer, max_length)
-    if initial.num_token_types < 2 and training.arrays["token_type_ids"].any():
+
+
+def read_data(task: Task[Any], train: str, eval: str) -> TaskData:
+    """Reads the examples of a task; see `open_runs`."""
+    training = task.read(train, needs_labels=True)
+    task = task.with_labels(training)
+    return TaskData(task, train, eval, training, task.read(eval, needs_labels=True))
+
+
+def row_length(task: Task[Any], initial: InitialModel, max_length: int | None) -> int:
+    """The largest number of tokens per row, of which the model must have the positions.
+
+    Raises:
+      ConfigError: it has fewer.
+    """
+    length = max_length or task.default_max_length
+    if length > initial.config.max_positions:
         raise ConfigError(
-            f"--init_from={init_from}: has one token type (model.num_token_types = 1), and the "
-            f"pairs of texts of task {task.name} need two: start from another model"
+            f"--max_length={length} is beyond the {initial.config.max_positions} positions of "
+            f"{initial.init_from}: set --max_length={initial.config.max_positions} or less"
+        )
+    return length
+
+
+def make_runs(
+    initial: InitialModel,
+    data: TaskData,
+    training: Examples,
+    evaluation: Examples,
+    *,
+    numbers: Numbers,
+    max_length: int,
+    warmup_share: float,
+    overrides: Mapping[str, Any] | None,
+) -> Runs:
+    """The runs of one model on one task.
+
+    Args:
+      initial: to start from.
+      data: the task.
+      training: its rows to train on, of the model's tokenizer.
+      evaluation: those to score on.
+      numbers: each combination is a run.
+      max_length: that was asked for; rows may be shorter.
+      warmup_share: see `open_runs`.
+      overrides: see `open_runs`.
+
+    Raises:
+      ConfigError: the model does not fit the task, or a field cannot work.
+    """
+    task, their = data.task, initial.config
+    if their.num_token_types < 2 and training.arrays["token_type_ids"].any():
+        raise ConfigError(
+            f"--init_from={initial.init_from}: has one token type (model.num_token_types = 1), and "
+            f"the pairs of texts of task {task.name} need two: start from another model"
         )
     model = dataclasses.replace(
-        initial,
+        their,
         head=task.head,
         num_labels=task.num_labels,
-        pooler=HEADS[task.head].reads_pooled(initial.next_sentence),
+        pooler=HEADS[task.head].reads_pooled(their.next_sentence),
     )
     described = TaskConfig(
         name=task.name,
         options=task.settings()["options"],
-        train=str(train),
-        eval=str(eval),
+        train=data.train,
+        eval=data.eval,
         max_length=max_length,
     )
-    base = dataclasses.replace(DEFAULTS, model=model, init_from=init_from, task=described)
+    base = dataclasses.replace(DEFAULTS, model=model, init_from=initial.init_from, task=described)
     num_rows = len(training.arrays["row_weights"])
-    numbers[2] = numbers[2] or [task.default_epochs]
+    combined = numbers._replace(epochs=numbers.epochs or [task.default_epochs])
     configs = []
-    for rate, rows, times, one_seed in itertools.product(*numbers):
+    for rate, rows, times, one_seed in itertools.product(*combined):
         num_steps = max(1, math.floor(num_rows * times / rows))
         decided = {
             "seed": one_seed,
@@ -145,7 +288,7 @@ def open_runs(
         }
         configs.append(with_overrides(base, {**decided, **(overrides or {})}))
         validate(configs[-1])
-    return Runs(configs, training, evaluation, tokenizer, params_sha256(weights.params))
+    return Runs(configs, training, evaluation, initial.tokenizer, initial.params_hash)
 
 
 def check_workdir(workdir: str | Path) -> Path:
@@ -168,7 +311,12 @@ def folder_name(config: FineTuningConfig) -> str:
     return f"lr_{rate}_batch_{task.batch_size}_epochs_{epochs}_seed_{config.seed}"
 
 
-def _check_numbers(name: str, values: Sequence[Any], may_be_zero: bool = False) -> list[Any]:
+def check_list(name: str, values: Sequence[Any], may_be_zero: bool = False) -> list[Any]:
+    """Checks the numbers that the flag `name` gives.
+
+    Raises:
+      ConfigError: there is none, one is no positive number, or is given twice.
+    """
     numbers = [x for x in values if isinstance(x, (int, float)) and math.isfinite(x)]
     is_right = len(set(numbers)) == len(values) > 0 and min(numbers) >= 0
     if not is_right or (not may_be_zero and not min(numbers)):
@@ -183,23 +331,28 @@ def _as_given(value: Any) -> str:
     return in_full(value) if isinstance(value, float) else str(value)
 
 
-def _read_initial(init_from: str) -> Weights:
-    """The model to start from; each run reads the weights anew, laid out on its devices.
-
-    Raises:
-      ConfigError: there are none that can be read.
-    """
+def _read_initial(init_from: str, flag: str) -> Weights:
     try:
         if init_from.startswith("hf:"):
             return read_folder(init_from.removeprefix("hf:"))
-        found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
-        if found == HUGGING_FACE:
-            raise ConfigError(f"a Hugging Face folder is given as --init_from=hf:{init_from}")
-        if found == TF1:
-            raise ConfigError(
-                f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
-                f"bertjax.convert --input={init_from} --output=WORKDIR"
-            )
+        refuse_other_formats(init_from, flag)
         return read_weights(init_from)
     except BertjaxError as error:
-        raise ConfigError(f"--init_from: {error}") from error
+        raise ConfigError(f"--{flag}: {error}") from error
+
+
+def refuse_other_formats(init_from: str, flag: str) -> None:
+    """Refuses a folder of another program's weights that is given like a bertjax one.
+
+    Raises:
+      WeightsError: there is no such folder.
+      ConfigError: it is one of Hugging Face or TF1; says how to give it.
+    """
+    found = "" if is_bucket_path(init_from) else detect_format(Path(init_from))
+    if found == HUGGING_FACE:
+        raise ConfigError(f"a Hugging Face folder is given as --{flag}=hf:{init_from}")
+    if found == TF1:
+        raise ConfigError(
+            f"{init_from} is a TF1 checkpoint: make a workdir of it first, python -m "
+            f"bertjax.convert --input={init_from} --output=WORKDIR"
+        )

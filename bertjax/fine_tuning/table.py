@@ -84,6 +84,11 @@ def _table(settings: Sequence[dict[str, Any]], metric: str) -> str:
             score = setting["scores"][name]
             cells.append(f"{score['mean']:.4f} ± {score['deviation']:.4f}")
         lines.append(cells)
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table, each column flush right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

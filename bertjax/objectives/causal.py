@@ -61,6 +61,7 @@ def causal_objective(config: ModelConfig) -> Objective:
         reported=(_LM_LOSS, _LM_ACCURACY),
         row_flops=functools.partial(row_flops, config),
         baselines=_baselines,
+        predicted="lm_weight",
     )
 
 

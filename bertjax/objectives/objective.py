@@ -74,6 +74,8 @@ class Objective(NamedTuple):
       baselines: (held-out batches on the host, count of each id in the training tokens [v]) ->
         scores of trivial predictors on the same targets, by name.
       loss_unit: of the loss.
+      predicted: the sum that counts the tokens whose prediction is learned, by name: masked tokens,
+        or next ones; "" = the objective predicts no tokens.
     """
 
     model: Any
@@ -88,6 +90,7 @@ class Objective(NamedTuple):
         no_baselines
     )
     loss_unit: str = "nats"
+    predicted: str = ""
 
 
 def make_objective(config: ModelConfig) -> Objective:

@@ -62,6 +62,7 @@ def pretraining_objective(config: ModelConfig) -> Objective:
         ),
         row_flops=functools.partial(row_flops, config),
         baselines=functools.partial(frequency_baselines, next_sentence=next_sentence),
+        predicted="mlm_weight",
     )
 
 

@@ -49,6 +49,7 @@ def step_keys(metrics: Sequence[Metric]) -> tuple[str, ...]:
         "mfu",
         "real_token_share",  # of the step's tokens; the rest is padding
         "pairs_per_row",  # if rows are packed
+        "predicted_tokens",  # so far, over all restarts; null if no tokens are predicted
         "rows_sha256",  # of the ids of the step's rows
     )
 

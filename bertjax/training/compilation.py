@@ -19,11 +19,12 @@ from bertjax.config import Config, ConfigError, Phase
 from bertjax.flops import peak_flops
 from bertjax.models.layers import product_precision
 from bertjax.objectives.objective import Objective, make_objective
+from bertjax.parallel.compile_once import compile_once
 from bertjax.parallel.sharding import replicated
 from bertjax.parameters import kept_values
 from bertjax.training.input import AHEAD
 from bertjax.training.optimizer import Optimizer
-from bertjax.training.step import TrainState, train_step
+from bertjax.training.step import Batch, TrainState, train_step
 
 _LOG = logging.getLogger(__name__)
 USABLE = 0.9  # of the memory: the rest is for the runtime and fragmentation
@@ -58,6 +59,7 @@ def compile_train_step(
     mesh: Mesh,
     memory: int | None = None,
     first: int | None = None,
+    rates: jax.Array | None = None,
 ) -> tuple[jax.stages.Compiled, int]:
     """Compiles the step of one phase for the mesh.
 
@@ -77,10 +79,12 @@ def compile_train_step(
       memory: bytes of a device; None = ask the device, which must exist then.
       first: number to try first if the memory decides: that of the run that is resumed, although
         fewer may be enough now; None = estimate it.
+      rates: a `rate_table`. Then the program reads its learning rates there, and one that this
+        process has compiled already is taken. None = they are constants of the program.
 
     Returns:
-      The compiled (state, batch, key) -> (state, metrics), which donates the state, and the
-      number of microbatches.
+      The compiled (state, batch, key) -> (state, metrics), or with `rates` (rates, state, batch,
+      key) -> (state, metrics), which donates the state, and the number of microbatches.
 
     Raises:
       DoesNotFitError: not even one row per device and microbatch fits, or the given number of
@@ -125,14 +129,19 @@ def compile_train_step(
     while True:
         parts = candidates[0]
         started = time.monotonic()
-        step = jax.jit(
-            functools.partial(train_step, objective, optimizer, parts),
-            donate_argnums=0,
+        jit = functools.partial(
+            jax.jit,
             out_shardings=(jax.tree.map(lambda x: x.sharding, abstract_state), replicated(mesh)),
         )
         compiled = None
         try:
-            compiled = step.lower(abstract_state, batch, key).compile()
+            if rates is None:
+                step = functools.partial(train_step, objective, optimizer, parts)
+                compiled = jit(step, donate_argnums=0).lower(abstract_state, batch, key).compile()
+            else:
+                step = functools.partial(_tabled_train_step, objective, optimizer, parts)
+                lowered = jit(step, donate_argnums=1).lower(rates, abstract_state, batch, key)
+                compiled = compile_once(lowered, mesh)
             needed = sum(program_bytes(compiled).values()) + waiting
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -164,6 +173,21 @@ def compile_train_step(
         may_fit = [n for n in candidates if fixed + (needed - fixed) * parts / n <= limit]
         if needed > fixed:
             candidates = candidates[candidates.index(may_fit[0]) if may_fit else -1 :]
+
+
+def _tabled_train_step(
+    objective: Objective,
+    optimizer: Optimizer,
+    num_microbatches: int,
+    rates: jax.Array,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, Any]]:
+    """`train_step` with the learning rates of a table."""
+    assert optimizer.with_schedule is not None
+    tabled = optimizer.with_schedule(lambda step: rates[step])
+    return train_step(objective, tabled, num_microbatches, state, batch, key)
 
 
 def _does_not_fit(phase: Phase, rows: int, needed: int, memory: int, parts: int) -> DoesNotFitError:

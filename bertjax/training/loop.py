@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from bertjax.training.compilation import (
 from bertjax.training.compilation_cache import use_compilation_cache
 from bertjax.training.input import DeviceBatches, gather_row_ids
 from bertjax.training.job import Job, OpenJob
-from bertjax.training.optimizer import Optimizer, make_optimizer
+from bertjax.training.optimizer import Optimizer, make_optimizer, rate_table
 from bertjax.training.phases import Phases
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
 from bertjax.training.result import TrainingResult
@@ -66,7 +68,12 @@ class TrainingDivergedError(BertjaxError, RuntimeError):
 
 
 def run(
-    config: Config, workdir: str | Path, open_job: OpenJob, optimizer: Optimizer | None = None
+    config: Config,
+    workdir: str | Path,
+    open_job: OpenJob,
+    optimizer: Optimizer | None = None,
+    *,
+    shares_programs: bool = False,
 ) -> TrainingResult:
     """Trains until `config.last_step`, from wherever the workdir stands.
 
@@ -76,6 +83,8 @@ def run(
         path, or gs://BUCKET/FOLDER.
       open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
       optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
+      shares_programs: whether later runs of this process may need the same train step with other
+        learning rates: it is then compiled once (see `rate_table`).
 
     Returns:
       Steps, metrics and state. `preempted` is true if a signal (SIGTERM, SIGINT) stopped the run,
@@ -123,6 +132,7 @@ def run(
                     checkpoints,
                     start_up,
                     optimizer or make_optimizer(config.optimizer, config.total_steps),
+                    shares_programs,
                 )
                 if writes:
                     resumed = trainer.step > 0 and trainer.continued is None
@@ -170,6 +180,7 @@ class _Trainer:
         checkpoints: CheckpointStore,
         start_up: StartUp,
         optimizer: Optimizer,
+        shares_programs: bool,
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
@@ -179,15 +190,20 @@ class _Trainer:
         self.phases = Phases(config)
         self.row_flops = [job.objective.row_flops(phase) for phase in config.resolved_phases()]
         self.optimizer = optimizer
+        self.rates: jax.Array | None = None
+        if shares_programs and optimizer.with_schedule:
+            table = rate_table(optimizer.schedule, config.last_step)
+            self.rates = jax.device_put(table, replicated(mesh))
         (
             self.state,
             self.seconds_before,
             self.num_microbatches,
             totals,
+            predicted,
             self.continued,
         ) = start(config, self.model, job.source, self.optimizer, checkpoints, mesh)
         self.decay_start = config.optimizer.decay_start(config.total_steps)
-        self.since_logged = SinceLogged(job.objective, totals)
+        self.since_logged = SinceLogged(job.objective, totals, predicted)
         self.key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
         self.num_parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         self.step = int(self.state.step)
@@ -340,7 +356,7 @@ class _Trainer:
             self._report(tracker, index, self.step, last)
         return self.step >= end
 
-    def _compile(self, index: int, memory: int) -> jax.stages.Compiled:
+    def _compile(self, index: int, memory: int) -> Callable[..., Any]:
         """The step of a phase; at the start also those of later ones that may not fit."""
         before = self.num_microbatches.get(index)
         with jax.set_mesh(self.mesh):  # of this thread
@@ -369,9 +385,9 @@ class _Trainer:
 
     def _compile_phase(
         self, index: int, memory: int, first: int | None = None
-    ) -> tuple[jax.stages.Compiled, int]:
+    ) -> tuple[Callable[..., Any], int]:
         phase = self.phases[index]
-        return compile_train_step(
+        compiled, parts = compile_train_step(
             self.resolved,
             phase,
             self.job.objective,
@@ -381,7 +397,11 @@ class _Trainer:
             self.mesh,
             memory,
             first,
+            self.rates,
         )
+        if self.rates is None:
+            return compiled, parts
+        return functools.partial(compiled, self.rates), parts
 
     def _report(
         self,
@@ -481,6 +501,7 @@ class _Trainer:
                 self.num_microbatches[index],
                 self._seconds(),
                 self.since_logged.totals(),
+                self.since_logged.predicted_tokens(),
                 self.job.source,
             ),
             dataclasses.asdict(self.config),

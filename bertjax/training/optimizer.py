@@ -40,6 +40,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,11 +68,30 @@ class Optimizer(NamedTuple):
         one, where it takes extra arguments.
       schedule: step -> learning rate of the update; only for the log.
       grad_norm: gradients -> their norm before clipping; only for the log.
+      with_schedule: another schedule -> the same optimizer with it; None if that cannot be made.
     """
 
     transformation: optax.GradientTransformation
     schedule: Schedule
     grad_norm: Callable[[Tree], jax.Array] = optax.tree.norm
+    with_schedule: Callable[[Schedule], Optimizer] | None = None
+
+
+def rate_table(schedule: Schedule, total_steps: int) -> jax.Array:
+    """The learning rates of all steps of a run, as an argument of its program.
+
+    So programs of other learning rates, warm-ups and numbers of steps are the same one. The table
+    is filled up to a power of two, at least 4,096, because its length is a shape.
+
+    Args:
+      schedule: step -> learning rate; takes arrays of steps.
+      total_steps: of the run.
+
+    Returns:
+      float32 [n]; the rate of step i is its element i.
+    """
+    length = max(4_096, 1 << (total_steps - 1).bit_length())
+    return jnp.asarray(schedule(jnp.arange(length, dtype=jnp.int32)), jnp.float32)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
@@ -220,7 +240,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
     Raises:
       ConfigError: the optimizer or its schedule cannot be made.
     """
-    schedule = make_schedule(config, total_steps)
+    return _with_schedule(config, make_schedule(config, total_steps))
+
+
+def _with_schedule(config: OptimizerConfig, schedule: Schedule) -> Optimizer:
+    """The optimizer that `config` describes, with another schedule."""
 
     def scales(tree: Tree) -> Tree:
         return learning_rate_scales(tree, config.layer_decay, config.frozen_layers)
@@ -240,7 +264,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> Optimizer:
         *_direction(config),
         _scale_by_learning_rates(schedule, scales),
     )
-    return Optimizer(transformation, schedule, lambda grads: optax.tree.norm(trained(grads)))
+    return Optimizer(
+        transformation,
+        schedule,
+        grad_norm=lambda grads: optax.tree.norm(trained(grads)),
+        with_schedule=functools.partial(_with_schedule, config),
+    )
 
 
 def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:

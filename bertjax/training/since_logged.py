@@ -24,10 +24,24 @@ class SinceLogged:
     Losses and accuracies are means over all their labels, as if the steps were one batch.
     """
 
-    def __init__(self, objective: Objective, totals: Mapping[str, float]):
-        """Starts from `totals`, those of the checkpoint of a resumed run, else empty."""
+    def __init__(
+        self,
+        objective: Objective,
+        totals: Mapping[str, float],
+        predicted_tokens: int | None = 0,
+    ):
+        """Starts where a run starts or is resumed.
+
+        Args:
+          objective: of the run.
+          totals: those of the checkpoint of a resumed run, else empty.
+          predicted_tokens: of the checkpoint of a resumed run; None if it does not say.
+        """
         self._objective = objective
         self._totals: dict[str, Any] = {name: np.float32(x) for name, x in totals.items()}
+        self._predicted: int | None = None  # up to the last line; a float32 would not be exact
+        if objective.predicted and predicted_tokens is not None:
+            self._predicted = predicted_tokens - self._predicted_in(totals)
 
     def add(self, metrics: Mapping[str, Any], phase: Phase) -> None:
         """Adds a step of the phase, without waiting for it.
@@ -53,13 +67,23 @@ class SinceLogged:
         """The sums that a checkpoint keeps, so that a resumed run writes the same next line."""
         return {name: float(total) for name, total in jax.device_get(self._totals).items()}
 
+    def predicted_tokens(self) -> int | None:
+        """Tokens whose predictions the run has learned from; None = not of tokens, or not known."""
+        if self._predicted is None:
+            return None
+        return self._predicted + self._predicted_in(self.totals())
+
+    def _predicted_in(self, totals: Mapping[str, float]) -> int:
+        return round(totals[f"sum/{self._objective.predicted}"]) if totals else 0
+
     def take(self) -> dict[str, Any]:
         """Returns the means by their names in metrics.jsonl, and resets the sums.
 
         Returns:
-          The objective's metrics, loss and grad_norm, real_token_share and pairs_per_row (None
-          where no rows were packed).
+          The objective's metrics, loss and grad_norm, real_token_share, pairs_per_row (None where
+          no rows were packed) and predicted_tokens, which is not a mean but the count so far.
         """
+        self._predicted = self.predicted_tokens()
         totals = {name: jnp.float32(total) for name, total in self.totals().items()}
         self._totals = {}
         sums = {
@@ -77,4 +101,5 @@ class SinceLogged:
         return {
             **{name: float(mean) for name, mean in means.items()},
             "pairs_per_row": float(totals["pairs"] / packed) if packed else None,
+            "predicted_tokens": self._predicted,
         }

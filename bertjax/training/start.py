@@ -37,6 +37,7 @@ from bertjax.config import (
     may_change,
 )
 from bertjax.models import abstract_params, init_params
+from bertjax.parallel.compile_once import compile_once
 from bertjax.parallel.sharding import parameter_shardings, replicated, state_shardings
 from bertjax.training.job import Source
 from bertjax.training.optimizer import Optimizer
@@ -81,6 +82,7 @@ class Start(NamedTuple):
       num_microbatches: {phase: parts} of the program that the checkpoint was made with, where
         the settings and devices are those of then; other parts would add up with other rounding.
       since_logged: see `SinceLogged`.
+      predicted_tokens: see `SinceLogged`; None if the checkpoint does not say.
       continued: the checkpoint of another run that this run continues, in its first start.
     """
 
@@ -88,6 +90,7 @@ class Start(NamedTuple):
     seconds: float
     num_microbatches: dict[int, int]
     since_logged: dict[str, float]
+    predicted_tokens: int | None
     continued: Checkpoint | None = None
 
 
@@ -119,7 +122,7 @@ def start(
     if newest is None and config.continue_from:
         newest = continued = _open_continued(config.continue_from)
     if newest is not None:
-        changed = _check_same_run(newest, config, source, is_other=continued is not None)
+        changed = check_same_run(newest, config, source, is_other=continued is not None)
         words = "resuming" if continued is None else "continuing another run"
         _LOG.info("%s from step %d: %s", words, newest.step, newest.path)
         params = newest.restore_params(abstract.params)
@@ -135,6 +138,7 @@ def start(
             progress["seconds"],
             parts,
             progress.get("since_logged", {}),
+            progress.get("predicted_tokens"),
             continued,
         )
     if config.init_from:
@@ -152,12 +156,13 @@ def start(
             lambda: init_params(model, config.seed),
             out_shardings=jax.tree.map(lambda x: x.sharding, abstract.params),
         )()
-    opt_state = jax.jit(
+    init = jax.jit(
         optimizer.transformation.init,
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract.opt_state),
-    )(params)
+    )
+    opt_state = compile_once(init.lower(params), mesh)(params)
     state = TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, opt_state)
-    return Start(state, 0.0, {}, {})
+    return Start(state, 0.0, {}, {}, 0)
 
 
 def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -195,6 +200,7 @@ def progress_record(
     num_microbatches: int,
     seconds: float,
     since_logged: dict[str, float],
+    predicted_tokens: int | None,
     source: Source,
 ) -> dict[str, Any]:
     """What a checkpoint says of the run beside its arrays.
@@ -206,6 +212,7 @@ def progress_record(
       num_microbatches: parts that a batch of the phase is run in.
       seconds: time spent in the run, over all restarts.
       since_logged: see `SinceLogged`.
+      predicted_tokens: see `SinceLogged`.
       source: whose hashes are kept.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -216,6 +223,7 @@ def progress_record(
         "num_microbatches": num_microbatches,
         "seconds": seconds,
         "since_logged": since_logged,
+        "predicted_tokens": predicted_tokens,
         **_hashes(source),
         "devices": devices_in_words(),
         "versions": {
@@ -255,10 +263,10 @@ def _open_continued(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _check_same_run(
-    checkpoint: Checkpoint, config: Config, source: Source, *, is_other: bool
+def check_same_run(
+    checkpoint: Checkpoint, config: Config, source: Source, *, is_other: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that changed; raises ConfigError for one that must not.
+    """Returns the settings that changed since a checkpoint: {dotted name: (old, new)}.
 
     Args:
       checkpoint: to start from.
@@ -266,6 +274,9 @@ def _check_same_run(
       source: of this run.
       is_other: whether the checkpoint is of another run, of which this run has only the first
         steps: lengths and rates of later steps may differ.
+
+    Raises:
+      ConfigError: a setting changed that must not, or the run reads something else.
     """
     if ("task" in checkpoint.config) != isinstance(config, FineTuningConfig):
         kind = "fine-tuning" if "task" in checkpoint.config else "pre-training"

@@ -22,6 +22,7 @@ from bertjax.config.setting import setting_of
 from bertjax.errors import BertjaxError
 from bertjax.heads import HEADS
 from bertjax.models import abstract_params, init_params
+from bertjax.parallel.compile_once import compile_once
 from bertjax.parameters import part
 from bertjax.storage.bucket import is_bucket_path
 from bertjax.weights.bertjax_checkpoint import (
@@ -199,12 +200,14 @@ def _with_drawn(
             ", ".join(sorted({part(path) for path in missing})),
         )
 
-        def draw() -> dict[str, jax.Array]:
+        def draw(seed: jax.Array) -> dict[str, jax.Array]:
             params = flatten(init_params(model, seed))
             return {path: params[path] for path in missing}
 
         shardings = {path: wanted[path].sharding for path in missing}
-        taken = taken | jax.jit(draw, out_shardings=shardings)()
+        given = np.uint32(seed)  # an argument, so that another seed is no other program
+        lowered = jax.jit(draw, out_shardings=shardings).lower(given)
+        taken = taken | compile_once(lowered, shardings[missing[0]].mesh)(given)
     return unflatten({path: taken[path] for path in wanted})
 
 

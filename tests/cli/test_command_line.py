@@ -11,7 +11,7 @@ from folders import GOLDENS
 from bertjax.cli import command_line
 
 FOLDER = GOLDENS / "hugging_face" / "encoder"
-COMMANDS = ("train", "finetune", "predict", "convert", "prepare", "inspect", "plan")
+COMMANDS = ("train", "finetune", "sweep", "predict", "convert", "prepare", "inspect", "plan")
 
 
 def read_help(command, columns, flag="--help"):
@@ -57,13 +57,14 @@ def test_help_says_what_the_command_does_and_each_of_its_own_flags(command):
         ("train", "config", "print_config"),
         ("plan", "config", "print_config"),
         ("finetune", "task", "print_config"),
+        ("sweep", "models", "print_config"),
         ("predict", "model", "max_length"),
     ],
 )
 def test_what_is_needed_first_comes_first(command, first, last):
     names = list(flags_of(read_help(command, 100, "-h").stdout))
     assert (names[0], names[-1]) == (first, last)
-    assert ("config.FIELD" in names) == (command == "finetune")
+    assert ("config.FIELD" in names) == (command in ("finetune", "sweep"))
 
 
 def test_help_fits_a_narrow_terminal():

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.config import ModelConfig
+from bertjax.config import ModelConfig, Phase
+from bertjax.heads import HEADS, heads_trained_on
 from bertjax.models import BertForPreTraining, init_params
-from bertjax.objectives.objective import weighted_sums
+from bertjax.objectives.objective import make_objective, weighted_sums
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
@@ -160,3 +161,15 @@ def test_without_next_sentence_its_sums_are_zero(params, batch):
     np.testing.assert_allclose(loss, sums["mlm_loss_sum"] / (22 + 1e-5), rtol=1e-6)
     metrics = pretraining_metrics(sums, next_sentence=False)
     assert metrics.keys() == {"mlm_loss", "mlm_accuracy"}
+
+
+@pytest.mark.parametrize("name", heads_trained_on("store"))
+def test_the_sum_that_counts_predicted_tokens_is_one_that_the_objective_has(name):
+    changes = {"direction": "left_to_right", "next_sentence": False}
+    changes = changes if HEADS[name].predicts_next else {}
+    objective = make_objective(dataclasses.replace(CONFIG, head=name, **changes))
+    batch = {
+        field: jax.ShapeDtypeStruct(shape, dtype)
+        for field, (shape, dtype) in objective.fields(Phase(1, LENGTH, ROWS)).items()
+    }
+    assert objective.predicted in jax.eval_shape(objective.denominators, batch)

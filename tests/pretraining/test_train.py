@@ -15,22 +15,25 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from folders import RECIPE
 from micro_runs import DIRECTIONS, STEPS, assert_same_run, computed, micro, read, summary
 
-from bertjax.checkpoints.checkpoint import CheckpointStore
+from bertjax.checkpoints.checkpoint import CheckpointStore, resolve
 from bertjax.config import ConfigError, ModelConfig, Phase
 from bertjax.data.store.store_writer import write_store
 from bertjax.objectives.objective import make_objective
 from bertjax.pretraining import job as pretraining_job
 from bertjax.pretraining.run import pretrain
+from bertjax.pretraining.stores import open_data
 from bertjax.reports.tracker import Tracker, step_keys
 from bertjax.storage.workdir_lock import WorkdirInUseError
 from bertjax.testing import make_documents, make_tokenizer
 from bertjax.training import loop
 from bertjax.training.compilation import DoesNotFitError
 from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_ready
+from bertjax.training.workdir import open_workdir
 
 
 def test_a_run_leaves_what_it_promises(whole_run):
@@ -286,6 +289,19 @@ def test_lines_are_means_of_the_steps_since_the_line_before(store, whole_run, tm
         right = sum(step["nsp_accuracy"] * n for step, n in zip(here, rows, strict=True))
         assert line["nsp_accuracy"] == pytest.approx(right / sum(rows), rel=1e-6)
     assert summary(tmp_path)["params_sha256"] == summary(whole_run)["params_sha256"]
+
+
+def test_a_run_counts_the_tokens_that_it_predicts(store, whole_run, tmp_path):
+    config = micro(store)
+    data = open_data(config, open_workdir(tmp_path))
+    masked = [
+        data.training_rows(config, phase).rows(np.arange(num_rows))["masked_weights"]
+        for phase, num_rows in enumerate((12 * 8, 6 * 4))
+    ]
+    steps = [*masked[0].reshape(12, -1).sum(axis=1), *masked[1].reshape(6, -1).sum(axis=1)]
+    counted = [line["predicted_tokens"] for line in read(whole_run)]
+    assert counted == np.cumsum(steps).tolist()
+    assert resolve(whole_run).progress["predicted_tokens"] == counted[-1]
 
 
 @pytest.mark.slow

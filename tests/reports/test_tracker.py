@@ -82,7 +82,7 @@ def test_a_line_is_complete_as_soon_as_it_is_logged(tmp_path):
         assert lines(tmp_path / "new" / "run" / "evals.jsonl") == [evaluation(1)]
     assert tuple(line) == step_keys(REPORTED)
     names = ("mfu", "sequences_per_second", "real_tokens_per_second", "pairs_per_row")
-    unknown = dict.fromkeys((*names, "real_token_share"))
+    unknown = dict.fromkeys((*names, "real_token_share", "predicted_tokens"))
     assert line == {**record(1), "loss": 2.5, "grad_norm": 0.5, "phase": 1, **unknown}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import optax
 import pytest
 
 from bertjax.config import ConfigError, OptimizerConfig
+from bertjax.config.schema import ScheduleName
 from bertjax.training.optimizer import (
     decay_mask,
     learning_rate_scales,
     make_optimizer,
     make_schedule,
+    rate_table,
 )
 from bertjax.training.step import TrainState, apply_gradients
 
@@ -473,3 +476,11 @@ def test_frozen_layers_neither_move_nor_count_in_the_norm():
     assert float(info["grad_norm"]) == pytest.approx(norm(trained), rel=1e-5)
     for path, value in flat(state.params).items():
         assert np.array_equal(value, before[path]) == (path in frozen), path
+
+
+@pytest.mark.parametrize("name", typing.get_args(ScheduleName))
+def test_a_table_of_rates_has_the_rate_of_each_step(name):
+    schedule = make_schedule(OptimizerConfig(schedule=name, warmup_steps=4), total_steps=20)
+    # Divisions of one number and of many may round to different last bits.
+    rates = [schedule(i) for i in range(21)]
+    np.testing.assert_allclose(rate_table(schedule, 20)[:21], rates, rtol=2.4e-7)

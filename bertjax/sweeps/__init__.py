@@ -1,0 +1,1 @@
+"""Fine-tunes checkpoints of pre-training runs on tasks, and shows how the scores grow."""
