@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.part == "page":
         page.write(args.results)
         return EXIT_FINISHED
+    args.runs = args.root / args.size
     timer = threading.Timer(60 * args.minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
@@ -110,7 +111,7 @@ def _train(size: Size, args: argparse.Namespace) -> bool:
         for arm in size.arms:
             start = ""
             for part in parts(size, arm, seed):
-                config, workdir = part.config, args.root / part.folder
+                config, workdir = part.config, args.runs / part.folder
                 for name, path in _stores(args.root).items():
                     setattr(config.data, name, path)
                 config.init_from = start
@@ -118,16 +119,16 @@ def _train(size: Size, args: argparse.Namespace) -> bool:
                 if result.preempted:
                     return False
                 start = str(workdir)
-            _add(args, "train", f"{arm}_{seed}", _curve(size, args.root, arm, seed))
+            _add(args, "train", f"{arm}_{seed}", _curve(size, args.runs, arm, seed))
     return True
 
 
-def _curve(size: Size, root: Path, arm: str, seed: int) -> dict[str, Any]:
+def _curve(size: Size, runs: Path, arm: str, seed: int) -> dict[str, Any]:
     """What a finished arm has logged: held-out scores by step, tokens and seconds."""
     record: dict[str, Any] = {"arm": arm, "seed": seed, "evaluations": [], "checkpoints": []}
     tokens = seconds = 0.0
     for part in parts(size, arm, seed):
-        workdir = root / part.folder
+        workdir = runs / part.folder
         for line in _lines(workdir / "evals.jsonl"):
             own = {name: line[name] for name in line if name.startswith("heldout_")}
             record["evaluations"].append({"step": part.first_step + line["step"], **own})
@@ -157,7 +158,7 @@ def _blimp(size: Size, args: argparse.Namespace) -> bool:
             for seed in size.seeds:
                 for arm in size.arms:
                     name = f"{arm}_{seed}_{step}"
-                    path = checkpoint_path(args.root, size, arm, seed, step)
+                    path = checkpoint_path(args.runs, size, arm, seed, step)
                     if name in done or path is None or stop.is_set():
                         missing += name not in done
                         continue
@@ -165,8 +166,8 @@ def _blimp(size: Size, args: argparse.Namespace) -> bool:
                     found = blimp.accuracy(bertjax.load(path), pairs)
                     took = (datetime.datetime.now(datetime.UTC) - begun).total_seconds()
                     record = {"arm": arm, "seed": seed, "step": step, **found}
-                    record |= {"pairs": len(pairs), "took_seconds": round(took, 1)}
-                    _LOG.info("%s: BLiMP %.4f in %.0f s", name, found["accuracy"], took)
+                    record["took_seconds"] = round(took, 1)
+                    _LOG.info("%s: BLiMP %.4f in %.0f s", name, found["overall"], took)
                     _add(args, "blimp", name, record)
     return not missing
 
@@ -177,7 +178,7 @@ def _tasks(size: Size, args: argparse.Namespace) -> bool:
     for arm in size.arms:
         for seed in size.seeds:
             for step in size.fine_tuned:
-                path = checkpoint_path(args.root, size, arm, seed, step)
+                path = checkpoint_path(args.runs, size, arm, seed, step)
                 if path is None:
                     continue
                 models.append(f"{arm}={path}")
@@ -185,10 +186,10 @@ def _tasks(size: Size, args: argparse.Namespace) -> bool:
     for name, settings in TASKS.items():
         files = {key: str(args.data / str(settings[key])) for key in ("train", "eval")}
         tasks[name] = {**settings, **files}
-    workdir = args.root / f"tasks_{args.size}"
+    workdir = args.runs / "tasks"
     result = bertjax.fine_tune_sweep(models, tasks, workdir, keep_checkpoints=False)
     where = {
-        str(checkpoint_path(args.root, size, arm, seed, step)): (arm, seed, step)
+        str(checkpoint_path(args.runs, size, arm, seed, step)): (arm, seed, step)
         for arm in size.arms
         for seed in size.seeds
         for step in size.fine_tuned

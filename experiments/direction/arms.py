@@ -146,7 +146,7 @@ class Part:
     """One run of `bertjax.pretrain`; most arms are one, an arm that changes its objective two.
 
     Attributes:
-      folder: of the run, below the folder of the experiment.
+      folder: of the run, below that of the size.
       config: without the stores.
       first_step: steps of the arm before this run.
     """
@@ -178,11 +178,11 @@ def _config(size: Size, changes: Mapping[str, Any], seed: int, steps: int) -> Co
     )
 
 
-def checkpoint_path(root: Path, size: Size, arm: str, seed: int, step: int) -> Path | None:
+def checkpoint_path(runs: Path, size: Size, arm: str, seed: int, step: int) -> Path | None:
     """The folder of an arm's checkpoint of a step; None if it is not there yet."""
     for part in parts(size, arm, seed):
         own = step - part.first_step
         if 0 < own <= part.config.total_steps:
-            path = root / part.folder / "checkpoints" / f"step_{own:08d}"
+            path = runs / part.folder / "checkpoints" / f"step_{own:08d}"
             return path if path.is_dir() else None
     raise ValueError(f"step {step} is beyond the {size.steps} steps of an arm")

@@ -6,6 +6,7 @@ block that is made here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -15,9 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.sweeps.report import interval
-
 from bertjax.storage.atomic_files import write_file
+from bertjax.sweeps.report import interval
 from experiments.direction.arms import ARMS, SIZES, Size
 
 FOLDER = Path(__file__).parent
@@ -45,15 +45,17 @@ def write(results: Path = RESULTS, folder: Path = FOLDER) -> None:
         for name in SIZES
         if (results / f"{name}.json").exists()
     }
-    blocks: dict[str, Callable[[], str]] = {
-        "before": before,
-        **{
-            f"{kind}_{size}": (lambda make=make, size=size: make(SIZES[size], found.get(size, {})))
-            for size in ("cpu", "gpu")
-            for kind, make in (("ends", ends), ("crossings", crossings), ("cost", cost))
-        },
-        **{f"plot_{size}": (lambda size=size: _picture(size, found)) for size in ("cpu", "gpu")},
-    }
+    blocks: dict[str, Callable[[], str]] = {"before": before}
+    for size in ("cpu", "gpu"):
+        contents = found.get(size, {})
+        blocks[f"plot_{size}"] = functools.partial(_picture, size, contents)
+        for kind, make in (
+            ("ends", ends),
+            ("phenomena", phenomena),
+            ("crossings", crossings),
+            ("cost", cost),
+        ):
+            blocks[f"{kind}_{size}"] = functools.partial(make, SIZES[size], contents)
     text = (FOLDER / "text.md").read_text("utf-8")
     page = re.sub(r"^\{\{(\w+)\}\}$", lambda match: blocks[match[1]](), text, flags=re.MULTILINE)
     for size, contents in found.items():
@@ -100,7 +102,7 @@ def points(contents: Mapping[str, Any]) -> list[dict[str, Any]]:
         for at in run["checkpoints"]
     }
     scores = [
-        *(("blimp", record, record["accuracy"]) for record in contents.get("blimp", {}).values()),
+        *(("blimp", record, record["overall"]) for record in contents.get("blimp", {}).values()),
         *(
             (record["task"], record, record["score"])
             for record in contents.get("tasks", {}).values()
@@ -131,6 +133,22 @@ def ends(size: Size, contents: Mapping[str, Any]) -> str:
         if any(cells[1:]):
             lines.append(cells)
     return _table(["arm", *(METRICS[name] for name in metrics)], lines)
+
+
+def phenomena(size: Size, contents: Mapping[str, Any]) -> str:
+    """BLiMP at the last step, by phenomenon: means over the seeds."""
+    last = [x for x in contents.get("blimp", {}).values() if x["step"] == size.steps]
+    arms = [arm for arm in ARMS if any(x["arm"] == arm for x in last)]
+    if not arms:
+        return "Not run yet."
+    names = sorted({name for x in last for name in x["phenomena"]})
+    lines = [
+        [name]
+        + [f"{statistics.fmean(x['phenomena'][name] for x in last if x['arm'] == arm):.3f}"
+           for arm in arms]
+        for name in names
+    ]  # fmt: skip
+    return _table(["phenomenon", *arms], lines)
 
 
 def crossings(size: Size, contents: Mapping[str, Any]) -> str:
@@ -275,8 +293,8 @@ def _line(panel: Any, own: Sequence[Mapping[str, Any]], axis: str, arm: str) -> 
     panel.set_ylim(limits)  # an interval of two seeds may be wider than the panel
 
 
-def _picture(size: str, found: Mapping[str, Any]) -> str:
-    if not points(found.get(size, {})):
+def _picture(size: str, contents: Mapping[str, Any]) -> str:
+    if not points(contents):
         return "No plot yet."
     return f"![scores against steps, predicted tokens and seconds]({size}.png)"
 

@@ -78,7 +78,8 @@ def results():
                 ],
             }
             for step, value in zip((1_500, 3_000), values, strict=True):
-                record = {"arm": arm, "seed": seed, "step": step, "accuracy": value + seed / 100}
+                record = {"arm": arm, "seed": seed, "step": step, "overall": value + seed / 100}
+                record["phenomena"] = {"binding": value + seed / 100}
                 contents["blimp"][f"{run}_{step}"] = record
     return contents
 
@@ -87,7 +88,7 @@ def test_a_page_is_made_of_any_results(tmp_path):
     (tmp_path / "results").mkdir()
     page.write(tmp_path / "results", tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert text.count("Not run yet.") == 6
+    assert text.count("Not run yet.") == 8
     assert "{{" not in text
     (tmp_path / "results" / "cpu.json").write_text(json.dumps(results()))
     page.write(tmp_path / "results", tmp_path)
@@ -97,8 +98,9 @@ def test_a_page_is_made_of_any_results(tmp_path):
     # Gaps of -0.05 and +0.10 for equal seeds; 0.01 more or less for others.
     assert "| BLiMP accuracy | masked_15 | 2,000, 2,100, 1,900, 2,000 |" in text
     assert "| masked_15 | 0, 1 | 300,000 | 300, 300 | 4.250, 4.250 |" in text
+    assert "| binding | 0.705 | 0.605 |" in text
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert text.count("Not run yet.") == 3
+    assert text.count("Not run yet.") == 4
 
 
 def test_the_page_is_that_of_the_results(tmp_path):
