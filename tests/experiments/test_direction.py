@@ -71,13 +71,13 @@ def results():
             contents["train"][run] = {
                 "arm": arm,
                 "seed": seed,
-                "evaluations": [{"step": 3_000, loss: 4.25}],
+                "evaluations": [{"step": 2_400, loss: 4.25}],
                 "checkpoints": [
                     {"step": step, "predicted_tokens": 100 * step, "seconds": step / 10}
-                    for step in (1_500, 3_000)
+                    for step in (1_200, 2_400)
                 ],
             }
-            for step, value in zip((1_500, 3_000), values, strict=True):
+            for step, value in zip((1_200, 2_400), values, strict=True):
                 record = {"arm": arm, "seed": seed, "step": step, "overall": value + seed / 100}
                 record["phenomena"] = {"binding": value + seed / 100}
                 contents["blimp"][f"{run}_{step}"] = record
@@ -96,8 +96,8 @@ def test_a_page_is_made_of_any_results(tmp_path):
     # Mean 0.705; deviation 0.01 / sqrt(2), t = 12.706, n = 2: half a width of 0.0635.
     assert "| masked_15 | 0.705 (0.641 to 0.769) |" in text
     # Gaps of -0.05 and +0.10 for equal seeds; 0.01 more or less for others.
-    assert "| BLiMP accuracy | masked_15 | 2,000, 2,100, 1,900, 2,000 |" in text
-    assert "| masked_15 | 0, 1 | 300,000 | 300, 300 | 4.250, 4.250 |" in text
+    assert "| BLiMP accuracy | masked_15 | 1,600, 1,680, 1,520, 1,600 |" in text
+    assert "| masked_15 | 0, 1 | 240,000 | 240, 240 | 4.250, 4.250 |" in text
     assert "| binding | 0.705 | 0.605 |" in text
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert text.count("Not run yet.") == 4
