@@ -43,7 +43,14 @@ def inputs():
 
 
 def test_every_head_is_here():
-    assert set(HEADS) == {"pretraining", *OWN}
+    assert set(HEADS) == {"pretraining", "causal", *OWN}
+
+
+def test_the_head_of_next_tokens_has_the_parameters_of_the_one_of_masked_tokens():
+    masked = init_params(with_head("pretraining", next_sentence=False), 3)
+    causal = init_params(with_head("causal"), 3)  # whatever next_sentence says
+    assert jax.tree.structure(causal) == jax.tree.structure(masked)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, causal, masked)))
 
 
 @pytest.mark.parametrize("head", OWN)
