@@ -28,6 +28,7 @@ from typing import Any
 
 import bertjax
 from benchmarks import blimp, harness
+from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_PREEMPTED, EXIT_REFUSED, BertjaxError
 from experiments.direction import page
 from experiments.direction.arms import SIZES, Size, checkpoint_path, parts
@@ -107,6 +108,9 @@ def _data(size: Size, args: argparse.Namespace) -> bool:
 
 def _train(size: Size, args: argparse.Namespace) -> bool:
     """Pre-trains every arm with every seed: all arms of a seed before the next seed."""
+    for path in _stores(args.root).values():
+        if not Path(path).is_dir():
+            raise ConfigError(f"{path}: no such store; make it with the part data first")
     for seed in size.seeds:
         for arm in size.arms:
             start = ""
