@@ -55,7 +55,7 @@ _LOG = logging.getLogger(__name__)
 
 # Rows are padded to one of few shapes, each of which is compiled once.
 _LENGTHS = (16, 32, 64, 128, 256)  # then the model's number of positions
-_SCORED_LENGTHS = (
+_SCORED_LENGTHS = (  # a row per token: padding costs more
     16,
     24,
     32,
@@ -66,7 +66,10 @@ _SCORED_LENGTHS = (
     192,
     256,
     384,
-)  # a row per token: padding costs more
+    512,
+    768,
+    1_024,
+)
 _NUM_ROWS = (1, 8, 64, 256)
 _BATCH_TOKENS = 4_096  # rows x length at most, padding included
 
@@ -79,7 +82,7 @@ class Encoded(NamedTuple):
     """Numpy arrays in float32; b texts in their order, t tokens of the longest, d hidden."""
 
     hidden_states: np.ndarray  # [b, t, d] of the last layer; 0 at padding
-    pooled: np.ndarray | None  # [b, d]: tanh of a dense layer on [CLS]; None without pooler
+    pooled: np.ndarray | None  # [b, d]: the pooler's, of [CLS] or the last token; None without
     mean_pooled: np.ndarray  # [b, d]: mean of the hidden states, special tokens included
     attention_mask: np.ndarray  # [b, t]: 1 = a token, 0 = padding
 
@@ -401,7 +404,7 @@ class Encoder:
         if FILL_MASK not in self.can:
             raise HeadError(
                 f"these weights have no head for masked tokens (their head is "
-                f"{self.config.head!r}): load the model that pre-training has left"
+                f"{self.config.head!r}): load the model that a masked pre-training has left"
             )
         if isinstance(texts, str):
             return self._fill(0, texts, top_k)

@@ -14,7 +14,7 @@ import numpy as np
 from bertjax.config import ModelConfig
 from bertjax.data.texts import Row, Text, TextError, encode_text, pad_rows
 from bertjax.data.tokenizers.vocabulary import Tokenizer
-from bertjax.heads import HEADS
+from bertjax.heads import HEADS, NEXT_SENTENCE
 from bertjax.models import BertEncoder, MaskedLanguageModelHead, apply_model, make_model
 from bertjax.objectives.causal import position_chunks
 from bertjax.parallel.partition import gather_params
@@ -86,7 +86,9 @@ class Scorer:
         begin = 1
         if isinstance(text, tuple):
             begin = row.num_first
-            if not self._config.next_sentence:  # such a model has seen no [SEP] within a row
+            head = HEADS[self._config.head]
+            if not (self._config.next_sentence and NEXT_SENTENCE in head.verbs):
+                # Such a model has seen no [SEP] within a row.
                 begin -= 1
                 ids = np.delete(row.ids, begin)
                 row = Row(ids, len(ids), is_cut=False)

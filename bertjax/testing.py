@@ -167,6 +167,7 @@ def make_workdir(
         head=head,
         num_labels=num_labels,
         direction="left_to_right" if record.predicts_next else "bidirectional",
+        next_sentence=not record.predicts_next,
     )
     params = jax.tree.map(np.asarray, init_params(config, seed))
     weights = Weights("drawn", config, params, tokenizer or make_tokenizer(), tuple(labels))

@@ -7,6 +7,8 @@ import pytest
 
 import bertjax
 from bertjax import testing
+from bertjax.config import Config, DataConfig, OptimizerConfig
+from bertjax.config.checks import validate
 from bertjax.data.store.store import StoreError, open_store, verify_store
 from bertjax.heads import HEADS
 
@@ -50,6 +52,8 @@ def test_a_model_of_each_head_is_loaded(tmp_path, head):
     config = testing.make_workdir(tmp_path / "model", head)
     loaded = bertjax.load(tmp_path / "model")
     assert loaded.config.head == config.head == head
+    optimizer = OptimizerConfig(warmup_steps=0)
+    validate(Config(model=config, num_steps=1, data=DataConfig(max_length=64), optimizer=optimizer))
     texts = ["one text", "another"]
     embedded = loaded.embed(texts)
     assert embedded.shape == (2, 16)

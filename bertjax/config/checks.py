@@ -80,22 +80,23 @@ def _validate_phases(config: Config) -> None:
         bool(config.phases) or config.num_steps > 0,
         "the run has no length: set config.num_steps, or config.phases",
     )
+    head = HEADS[config.model.head]
     for i, phase in enumerate(config.resolved_phases()):
         name = f"config.phases[{i}]" if config.phases else "config.data"
         _require_positions(name, phase.max_length, config.model)
         _require(
             phase.max_predictions < phase.max_length,
-            f"{name}.max_predictions = {phase.max_predictions} is not below its max_length = "
-            f"{phase.max_length}",
+            f"{name}.max_predictions = {phase.max_predictions} (unless set, what a mask_rate of "
+            f"{phase.mask_rate:g} needs) is not below its max_length = {phase.max_length}",
         )
         depth = phase.packing_depth
         _require(
-            depth == 1 or HEADS[config.model.head].can_pack,
+            depth == 1 or head.can_pack,
             f"{name}.packing_depth = {depth}: only rows of pre-training can be packed",
         )
         needed = packed_predictions(phase.mask_rate, phase.max_length, depth)
         _require(
-            depth == 1 or phase.max_predictions >= needed,
+            depth == 1 or head.predicts_next or phase.max_predictions >= needed,
             f"{name}.max_predictions = {phase.max_predictions}, but a row of {depth} pairs may "
             f"have {needed} masks: raise it, or leave it 0",
         )

@@ -213,7 +213,11 @@ class DataConfig:
         },
     )
     mask_rate: float = setting(
-        0.15, "Share of the tokens that are masked and predicted.", above=0, below=1
+        0.15,
+        "Share of the tokens that are masked and predicted. With the head causal there are no "
+        "masks.",
+        above=0,
+        below=1,
     )
     masking: Masking = setting("token", "How masked tokens are chosen.", values=_MASKINGS)
     short_row_rate: float = setting(

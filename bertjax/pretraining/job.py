@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Config, ConfigError
 from bertjax.data.stream.reader import Rows
-from bertjax.heads import heads_trained_on
+from bertjax.heads import HEADS, heads_trained_on
 from bertjax.models import without_gradients
 from bertjax.objectives.objective import make_objective
 from bertjax.pretraining.evaluation import Evaluation
@@ -50,6 +50,13 @@ class Pretraining:
             raise ConfigError(
                 f"config.model.head = {config.model.head!r}: pre-training needs "
                 f"{' or '.join(map(repr, heads))}; python -m bertjax.finetune trains the others"
+            )
+        if config.model.direction == "left_to_right" and not HEADS[config.model.head].predicts_next:
+            _LOG.warning(
+                "config.model.direction = 'left_to_right' with config.model.head = %r: masked "
+                "tokens are predicted from the tokens before them alone. To learn the next token, "
+                "set config.model.head=causal and config.model.next_sentence=false",
+                config.model.head,
             )
         self._config, self._mesh = config, mesh
         self._data = open_data(config, workdir)

@@ -62,13 +62,13 @@ def find_models(given: Sequence[str | Path]) -> list[SweepModel]:
     for text in map(str, given):
         name, where = _name_of(text)
         if where.startswith(HUGGING_FACE_PREFIX):
-            found.setdefault(where, (name, where, None))
+            _add(found, where, (name, where, None))
             continue
         try:
             run, paths = _checkpoints(where)
             for path in paths:
                 checkpoint = resolve(path)
-                found.setdefault(str(checkpoint.path), (name, run, checkpoint))
+                _add(found, str(checkpoint.path), (name, run, checkpoint))
         except BertjaxError as error:
             raise ConfigError(f"--models={text}: {error}") from error
     runs = {(name, run): run for name, run, _ in found.values()}
@@ -81,6 +81,24 @@ def find_models(given: Sequence[str | Path]) -> list[SweepModel]:
     _check_names(models)
     order = [(model.group, model.run) for model in models]
     return sorted(models, key=lambda m: (order.index((m.group, m.run)), m.step or 0))
+
+
+def _add(
+    found: dict[str, tuple[str, str, Checkpoint | None]],
+    place: str,
+    model: tuple[str, str, Checkpoint | None],
+) -> None:
+    """Adds a model, unless it is there already.
+
+    Raises:
+      ConfigError: it is there under another name.
+    """
+    name, *_ = found.setdefault(place, model)
+    if name != model[0]:
+        raise ConfigError(
+            f"--models: {place} has two names, {name or 'none'!r} and {model[0] or 'none'!r}: "
+            "name it once"
+        )
 
 
 def _model(

@@ -361,7 +361,8 @@ class _Trainer:
         before = self.num_microbatches.get(index)
         with jax.set_mesh(self.mesh):  # of this thread
             step_function, parts = self._compile_phase(index, memory, before)
-            if self.step == 0 or self.continued:  # found out now, and not after days
+            first_step = self.continued.step if self.continued else 0
+            if self.step == first_step:  # found out now, and not after days
                 state = abstract_state(self.model, self.optimizer, self.mesh)
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
                     phase = self.phases[later]

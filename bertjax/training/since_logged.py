@@ -39,7 +39,8 @@ class SinceLogged:
         """
         self._objective = objective
         self._totals: dict[str, Any] = {name: np.float32(x) for name, x in totals.items()}
-        self._predicted: int | None = None  # up to the last line; a float32 would not be exact
+        # Up to the last line; a float32 counts to 2**24 only.
+        self._predicted: int | None = None
         if objective.predicted and predicted_tokens is not None:
             self._predicted = predicted_tokens - self._predicted_in(totals)
 

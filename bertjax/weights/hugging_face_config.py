@@ -174,7 +174,9 @@ def _head(values: dict[str, Any], tensor_names: Collection[str], source: str) ->
         return named[0] if len(named) == 1 else _of_problem_type(named, values, source)
     # Published folders say BertForMaskedLM or BertModel and hold both pre-training heads.
     found = [head for head in HEADS.values() if head.hugging_face_tensor in tensor_names]
-    is_causal = named[0].predicts_next if named else bool(values.get("is_decoder"))
+    # BertModel says nothing of a head.
+    says_head = bool(named and named[0].layers)
+    is_causal = named[0].predicts_next if says_head else bool(values.get("is_decoder"))
     pretrained = [head for head in found if head.trained_on == "store"]
     if fitting := [head for head in pretrained if head.predicts_next == is_causal]:
         return fitting[0]

@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import bertjax
 from benchmarks import blimp, harness
 from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_PREEMPTED, EXIT_REFUSED, BertjaxError
+from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from experiments.direction import page
 from experiments.direction.arms import SIZES, Size, checkpoint_path, parts
 
@@ -75,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.part == "page":
         page.write(args.results)
         return EXIT_FINISHED
+    args.root = args.root.resolve()
     args.runs = args.root / args.size
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))  # where no run handles it
     timer = threading.Timer(60 * args.minutes, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
@@ -111,8 +114,11 @@ def _train(size: Size, args: argparse.Namespace) -> bool:
     for path in _stores(args.root).values():
         if not Path(path).is_dir():
             raise ConfigError(f"{path}: no such store; make it with the part data first")
+    done = _done(args, "train")
     for seed in size.seeds:
         for arm in size.arms:
+            if f"{arm}_{seed}" in done:
+                continue
             start = ""
             for part in parts(size, arm, seed):
                 config, workdir = part.config, args.runs / part.folder
@@ -133,7 +139,7 @@ def _curve(size: Size, runs: Path, arm: str, seed: int) -> dict[str, Any]:
     tokens = seconds = 0.0
     for part in parts(size, arm, seed):
         workdir = runs / part.folder
-        for line in _lines(workdir / "evals.jsonl"):
+        for line in read_lines(workdir / EVALS):
             own = {name: line[name] for name in line if name.startswith("heldout_")}
             record["evaluations"].append({"step": part.first_step + line["step"], **own})
         for path in sorted((workdir / "checkpoints").glob("step_*")):
@@ -145,7 +151,7 @@ def _curve(size: Size, runs: Path, arm: str, seed: int) -> dict[str, Any]:
                     "seconds": seconds + progress["seconds"],
                 }
             )
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads((workdir / SUMMARY).read_text())
         tokens = record["checkpoints"][-1]["predicted_tokens"]
         seconds += summary["seconds"]
     record |= {name: summary[name] for name in ("parameters", "hardware", "params_sha256")}
@@ -155,7 +161,7 @@ def _curve(size: Size, runs: Path, arm: str, seed: int) -> dict[str, Any]:
 def _blimp(size: Size, args: argparse.Namespace) -> bool:
     """Scores checkpoints on BLiMP, the last ones first."""
     pairs = blimp.read_pairs(args.data / "blimp" / "blimp.jsonl.gz", size.pairs)
-    done = (harness.read_contents(_file(args)) or {}).get("blimp", {})
+    done = _done(args, "blimp")
     missing = 0
     with _Stop() as stop:
         for step in sorted(size.evaluated, reverse=True):
@@ -198,13 +204,15 @@ def _tasks(size: Size, args: argparse.Namespace) -> bool:
         for seed in size.seeds
         for step in size.fine_tuned
     }
+    done = _done(args, "tasks")
     for run in result.content["runs"]:
-        if run["score"] is None:
-            continue
         arm, seed, step = where[run["model"]]
+        name = f"{run['task']}_{arm}_{seed}_{step}"
+        if run["score"] is None or name in done:
+            continue
         fields = {name: run[name] for name in ("task", "main_metric", "score")}
         record = {"arm": arm, "seed": seed, "step": step, **fields}
-        _add(args, "tasks", f"{run['task']}_{arm}_{seed}_{step}", record)
+        _add(args, "tasks", name, record)
     complete = len(models) == len(size.arms) * len(size.seeds) * len(size.fine_tuned)
     return complete and not result.preempted
 
@@ -240,12 +248,14 @@ def _add(args: argparse.Namespace, part: str, name: str, record: dict[str, Any])
     harness.write_record(_file(args), record, harness.nested("part", "name"))
 
 
+def _done(args: argparse.Namespace, part: str) -> Mapping[str, Any]:
+    """The results of a part: finished ones stay as they were measured."""
+    contents: dict[str, dict[str, Any]] = harness.read_contents(_file(args)) or {}
+    return contents.get(part, {})
+
+
 def _file(args: argparse.Namespace) -> Path:
     return Path(args.results) / f"{args.size}.json"
-
-
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    return map(json.loads, path.read_text("utf-8").splitlines())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Makes README.md and its plots from results/*.json: curves, the crossing, and what seeds can show.
 
-No number of the page is written by hand. `text.md` has the words, with a line {{NAME}} for each
-block that is made here.
+`text.md` has the words, with a line {{NAME}} for each block that is made here. No result is written
+by hand.
 """
 
 from __future__ import annotations

@@ -352,6 +352,14 @@ def test_a_workdir_is_each_of_its_checkpoints_once(whole_run, monkeypatch):
     assert newest == found[-1]
 
 
+def test_a_checkpoint_has_one_name(whole_run):
+    with pytest.raises(
+        ConfigError, match=r"step_00000018 has two names, 'a' and 'b': name it once"
+    ):
+        find_models([f"a={whole_run}@18", f"b={whole_run}"])
+    assert len(find_models([f"a={whole_run}@18", f"a={whole_run}@newest"])) == 1
+
+
 def test_workdirs_of_one_name_are_one_group_and_have_folders_of_their_own(
     whole_run, tmp_path, monkeypatch
 ):

@@ -129,6 +129,22 @@ def test_configurations_say_what_the_folders_hold():
     assert {name for name, w in found.items() if not w.tokenizer.lower_case} == {"tagging"}
 
 
+@pytest.mark.parametrize(
+    ("architectures", "head"),
+    [
+        (["BertLMHeadModel"], "causal"),
+        (["BertModel"], "causal"),
+        (None, "causal"),
+        (["BertForMaskedLM"], "pretraining"),
+    ],
+)
+def test_a_decoder_predicts_the_next_token_unless_its_architecture_says_else(
+    tmp_path, architectures, head
+):
+    config = read_folder(edited(tmp_path, "causal", architectures=architectures)).config
+    assert (config.head, config.direction) == (head, "left_to_right")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_every_tensor_is_the_same(name, tmp_path):
     weights = read_folder(FOLDER / name)
