@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config import ModelConfig, Phase, max_predictions
-from bertjax.models import BertEncoder, BertForCausalLM, MaskedLanguageModelHead, Packing
+from bertjax.models import BertEncoder, BertForCausalLM, MaskedLanguageModelHead
 from bertjax.objectives.objective import (
     Batch,
     Fields,
     Metric,
     Objective,
     is_packed,
+    packing_of,
     row_flops,
     weighted_sums,
 )
@@ -82,13 +83,10 @@ def causal_sums(
     Returns:
       Float32 scalars lm_loss_sum in nats, lm_weight and lm_correct in tokens.
     """
-    packing = None
-    if is_packed(batch):
-        packing = Packing(*(batch[name] for name in Packing._fields))
     params = gather_params(params)
     inputs = (batch["input_ids"], batch["token_type_ids"], batch.get("attention_mask"))
     encoder = BertEncoder(config)
-    hidden_states, _ = encoder.apply({"params": params}, *inputs, row_keys, packing)
+    hidden_states, _ = encoder.apply({"params": params}, *inputs, row_keys, packing_of(batch))
     table = encoder.apply({"params": params}, method="word_table")
     chunks = jax.tree.map(position_chunks, (hidden_states, *next_tokens(batch)))
     sums = sum_over_rows(functools.partial(_head_sums, config))((params["mlm_head"], table), chunks)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from bertjax.config import ConfigError, ModelConfig, Phase
 from bertjax.flops import flops_per_row
 from bertjax.heads import HEADS, heads_trained_on, resolve
+from bertjax.models import Packing
 from bertjax.parallel.sharding import row_sharding
 
 Batch = Mapping[str, jax.Array]
@@ -127,6 +128,11 @@ def row_flops(model: ModelConfig, phase: Phase) -> float:
 def is_packed(batch: Mapping[str, Any]) -> bool:
     """Whether rows hold several pairs, by the names of the arrays, when the step is traced."""
     return "segment_ids" in batch
+
+
+def packing_of(batch: Batch) -> Packing | None:
+    """The places of the segments of packed rows; None for rows of one pair each."""
+    return Packing(*(batch[name] for name in Packing._fields)) if is_packed(batch) else None
 
 
 def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.config import ModelConfig, Phase
-from bertjax.models import BertForPreTraining, Packing, apply_model
+from bertjax.models import BertForPreTraining, apply_model
 from bertjax.objectives.objective import (
     Batch,
     Fields,
     Metric,
     Objective,
     is_packed,
+    packing_of,
     row_flops,
     weighted_sums,
 )
@@ -85,9 +86,6 @@ def pretraining_sums(
       nsp_correct: losses in nats, weights and correct in labels. The NSP sums are 0 if the model
       has no NSP head.
     """
-    packing = None
-    if is_packed(batch):
-        packing = Packing(*(batch[name] for name in Packing._fields))
     mlm_logits, nsp_logits = apply_model(
         model,
         params,
@@ -96,7 +94,7 @@ def pretraining_sums(
         batch.get("attention_mask"),
         batch["masked_positions"],
         row_keys,
-        packing,
+        packing_of(batch),
     )
     mlm = weighted_sums(mlm_logits, batch["masked_ids"], batch["masked_weights"])
     if nsp_logits is None:

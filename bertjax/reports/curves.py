@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bertjax.objectives.objective import Metric
+from bertjax.reports.pictures import write_picture
 from bertjax.reports.tracker import EVALS, METRICS, SUMMARY, read_lines
-from bertjax.storage.atomic_files import write_file
 
 CURVES = "curves.png"
 
@@ -75,10 +74,7 @@ def plot_curves(workdir: Path, metrics: Sequence[Metric]) -> Path:
             if axes is rate:
                 top = axes.get_xaxis_transform()
                 axes.text(begin, 1, f" phase {phase}", transform=top, va="top", fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    write_file(workdir / CURVES, picture.getvalue())
-    return workdir / CURVES
+    return write_picture(figure, workdir / CURVES)
 
 
 def _draw(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertjax.storage.atomic_files import write_file
+from bertjax.reports.pictures import write_picture
 from bertjax.sweeps.report import PROGRESS
 
 PLOT = "sweep.png"
@@ -72,10 +71,7 @@ def plot_sweep(workdir: Path, content: Mapping[str, Any]) -> Path:
         row[0].set_ylabel(here[0]["main_metric"].replace("_", " "))
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    write_file(workdir / PLOT, picture.getvalue())
-    return workdir / PLOT
+    return write_picture(figure, workdir / PLOT)
 
 
 def _draw(

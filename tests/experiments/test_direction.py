@@ -50,6 +50,7 @@ def test_a_checkpoint_is_found_in_the_part_of_its_step(tmp_path):
         ([(1, 0.0), (2, 0.4), (3, 0.8)], 1.5),  # -0.2, +0.2: half-way
         ([(1, 0.3), (2, 0.4), (3, 0.8)], 1),  # never below
         ([(1, 0.3), (2, 0.1), (3, 0.5)], 2.5),  # above, below, above again: the last time counts
+        ([(1, 0.3), (2, 0.2), (3, 0.5)], 1),  # touches, and is not below
         ([(1, 0.3), (2, 0.4), (3, 0.2)], None),  # below at the end
         ([(2, 0.4), (4, 0.9)], 2),  # only common steps are compared
         ([(7, 1.0)], None),
