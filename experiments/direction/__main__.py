@@ -4,32 +4,41 @@
     python -m experiments.direction train --root=runs/direction [--size=cpu] [--minutes=150]
     python -m experiments.direction blimp --data=DATA --root=runs/direction
     python -m experiments.direction tasks --data=DATA --root=runs/direction
+    python -m experiments.direction times
     python -m experiments.direction page
 
 DATA is a folder with the corpora, tasks and BLiMP that README.md names. A part does what is missing
 and stops when its minutes are over; the same command goes on. Results are added to
 experiments/direction/results/SIZE.json as they come, and `page` makes README.md and its plots from
-them. Exit codes: 0 the part is complete; 75 time is over or a signal came.
+them. `times` takes the time of a step of each arm, in turns: run it when nothing else runs.
+Exit codes: 0 the part is complete; 75 time is over or a signal came.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import logging
 import os
 import signal
+import statistics
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import bertjax
 from benchmarks import blimp, harness
+from benchmarks.step_case import Runner
 from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_PREEMPTED, EXIT_REFUSED, BertjaxError
+from bertjax.models import compute_dtype
 from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from experiments.direction import page
 from experiments.direction.arms import SIZES, Size, checkpoint_path, parts
@@ -37,6 +46,7 @@ from experiments.direction.arms import SIZES, Size, checkpoint_path, parts
 _LOG = logging.getLogger("bertjax.experiments.direction")
 CORPUS = ("corpus/novels.jsonl.gz", "corpus/wiki_train.jsonl.gz")
 HELDOUT = "corpus/wiki_heldout.jsonl.gz"
+TURNS = 40  # steps of each arm that `times` takes
 TASKS = {  # numbers of bertjax.finetune; the same for all arms
     "cola": {
         "train": "cola/in_domain_train.tsv",
@@ -62,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=["data", "train", "blimp", "tasks", "page"])
+    parser.add_argument("part", choices=["data", "train", "blimp", "tasks", "times", "page"])
     parser.add_argument("--size", choices=SIZES, default="cpu", help="see arms.py")
     parser.add_argument("--root", type=Path, default=Path("runs/direction"), help="of the runs")
     parser.add_argument("--data", type=Path, default=harness.DATA, help="of the public files")
@@ -83,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     timer.daemon = True
     timer.start()
     try:
-        run = {"data": _data, "train": _train, "blimp": _blimp, "tasks": _tasks}[args.part]
-        complete = run(SIZES[args.size], args)
+        run = {"data": _data, "train": _train, "blimp": _blimp, "tasks": _tasks, "times": _times}
+        complete = run[args.part](SIZES[args.size], args)
     except BertjaxError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
@@ -215,6 +225,39 @@ def _tasks(size: Size, args: argparse.Namespace) -> bool:
         _add(args, "tasks", name, record)
     complete = len(models) == len(size.arms) * len(size.seeds) * len(size.fine_tuned)
     return complete and not result.preempted
+
+
+def _times(size: Size, args: argparse.Namespace) -> bool:
+    """Times one step of each arm after the other, in turns; a file of results keeps the last."""
+    runners = {
+        (arm, part.first_step): Runner(_resolved(part.config))
+        for arm in size.arms
+        for part in parts(size, arm, 0)
+    }
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in runners}
+    for runner in runners.values():
+        runner.run(2)
+    for _ in range(TURNS):
+        for key, runner in runners.items():
+            started = time.perf_counter()
+            runner.run(1)
+            seconds[key].append(time.perf_counter() - started)
+    for arm in size.arms:
+        record: dict[str, Any] = {"arm": arm, "turns": TURNS, "parts": []}
+        for (name, first_step), taken in seconds.items():
+            if name == arm:
+                found = {"median": statistics.median(taken), "fastest": min(taken)}
+                record["parts"].append({"first_step": first_step, **found})
+                _LOG.info("%s, from step %d: %.4f s a step", arm, first_step, found["median"])
+        _add(args, "times", arm, record)
+    return True
+
+
+def _resolved(config: bertjax.Config) -> bertjax.Config:
+    """For `Runner`: with the dtype of this backend and one microbatch."""
+    dtype = compute_dtype(config.model, jax.default_backend())
+    model = dataclasses.replace(config.model, dtype=dtype)
+    return dataclasses.replace(config, model=model, num_microbatches=1)
 
 
 class _Stop(threading.Event):

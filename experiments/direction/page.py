@@ -97,7 +97,7 @@ def _smallest(deviation: float, n: int) -> float:
 def points(contents: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The scores of all checkpoints: metric, arm, seed, step, tokens, seconds, value."""
     places = {
-        (run["arm"], run["seed"], at["step"]): at
+        (run["arm"], run["seed"], at["step"]): at | {"seconds": seconds(contents, run["arm"], at)}
         for run in contents.get("train", {}).values()
         for at in run["checkpoints"]
     }
@@ -116,6 +116,23 @@ def points(contents: Mapping[str, Any]) -> list[dict[str, Any]]:
             {"metric": metric, "arm": record["arm"], "seed": record["seed"], "value": value, **at}
         )
     return sorted(found, key=lambda x: (x["metric"], list(ARMS).index(x["arm"]), x["step"]))
+
+
+def seconds(contents: Mapping[str, Any], arm: str, checkpoint: Mapping[str, Any]) -> float:
+    """Seconds of training up to a checkpoint, if nothing else had run on the machine.
+
+    The steps times the time of a step, where the part `times` has measured it, else as logged.
+    """
+    if arm not in contents.get("times", {}):
+        return float(checkpoint["seconds"])
+    begun = contents["times"][arm]["parts"]
+    ends = [*(part["first_step"] for part in begun[1:]), math.inf]
+    return float(
+        sum(
+            part["median"] * max(0, min(checkpoint["step"], end) - part["first_step"])
+            for part, end in zip(begun, ends, strict=True)
+        )
+    )
 
 
 def ends(size: Size, contents: Mapping[str, Any]) -> str:
@@ -231,7 +248,7 @@ def cost(size: Size, contents: Mapping[str, Any]) -> str:
                 arm,
                 ", ".join(str(run["seed"]) for run in own),
                 f"{statistics.fmean(at['predicted_tokens'] for at in last):,.0f}",
-                ", ".join(f"{at['seconds']:,.0f}" for at in last),
+                f"{statistics.fmean(seconds(contents, arm, at) for at in last):,.0f}",
                 ", ".join(f"{loss:.3f}" for loss in losses),
             ]
         )

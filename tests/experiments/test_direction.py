@@ -98,10 +98,20 @@ def test_a_page_is_made_of_any_results(tmp_path):
     assert "| masked_15 | 0.705 (0.641 to 0.769) |" in text
     # Gaps of -0.05 and +0.10 for equal seeds; 0.01 more or less for others.
     assert "| BLiMP accuracy | masked_15 | 1,600, 1,680, 1,520, 1,600 |" in text
-    assert "| masked_15 | 0, 1 | 240,000 | 240, 240 | 4.250, 4.250 |" in text
+    assert "| masked_15 | 0, 1 | 240,000 | 240 | 4.250, 4.250 |" in text
     assert "| binding | 0.705 | 0.605 |" in text
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
     assert text.count("Not run yet.") == 4
+
+
+def test_seconds_are_steps_times_the_time_of_a_step():
+    checkpoint = {"step": 1_600, "seconds": 999.0}
+    assert page.seconds({}, "masked_15", checkpoint) == 999.0
+    parts = [{"first_step": 0, "median": 0.5}, {"first_step": 1_200, "median": 0.25}]
+    contents = {"times": {"masked_15": {"parts": parts}}}
+    assert page.seconds(contents, "masked_15", checkpoint) == 1_200 * 0.5 + 400 * 0.25
+    assert page.seconds(contents, "masked_15", checkpoint | {"step": 800}) == 400
+    assert page.seconds(contents, "left_to_right", checkpoint) == 999.0
 
 
 def test_the_page_is_that_of_the_results(tmp_path):
