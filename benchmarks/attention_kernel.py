@@ -271,7 +271,9 @@ def both_passes(
     gradient: jax.Array,
 ) -> Any:
     """The output of an attention and its gradients."""
-    output, backward = jax.vjp(lambda q, k, v: attend(q, k, v, visibility, row_keys), q, k, v)
+    output, backward = jax.vjp(
+        lambda *x: attend(jnp.stack(x, axis=2), visibility, row_keys), q, k, v
+    )
     return output, *backward(gradient)
 
 

@@ -15,7 +15,8 @@ from bertjax.encoders import EncoderVariant
 from bertjax.models.attention import SelfAttention
 from bertjax.models.bert import LAYER_INPUT
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layers import LayerNorm, dense, gelu
+from bertjax.models.layer_norm import LayerNorm
+from bertjax.models.layers import dense, gelu
 from bertjax.parameters import dense_parameters
 
 

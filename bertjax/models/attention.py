@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.dropout import dropout
-from bertjax.models.layers import dense, product_precision
+from bertjax.models.layers import dense, joint_dense, product_precision, wide_product
 from bertjax.models.visibility import Visibility
 
 PROBABILITIES = "probabilities"  # in the collection "intermediates": see bert.py
@@ -20,14 +20,10 @@ PROBABILITIES = "probabilities"  # in the collection "intermediates": see bert.p
 
 def attention_probabilities(query: jax.Array, key: jax.Array, visibility: Visibility) -> jax.Array:
     """Attention probabilities, query by key, [b, h, t, t]; see `dot_product_attention`."""
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    precision = product_precision(query.dtype)
-    scores = jnp.einsum(
-        "bqhk,bshk->bhqs", query, key, precision=precision, preferred_element_type=wide
-    )
+    scores = wide_product("bqhk,bshk->bhqs", query, key)
     scores = scores / query.shape[-1] ** 0.5
     # The lowest finite number and not -inf: so a row of padding alone has no NaN.
-    scores = jnp.where(visibility.mask(), scores, jnp.finfo(wide).min)
+    scores = jnp.where(visibility.mask(), scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
@@ -86,26 +82,33 @@ class SelfAttention(nn.Module):
         """Maps hidden_states [b, t, d] to [b, t, d]."""
         config = self.config
         b, t, d = hidden_states.shape
-        query, key, value = (
-            dense(config, d, name, ("embed", "heads"))(hidden_states).reshape(
-                b, t, config.num_heads, -1
-            )
-            for name in ("query", "key", "value")
-        )
-        attend: Callable[..., jax.Array] = functools.partial(
-            dot_product_attention, dropout_rate=config.attention_dropout_rate
-        )
+        names, axes = ("query", "key", "value"), ("embed", "heads")
+        rate = config.attention_dropout_rate
+
+        def by_head(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:-1], config.num_heads, -1)
+
         if config.attention == "pallas" and not self.is_initializing():
             # Pallas takes 0.2 s to import.
             from bertjax.models.kernels.fused_attention import fused_attention
 
-            attend = functools.partial(fused_attention, dropout_rate=config.attention_dropout_rate)
-        elif config.attention == "rows":
-            attend = by_rows(attend)
-        elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
-            attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
+            # The kernels read and write the three as parts of one array.
+            qkv = by_head(joint_dense(config, hidden_states, d, names, axes))
+            query, key = qkv[:, :, 0], qkv[:, :, 1]
+            context = fused_attention(qkv, visibility, row_keys, rate)
+        else:
+            query, key, value = (
+                by_head(dense(config, d, name, axes)(hidden_states)) for name in names
+            )
+            attend: Callable[..., jax.Array] = functools.partial(
+                dot_product_attention, dropout_rate=rate
+            )
+            if config.attention == "rows":
+                attend = by_rows(attend)
+            elif config.remat == "attention":  # keeps no [b, h, t, t] array for the backward pass
+                attend = jax.checkpoint(attend, prevent_cse=not config.scan_layers)
+            context = attend(query, key, value, visibility, row_keys)
         if self.is_mutable_collection("intermediates"):  # the caller inspects the model
             probabilities = attention_probabilities(query, key, visibility)
             self.sow("intermediates", PROBABILITIES, probabilities)
-        context = attend(query, key, value, visibility, row_keys)
         return dense(config, d, "output", ("heads", "embed"))(context.reshape(b, t, d))

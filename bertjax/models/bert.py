@@ -18,7 +18,8 @@ from bertjax.encoders import ENCODERS
 from bertjax.heads import resolve
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layers import LayerNorm, dense, gelu, hidden_rows, truncated_normal
+from bertjax.models.layer_norm import LayerNorm
+from bertjax.models.layers import dense, dense_gelu, hidden_rows, truncated_normal
 from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import path_name
 from bertjax.parameters import line_of
@@ -89,8 +90,10 @@ class FeedForward(nn.Module):
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Maps [b, t, d] through [b, t, f] to [b, t, d]."""
         config = self.config
-        x = dense(config, config.intermediate_size, "intermediate", ("embed", "mlp"))(hidden_states)
-        return dense(config, config.hidden_size, "output", ("mlp", "embed"))(gelu(config, x))
+        x = dense_gelu(config, config.intermediate_size, "intermediate", ("embed", "mlp"))(
+            hidden_states
+        )
+        return dense(config, config.hidden_size, "output", ("mlp", "embed"))(x)
 
 
 class EncoderLayer(nn.Module):

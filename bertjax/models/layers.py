@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -15,10 +15,6 @@ from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
 from bertjax.parallel.partition import multiply_gathered, split_rows
-
-# Cheap functions are computed again in the backward pass, from their input. Otherwise a scan over
-# layers would keep every intermediate array (half of BASE's activations). Unrolled, XLA decides.
-_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
@@ -39,28 +35,44 @@ class Dense(nn.Module):
     Attributes:
       features: columns of the output.
       dtype: of the computation and the output.
+      finish: (product [..., out], bias [out]) -> output; by default their sum.
       dot_general: of rows and kernel, in place of `jax.lax.dot_general`.
     """
 
     features: int
     dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
+    finish: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     dot_general: Callable[..., jax.Array] | None = None
 
     @nn.compact
+    def parameters(self, size: int) -> tuple[jax.Array, jax.Array]:
+        """The kernel [size, out] and the bias [out]."""
+        kernel = self.param("kernel", self.kernel_init, (size, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        return kernel, bias
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., in] to [..., out]."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        multiply: Any = self.dot_general or jax.lax.dot_general
-        y = multiply(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (((x.ndim - 1,), (0,)), ((), ())),
-            precision=product_precision(self.dtype),
-        )
-        return _add_bias(y, bias)
+        kernel, bias = self.parameters(x.shape[-1])
+        product = _times_kernel(x, kernel, self.dtype, self.dot_general)
+        return (self.finish or _add_bias)(product, bias)
+
+
+def _times_kernel(
+    x: jax.Array,
+    kernel: jax.Array,
+    dtype: DTypeLike,
+    dot_general: Callable[..., jax.Array] | None,
+) -> jax.Array:
+    multiply: Any = dot_general or jax.lax.dot_general
+    product: jax.Array = multiply(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        (((x.ndim - 1,), (0,)), ((), ())),
+        precision=product_precision(dtype),
+    )
+    return product
 
 
 @jax.custom_vjp
@@ -74,7 +86,7 @@ def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array,
         # Otherwise XLA cancels the cast to float32 against the cast before it, and writes the
         # whole gradient in float32 too, just for this sum.
         gradient = jax.lax.optimization_barrier(gradient)
-    axes = tuple(range(gradient.ndim - 1))
+    axes = tuple(range(gradient.ndim - bias.ndim))
     return gradient, jnp.sum(gradient, axes, dtype=bias.dtype)
 
 
@@ -86,6 +98,7 @@ def dense(
     features: int,
     name: str | None = None,
     kernel_axes: tuple[str, str] | None = None,
+    finish: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Dense:
     """A dense layer with bias, in the compute dtype.
 
@@ -94,12 +107,14 @@ def dense(
       features: columns of the output.
       name: of the layer's parameters; None = Flax numbers them.
       kernel_axes: for a layer of the encoder, the logical axes of its kernel, which it gathers.
+      finish: (product, bias) -> output, see `Dense`.
     """
     multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
     return Dense(
         features,
         dtype=jnp.dtype(config.dtype),
         kernel_init=truncated_normal(config),
+        finish=finish,
         dot_general=multiply,
         name=name,
     )
@@ -116,6 +131,15 @@ def wide_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.promote_types(config.dtype, jnp.float32)
 
 
+def is_narrow(config: ModelConfig) -> bool:
+    """Whether the compute dtype has 16 bits, as on GPUs and TPUs, where steps wait for memory.
+
+    Then gradients are written so that fewer arrays are read and written. In 32 bits XLA's own are
+    as fast on CPUs.
+    """
+    return jnp.dtype(config.dtype) != wide_dtype(config)
+
+
 def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """The precision of matrix products in a dtype: products of float32 are computed in float32.
 
@@ -124,30 +148,80 @@ def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
 
 
-class LayerNorm(nn.Module):
-    """Layer normalization over the last axis, returned in the compute dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def wide_product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.einsum` of two arrays of the compute dtype, whose result is float32 or wider.
 
-    Always computed in float32: in bfloat16 an epsilon of 1e-12 would vanish.
+    The gradient is rounded to the compute dtype, as any other factor. Otherwise both products of
+    the backward pass would be of float32, for which GPUs take at least twice the time.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    precision = product_precision(x.dtype)
+    return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=wide)
+
+
+def _wide_product_backward(
+    equation: str, factors: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, y = factors
+    gradient = gradient.astype(x.dtype)
+    product = functools.partial(jnp.einsum, equation, precision=product_precision(x.dtype))
+    (of_x,) = jax.linear_transpose(lambda x: product(x, y), x)(gradient)
+    (of_y,) = jax.linear_transpose(lambda y: product(x, y), y)(gradient)
+    return of_x, of_y
+
+
+wide_product.defvjp(
+    lambda equation, x, y: (wide_product(equation, x, y), (x, y)), _wide_product_backward
+)
+
+
+def joint_dense(
+    config: ModelConfig,
+    x: jax.Array,
+    features: int,
+    names: Sequence[str],
+    kernel_axes: tuple[str, str],
+) -> jax.Array:
+    """Several layers `dense` of the same input, as one product: x is read once, in both passes.
+
+    Is called in a method of the module that has the layers.
+
+    Args:
+      config: as for `dense`.
+      x: [..., in].
+      features: columns of each output.
+      names: of the layers, n of them.
+      kernel_axes: as for `dense`.
+
+    Returns:
+      [..., n, features].
+    """
+    layers = [dense(config, features, name).parameters(x.shape[-1]) for name in names]
+    kernels, biases = zip(*layers, strict=True)
+    embed, heads = kernel_axes
+    multiply = multiply_gathered((embed, None, heads), prevent_cse=not config.scan_layers)
+    product = _times_kernel(x, jnp.stack(kernels, axis=1), config.dtype, multiply)
+    return _add_bias(product, jnp.stack(biases))
+
+
+def dense_gelu(
+    config: ModelConfig,
+    features: int,
+    name: str | None = None,
+    kernel_axes: tuple[str, str] | None = None,
+) -> Dense:
+    """`dense` with GELU after it.
+
+    In 16 bits the backward pass keeps the product, and not its sum with the bias besides.
     """
 
-    config: ModelConfig
+    def finish(y: jax.Array, bias: jax.Array) -> jax.Array:
+        if is_narrow(config):
+            return _recomputed(config, lambda y, bias: _gelu(config, _add_bias(y, bias)))(y, bias)
+        return gelu(config, _add_bias(y, bias))
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., d] to an array of the same shape."""
-        size = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (size,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (size,), jnp.float32)
-
-        @_recomputed
-        def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-            x = x.astype(wide_dtype(self.config))
-            centred = x - jnp.mean(x, axis=-1, keepdims=True)
-            variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-            normalised = centred * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
-            return (normalised * scale + bias).astype(self.config.dtype)
-
-        return cast(jax.Array, normalise(x, scale, bias))
+    return dense(config, features, name, kernel_axes, finish)
 
 
 def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -155,15 +229,24 @@ def gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
 
     "tanh" is google-research/bert at HEAD, "erf" its first release and Hugging Face.
     """
+    return _recomputed(config, functools.partial(_gelu, config))(x)
 
-    def activate(x: jax.Array) -> jax.Array:
-        wide = x.astype(wide_dtype(config))
-        return jax.nn.gelu(wide, approximate=config.gelu == "tanh").astype(x.dtype)
 
-    # In 16 bits XLA would reuse the tanh of the forward pass and keep it in float32. (A scan keeps
-    # the passes apart anyway.)
-    apart = x.dtype != wide_dtype(config) and not config.scan_layers
-    return cast(jax.Array, jax.checkpoint(activate, prevent_cse=apart)(x))
+def _gelu(config: ModelConfig, x: jax.Array) -> jax.Array:
+    wide = x.astype(wide_dtype(config))
+    return jax.nn.gelu(wide, approximate=config.gelu == "tanh").astype(x.dtype)
+
+
+def _recomputed(
+    config: ModelConfig, function: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
+    """The function, computed again in the backward pass from its arguments.
+
+    In 16 bits XLA would reuse the tanh of the forward pass and keep it in float32. (A scan keeps
+    the passes apart anyway.)
+    """
+    apart = is_narrow(config) and not config.scan_layers
+    return cast(Callable[..., jax.Array], jax.checkpoint(function, prevent_cse=apart))
 
 
 def hidden_rows(config: ModelConfig, x: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ import numpy as np
 
 from bertjax.config import ModelConfig, Phase, max_predictions
 from bertjax.models import BertEncoder, BertForCausalLM, MaskedLanguageModelHead
+from bertjax.models.layers import is_narrow
+from bertjax.objectives.cross_entropy import weighted_sums
 from bertjax.objectives.objective import (
     Batch,
     Fields,
@@ -25,7 +27,6 @@ from bertjax.objectives.objective import (
     is_packed,
     packing_of,
     row_flops,
-    weighted_sums,
 )
 from bertjax.objectives.pretraining import pretraining_fields, unigram_log_probabilities
 from bertjax.parallel.partition import gather_params, sum_over_rows
@@ -114,7 +115,7 @@ def _chunk_sums(
 ) -> list[jax.Array]:
     own, table = params
     logits: Any = MaskedLanguageModelHead(config).apply({"params": own}, x, None, table)
-    return weighted_sums(logits, targets, weights)
+    return weighted_sums(logits, targets, weights, is_narrow(config))
 
 
 def _head_sums_forward(config: ModelConfig, params: Any, chunks: Any) -> Any:

@@ -24,6 +24,7 @@ import numpy as np
 from bertjax.config import ModelConfig, Phase
 from bertjax.heads import HEADS, INPUTS
 from bertjax.models import apply_model, make_model, name_outputs
+from bertjax.objectives.cross_entropy import weighted_sums
 from bertjax.objectives.objective import (
     Batch,
     Fields,
@@ -31,7 +32,6 @@ from bertjax.objectives.objective import (
     Objective,
     Sums,
     row_flops,
-    weighted_sums,
 )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -133,26 +132,3 @@ def is_packed(batch: Mapping[str, Any]) -> bool:
 def packing_of(batch: Batch) -> Packing | None:
     """The places of the segments of packed rows; None for rows of one pair each."""
     return Packing(*(batch[name] for name in Packing._fields)) if is_packed(batch) else None
-
-
-def weighted_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> list[jax.Array]:
-    """The sums over all labels of weight * cross-entropy, of weight, and of weight * correct.
-
-    Cross-entropy is -log softmax(logits)[label], in nats, computed without a copy of the logits. A
-    label is correct if no logit is larger than its own.
-
-    Args:
-      logits: float32 [..., classes].
-      labels: int32 [...].
-      weights: float32 [...].
-
-    Returns:
-      Three float32 scalars.
-    """
-    # Sums and maxima fuse. An index would be a gather, whose gradient scatters into a second array
-    # of the logits' size, and an argmax a slow reduction of pairs.
-    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
-    label_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - label_logits
-    correct = (label_logits >= jnp.max(logits, axis=-1)).astype(weights.dtype)
-    return [jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights)]

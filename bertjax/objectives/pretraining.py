@@ -12,6 +12,8 @@ import numpy as np
 
 from bertjax.config import ModelConfig, Phase
 from bertjax.models import BertForPreTraining, apply_model
+from bertjax.models.layers import is_narrow
+from bertjax.objectives.cross_entropy import weighted_sums
 from bertjax.objectives.objective import (
     Batch,
     Fields,
@@ -20,7 +22,6 @@ from bertjax.objectives.objective import (
     is_packed,
     packing_of,
     row_flops,
-    weighted_sums,
 )
 
 _MLM_LOSS = Metric(
@@ -96,7 +97,9 @@ def pretraining_sums(
         row_keys,
         packing_of(batch),
     )
-    mlm = weighted_sums(mlm_logits, batch["masked_ids"], batch["masked_weights"])
+    mlm = weighted_sums(
+        mlm_logits, batch["masked_ids"], batch["masked_weights"], is_narrow(model.config)
+    )
     if nsp_logits is None:
         nsp = [jnp.zeros_like(total) for total in mlm]
     else:

@@ -130,13 +130,13 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
 def split_rows_and_heads(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
     """Makes each device run `function` on its own rows and heads.
 
-    For kernels, which the compiler cannot split. Arguments and results are [b, t, h, k],
-    [b, h, ...] of three dimensions, [b, t], or trees of these; the first is an array. Without a
-    mesh, or if its devices do not divide the rows, `function` runs on the whole arrays.
+    For kernels, which the compiler cannot split. Arguments and results are [b, t, 3, h, k],
+    [b, t, h, k], [b, h, ...] of three dimensions, [b, t], or trees of these; the first is an array.
+    Without a mesh, or if its devices do not divide the rows, `function` runs on the whole arrays.
     """
 
     def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
-        heads = {4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
+        heads = {5: (None, None, "tensor"), 4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
         return PartitionSpec(_row_axes(), *heads)
 
     def call(*arrays: Any) -> Arrays:
@@ -203,6 +203,12 @@ def sum_over_rows(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
         )(params, rows)
 
     return call
+
+
+def is_split(axis: str) -> bool:
+    """Whether there is a mesh with more than one device along the axis."""
+    sizes = _mesh_sizes()
+    return sizes is not None and sizes[axis] > 1
 
 
 def split_rows(x: jax.Array, *others: str | None) -> jax.Array:

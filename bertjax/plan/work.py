@@ -194,7 +194,7 @@ def _traffic(
     elif opcode == "scatter":
         yield from (*operands[-1].arrays, *operands[-1].arrays, *operands[-1].arrays)
     else:
-        for operand in operands:
+        for operand in {x.name: x for x in operands}.values():  # parts of one array, too
             yield from operand.arrays
         product = _PRODUCTS.search(instruction.attribute("custom_call_target") or "")
         # cuBLAS's workspace is among the results.

@@ -53,7 +53,7 @@ metadata={op_name="jit(step)/jvp(B)/bert/encoder/EncoderLayer/mlp/output/dot_gen
 custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":\
 {"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
   %result = bf16[8,32]{1,0} get-tuple-element(%cublas), index=0
-  %own = bf16[8,32]{1,0} custom-call(%gemm), custom_call_target="__gpu$xla.gpu.triton"
+  %own = bf16[8,32]{1,0} custom-call(%gemm, %gemm), custom_call_target="__gpu$xla.gpu.triton"
   ROOT %out = (f32[16], bf16[8,32]) tuple(%summed, %result)
 }
 """
@@ -62,7 +62,7 @@ BYTES = {
     "summed": (128 + 16) * 4,
     "gemm": (128 + 512 + 256) * 2,
     "cublas": (128 + 512 + 256) * 2,
-    "own": (256 + 256) * 2,
+    "own": (256 + 256) * 2,  # reads two parts of one array
 }
 
 

@@ -38,10 +38,10 @@ def interpreted(tiling, rate, q, k, v, gradient, segment_ids, keys, causal=False
         settings = {
             "dropout_rate": rate, "tiling": TILINGS[tiling](*q.shape[1:]), "interpret": True
         }  # fmt: skip
-        arrays = (q, k, v, Visibility(segment_ids, causal=causal), words)
+        arrays = (jnp.stack((q, k, v), axis=2), Visibility(segment_ids, causal=causal), words)
         output, log_sum_exp = attention_kernel.forward(*arrays, **settings)
-        gradients = attention_kernel.backward(*arrays, output, log_sum_exp, gradient, **settings)
-        return output, *gradients
+        (of_qkv,) = attention_kernel.backward(*arrays, output, log_sum_exp, gradient, **settings)
+        return output, *jnp.moveaxis(of_qkv, 2, 0)
 
     return run(q, k, v, gradient, segment_ids, keys)
 
@@ -100,7 +100,7 @@ def test_bfloat16_is_closer_to_float64_than_the_xla_path(tiling):
     @jax.jit
     def plain(q, k, v):
         output, vjp = jax.vjp(
-            lambda q, k, v: dot_product_attention(q, k, v, Visibility(ones), keys, 0.1), q, k, v
+            lambda *x: dot_product_attention(jnp.stack(x, 2), Visibility(ones), keys, 0.1), q, k, v
         )
         return output, *vjp(gradient)
 
@@ -120,7 +120,9 @@ def test_a_plain_mask_gives_what_the_xla_path_gives():
     gradient = gradient * mask[:, :, None, None]  # nothing reads what padding attends to
 
     def run(attend):
-        output, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, Visibility(mask), keys, 0.1), q, k, v)
+        output, vjp = jax.vjp(
+            lambda *x: attend(jnp.stack(x, 2), Visibility(mask), keys, 0.1), q, k, v
+        )
         return output * mask[:, :, None, None], *vjp(gradient)
 
     for a, b in zip(run(fused_attention), run(dot_product_attention), strict=True):
@@ -196,7 +198,10 @@ keys = jax.random.split(jax.random.key(0), 8)
 
 @jax.jit
 def run(q, k, v):
-    output, vjp = jax.vjp(lambda *x: fused_attention(*x, visibility, keys, 0.1), q, k, v)
+    def attend(*x):
+        return fused_attention(jnp.stack(x, 2), visibility, keys, 0.1)
+
+    output, vjp = jax.vjp(attend, q, k, v)
     return output, *vjp(gradient)
 
 alone, differences = run(q, k, v), {}

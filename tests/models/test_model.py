@@ -28,7 +28,8 @@ from bertjax.models import (
 from bertjax.models.attention import dot_product_attention
 from bertjax.models.bert import Embeddings, EncoderLayer, cast_layer
 from bertjax.models.inspection import inspect_layers
-from bertjax.models.layers import LayerNorm, dense
+from bertjax.models.layer_norm import LayerNorm, normalise
+from bertjax.models.layers import dense, wide_product
 from bertjax.models.layers import gelu as activation
 from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import AXES
@@ -207,21 +208,23 @@ def test_a_row_of_padding_alone_stays_finite(params):
     assert all(np.isfinite(x).all() for x in logits)
 
 
+def all_equations(jaxpr):
+    """Those of the inner programs, too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from all_equations(inner)
+
+
 def test_wide_operations_are_float32_in_bfloat16(params):
     config = dataclasses.replace(SMALL, dtype="bfloat16", gelu="erf")
     inputs = [*make_inputs(), make_row_keys()]
     jaxpr = jax.make_jaxpr(BertForPreTraining(config).apply)({"params": params}, *inputs)
     dtypes: dict = {}
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            dtypes.setdefault(equation.primitive.name, set()).update(
-                str(variable.aval.dtype) for variable in equation.outvars
-            )
-            for inner in jaxprs_in_params(equation.params):
-                visit(inner)
-
-    visit(jaxpr.jaxpr)
+    for equation in all_equations(jaxpr.jaxpr):
+        dtypes.setdefault(equation.primitive.name, set()).update(
+            str(variable.aval.dtype) for variable in equation.outvars
+        )
     assert dtypes["exp"] == {"float32"}  # softmax
     assert dtypes["rsqrt"] == {"float32"}  # LayerNorm
     assert "bfloat16" in dtypes["dot_general"]
@@ -258,6 +261,45 @@ def test_layer_norm_keeps_its_epsilon_in_bfloat16():
     expected = expected * layer["scale"] + layer["bias"]
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("bfloat16", 2e-2)])
+def test_gradients_of_layer_norm_are_those_of_its_formula(dtype, tolerance):
+    """In 16 bits they are written by hand, in other dtypes left to JAX."""
+    rng = np.random.default_rng(0)
+    x, gradient = rng.normal(3, 2, (2, 4, 7, 16))
+    scale, bias = np.linspace(0.5, 1.5, 16), np.linspace(-1, 1, 16)
+    with jax.enable_x64(True):
+        arrays = (jnp.asarray(x, dtype), jnp.asarray(scale), jnp.asarray(bias))
+
+        def formula(x, scale, bias):
+            centred = x - x.mean(-1, keepdims=True)
+            variance = (centred**2).mean(-1, keepdims=True)
+            return centred / jnp.sqrt(variance + 1e-12) * scale + bias
+
+        wide = [jnp.asarray(array, "float64") for array in arrays]
+        expected = jax.vjp(formula, *wide)[1](jnp.asarray(gradient, "float64"))
+        run = functools.partial(normalise, 1e-12, dtype)
+        found = jax.jit(lambda *x: jax.vjp(run, *x)[1](jnp.asarray(gradient, dtype)))(*arrays)
+    for ours, theirs in zip(found, expected, strict=True):
+        limit = tolerance * np.abs(theirs).max()
+        np.testing.assert_allclose(np.float64(ours), theirs, rtol=0, atol=limit)
+
+
+def test_products_of_16_bits_have_16_bits_in_the_backward_pass():
+    """Where the result is float32, as logits are, JAX alone would multiply in float32."""
+    x, y = jnp.ones((2, 3, 8), jnp.bfloat16), jnp.ones((5, 8), jnp.bfloat16)
+
+    def run(x, y):
+        return jnp.square(wide_product("bmd,vd->bmv", x, y)).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(x, y)
+    products = [
+        {str(variable.aval.dtype) for variable in equation.invars}
+        for equation in all_equations(jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    assert products == [{"bfloat16"}] * 3
 
 
 def test_attention_scores_are_not_rounded_to_bfloat16():

@@ -11,7 +11,8 @@ import pytest
 from bertjax.config import ModelConfig, Phase
 from bertjax.heads import HEADS, heads_trained_on
 from bertjax.models import BertForPreTraining, init_params
-from bertjax.objectives.objective import make_objective, weighted_sums
+from bertjax.objectives.cross_entropy import weighted_sums
+from bertjax.objectives.objective import make_objective
 from bertjax.objectives.pretraining import (
     pretraining_denominators,
     pretraining_loss,
@@ -100,12 +101,35 @@ def test_sums_are_those_of_the_formula(params, batch):
     )
 
 
-def test_cross_entropy_is_stable_for_large_logits():
+AT_ONCE = pytest.mark.parametrize("at_once", [False, True])
+
+
+@AT_ONCE
+def test_cross_entropy_is_stable_for_large_logits(at_once):
     logits = jnp.asarray([[100.0, -100.0, 0.0], [-100.0, -100.0, -100.0]])  # exp overflows
     weights = jnp.asarray([1.0, 10.0])
-    loss, weight, correct = weighted_sums(logits, jnp.asarray([1, 2]), weights)
+    loss, weight, correct = weighted_sums(logits, jnp.asarray([1, 2]), weights, at_once)
     np.testing.assert_allclose(loss, 200 + 10 * np.log(3), rtol=1e-5)
     assert (weight, correct) == (11, 10)  # of equal logits each counts as the largest
+
+
+@AT_ONCE
+@pytest.mark.parametrize("classes", [2, 130, 1_000])
+def test_gradients_of_the_logits_are_probabilities_less_the_label(classes, at_once):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 20, (3, 5, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, (3, 5))
+    weights = rng.integers(0, 2, (3, 5)).astype(np.float32)
+
+    def loss(logits):
+        return weighted_sums(logits, labels, jnp.asarray(weights), at_once)[0]
+
+    gradient = jax.jit(jax.grad(loss))(logits)
+    x = np.asarray(logits, np.float64)
+    probabilities = np.exp(x - x.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    expected = (probabilities - np.eye(classes)[labels]) * weights[..., None]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -32,11 +32,14 @@ class Tiling:
       block: queries, or keys, in fast memory at a time.
       heads: heads per program of the grid, computed one after the other.
       head_size: columns of a head, padding included.
+      joint: whether a program may write into the middle of an array's lines; then the gradients of
+        q, k and v are written side by side.
     """
 
     block: int
     heads: int
     head_size: int
+    joint: bool
 
 
 def forward_kernel(
@@ -93,15 +96,12 @@ def backward_kernel(
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
+    output_ref: Any,
     gradient_ref: Any,
     log_sum_exp_ref: Any,
-    delta_ref: Any,
     visibility: Visibility,
     word_ref: Any,
-    dq_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
-    *,
+    *result_refs: Any,
     tiling: Tiling,
     num_blocks: int,
     scale: float,
@@ -109,7 +109,8 @@ def backward_kernel(
 ) -> None:
     """The gradients of one block: first as keys, over the blocks of queries, then as queries.
 
-    If a row is one block, both parts share the probabilities.
+    If a row is one block, both parts share the probabilities. `result_refs` are those of q, k and
+    v, or one that holds the three side by side, all heads of each.
     """
     here = pl.program_id(2) if num_blocks > 1 else 0
     for head in range(tiling.heads):
@@ -130,8 +131,11 @@ def backward_kernel(
             s = _scores(q, k, visibility, i, j, tiling, scale)
             p = jnp.exp(s - _column(log_sum_exp_ref[0, 0, pl.ds(head, 1), queries]))
             dp = keep(_dot(gradient, v, (1, 1)), i, j)
-            delta = _column(delta_ref[0, 0, pl.ds(head, 1), queries]) * (1 - dropout_rate)
-            ds = p * (dp - delta)
+            # The sum over keys of p * dp, which the softmax subtracts, is that over columns of
+            # o * do.
+            output = output_ref[0, queries, columns].astype(s.dtype)
+            delta = jnp.sum(output * gradient.astype(s.dtype), axis=1, keepdims=True)
+            ds = p * (dp - delta * (1 - dropout_rate))
             return q, k, gradient, keep(p, i, j).astype(v.dtype), ds.astype(q.dtype)
 
         def as_keys(i: Any, carry: Any, tile: _Tile = tile) -> Any:
@@ -150,10 +154,16 @@ def backward_kernel(
             visited = visibility.key_blocks(here, num_blocks)
             dq = [_loop(num_blocks, visited, as_queries, zeros)]
         kept = 1 - dropout_rate
-        for ref, x, factor in (
-            (dq_ref, dq[0], scale / kept), (dk_ref, dk, scale / kept), (dv_ref, dv, 1 / kept)
-        ):  # fmt: skip
-            ref[0, :, columns] = (x * factor).astype(ref.dtype)
+        for n, (x, factor) in enumerate(
+            ((dq[0], scale / kept), (dk, scale / kept), (dv, 1 / kept))
+        ):
+            if len(result_refs) == 3:
+                ref, own = result_refs[n], columns
+            else:
+                (ref,) = result_refs
+                number = (n * pl.num_programs(1) + pl.program_id(1)) * tiling.heads + head
+                own = pl.ds(number * tiling.head_size, tiling.head_size)
+            ref[0, :, own] = (x * factor).astype(ref.dtype)
 
 
 def _scores(

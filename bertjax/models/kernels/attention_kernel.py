@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from bertjax.models.kernels.attention_block import Tiling, backward_kernel, forward_kernel
-from bertjax.models.layers import product_precision
 from bertjax.models.visibility import Visibility
 
 FORWARD, BACKWARD = "bertjax_attention_forward", "bertjax_attention_backward"  # in the program
@@ -27,18 +26,17 @@ FORWARD, BACKWARD = "bertjax_attention_forward", "bertjax_attention_backward"  #
 def tpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
     """Whole rows in multiples of 128 tokens, and as many heads as fill whole lanes of 128."""
     fitting = (n for n in range(1, num_heads) if num_heads % n == 0 and n * head_size % 128 == 0)
-    return Tiling(min(_round_up(length, 128), 512), next(fitting, num_heads), head_size)
+    block = min(_round_up(length, 128), 512)
+    return Tiling(block, next(fitting, num_heads), head_size, joint=False)
 
 
 def gpu_tiling(length: int, num_heads: int, head_size: int) -> Tiling:
     """Blocks of at most 64 tokens of one head; Triton requires powers of two, at least 16."""
-    return Tiling(min(64, _power_of_two(length)), 1, _power_of_two(head_size))
+    return Tiling(min(64, _power_of_two(length)), 1, _power_of_two(head_size), joint=True)
 
 
 def forward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    qkv: jax.Array,
     visibility: Visibility,
     words: jax.Array,
     *,
@@ -49,9 +47,7 @@ def forward(
     """Attention of the rows and heads of one device.
 
     Args:
-      query: [b, t, h, k]; so are `key` and `value`.
-      key: [b, t, h, k].
-      value: [b, t, h, k].
+      qkv: query, key and value, [b, t, 3, h, k].
       visibility: of b rows of t tokens.
       words: uint32 [b, h, 2], `dropout.plane_words` of the heads.
       dropout_rate: of the probabilities; with 0 `words` is not read.
@@ -59,20 +55,17 @@ def forward(
       **call: settings of `pl.pallas_call` for the device.
 
     Returns:
-      The output [b, t, h, k] in the dtype of `query`, 0 at padded queries, and each query's
+      The output [b, t, h, k] in the dtype of `qkv`, 0 at padded queries, and each query's
       log-sum-exp of the scaled scores, [b, h, t] in float32 (or wider), 0 at those queries.
     """
     output, log_sum_exp = _call(
-        forward_kernel, FORWARD, 2, (query, key, value), (), visibility, words, dropout_rate,
-        tiling, call,
-    )  # fmt: skip
+        forward_kernel, FORWARD, 2, qkv, (), (), visibility, words, dropout_rate, tiling, call
+    )
     return output, log_sum_exp
 
 
 def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    qkv: jax.Array,
     visibility: Visibility,
     words: jax.Array,
     output: jax.Array,
@@ -82,13 +75,11 @@ def backward(
     dropout_rate: float,
     tiling: Tiling,
     **call: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of query, key and value.
+) -> tuple[jax.Array]:
+    """The gradient of query, key and value, [b, t, 3, h, k].
 
     Args:
-      query: [b, t, h, k], as given to `forward`; so are `key` and `value`.
-      key: [b, t, h, k].
-      value: [b, t, h, k].
+      qkv: [b, t, 3, h, k], as given to `forward`.
       visibility: as given to `forward`.
       words: uint32 [b, h, 2], as given to `forward`.
       output: [b, t, h, k], what `forward` returned.
@@ -98,24 +89,19 @@ def backward(
       tiling: of the device.
       **call: settings of `pl.pallas_call` for the device.
     """
-    # The sum over keys of p * dp, which the softmax subtracts, equals that over columns of o * do.
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    precision = product_precision(query.dtype)
-    delta = jnp.einsum(
-        "bthk,bthk->bht", output, gradient, precision=precision, preferred_element_type=wide
-    )
-    products = 5 if tiling.block >= query.shape[1] else 7
-    dq, dk, dv = _call(
-        backward_kernel, BACKWARD, products, (query, key, value, gradient), (log_sum_exp, delta),
-        visibility, words, dropout_rate, tiling, call,
+    products = 5 if tiling.block >= qkv.shape[1] else 7
+    results = _call(
+        backward_kernel, BACKWARD, products, qkv, (output, gradient), (log_sum_exp,), visibility,
+        words, dropout_rate, tiling, call,
     )  # fmt: skip
-    return dq, dk, dv
+    return (results[0] if tiling.joint else jnp.stack(results, axis=2),)
 
 
 def _call(
     kernel: Callable[..., None],
     name: str,
     products: int,
+    qkv: jax.Array,
     rows: tuple[jax.Array, ...],
     scalars: tuple[jax.Array, ...],
     visibility: Visibility,
@@ -133,7 +119,8 @@ def _call(
       kernel: `forward_kernel` or `backward_kernel`.
       name: of the kernel in the program.
       products: matrix products of [t, t, k] that the kernel computes.
-      rows: arrays [b, t, h, k].
+      qkv: [b, t, 3, h, k].
+      rows: other arrays [b, t, h, k].
       scalars: arrays [b, h, t].
       visibility: of b rows of t tokens.
       words: uint32 [b, h, 2], `dropout.plane_words` of the heads.
@@ -141,32 +128,43 @@ def _call(
       tiling: of the device.
       call: settings of `pl.pallas_call` for the device.
     """
-    b, t, h, k = rows[0].shape
+    b, t, _, h, k = qkv.shape
     block, g, width = tiling.block, tiling.heads, tiling.head_size
     length = _round_up(t, block)
     num_blocks = length // block
-    wide = jnp.promote_types(rows[0].dtype, jnp.float32)
+    wide = jnp.promote_types(qkv.dtype, jnp.float32)
 
     def lay(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, ((0, 0), (0, length - t), (0, 0), (0, width - k)))
-        return padded.reshape(b, length, h * width)
+        heads = ((0, 0),) * (x.ndim - 3)
+        padded = jnp.pad(x, ((0, 0), (0, length - t), *heads, (0, width - k)))
+        return padded.reshape(b, length, -1)
 
+    def row_spec(first: int) -> pl.BlockSpec:
+        """The whole row of a program's heads, `first` programs' heads from the left."""
+        return pl.BlockSpec((1, length, g * width), lambda b, h, i: (b, 0, first + h))
+
+    def shape(columns: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, length, columns), qkv.dtype)
+
+    laid = lay(qkv)
     inputs: list[Any] = [
+        *([laid] * 3),
         *(lay(x) for x in rows),
         *(jnp.pad(x, ((0, 0), (0, 0), (0, length - t))).reshape(b, h // g, g, length)
           for x in scalars),
         visibility.laid_out(length),
         words.reshape(b, h // g, g, 2),
     ]  # fmt: skip
-    row_spec = pl.BlockSpec((1, length, g * width), lambda b, h, i: (b, 0, h))
     part_spec = pl.BlockSpec((1, block, g * width), lambda b, h, i: (b, i, h))
-    part = jax.ShapeDtypeStruct((b, length, h * width), rows[0].dtype)
     if kernel is forward_kernel:
-        outputs = [part, jax.ShapeDtypeStruct((b, h // g, g, length), wide)]
+        outputs = [shape(h * width), jax.ShapeDtypeStruct((b, h // g, g, length), wide)]
         out_specs = [part_spec, pl.BlockSpec((1, 1, g, block), lambda b, h, i: (b, h, 0, i))]
+    elif tiling.joint:
+        outputs = [shape(3 * h * width)]
+        out_specs = [pl.BlockSpec((1, block, 3 * h * width), lambda b, h, i: (b, i, 0))]
     else:
-        outputs, out_specs = [part] * 3, [part_spec] * 3
-    arrays = jax.tree.leaves((inputs, outputs))
+        outputs, out_specs = [shape(h * width)] * 3, [part_spec] * 3
+    arrays = jax.tree.leaves((inputs[2:], outputs))
     scores = int(b * h * length * length * visibility.share_of_blocks(num_blocks))
     results = pl.pallas_call(
         functools.partial(
@@ -179,7 +177,8 @@ def _call(
         name=name,
         grid=(b, h // g, num_blocks),
         in_specs=[
-            *(row_spec for _ in rows),
+            *(row_spec(n * (h // g)) for n in range(3)),
+            *(row_spec(0) for _ in rows),
             *(pl.BlockSpec((1, 1, g, length), lambda b, h, i: (b, h, 0, 0)) for _ in scalars),
             jax.tree.map(
                 lambda _: pl.BlockSpec((1, 1, length), lambda b, h, i: (b, 0, 0)), visibility
@@ -195,12 +194,14 @@ def _call(
         ),
         **call,
     )(*inputs)
-    return [
-        x.reshape(b, h, length)[..., :t]
-        if x.ndim == 4
-        else x.reshape(b, length, h, width)[:, :t, :, :k]
-        for x in results
-    ]
+
+    def restored(x: jax.Array) -> jax.Array:
+        if x.ndim == 4:
+            return x.reshape(b, h, length)[..., :t]
+        parts = (3, h) if x.shape[2] > h * width else (h,)
+        return x.reshape(b, length, *parts, width)[:, :t, ..., :k]
+
+    return [restored(x) for x in results]
 
 
 def _round_up(size: int, multiple: int) -> int:

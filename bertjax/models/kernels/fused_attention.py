@@ -25,9 +25,7 @@ _GPU = {
 
 
 def fused_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    qkv: jax.Array,
     visibility: Visibility,
     row_keys: jax.Array | None,
     dropout_rate: float,
@@ -38,9 +36,7 @@ def fused_attention(
     here.
 
     Args:
-      query: [b, t, h, k], in the compute dtype; so are `key` and `value`.
-      key: [b, t, h, k].
-      value: [b, t, h, k].
+      qkv: query, key and value, [b, t, 3, h, k], in the compute dtype.
       visibility: of b rows of t tokens.
       row_keys: typed threefry keys [b], or None = no dropout.
       dropout_rate: of the probabilities.
@@ -48,13 +44,13 @@ def fused_attention(
     Returns:
       [b, t, h, k], in the compute dtype.
     """
-    b, _, h, _ = query.shape
+    b, _, _, h, _ = qkv.shape
     if row_keys is None or dropout_rate == 0.0:
         dropout_rate, words = 0.0, jnp.zeros((b, h, 2), jnp.uint32)
     else:
         # By the head's number in the model: on a mesh each device has the words of its heads.
         words = jnp.stack(plane_words(row_keys, h), axis=-1)
-    return _attend(dropout_rate, query, key, value, visibility, words)
+    return _attend(dropout_rate, qkv, visibility, words)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -83,12 +79,12 @@ def _run(kernel: Callable[..., Arrays], dropout_rate: float, *arrays: Any) -> Ar
     """
 
     def local(*arrays: Any) -> Arrays:
-        _, *sizes = arrays[0].shape
+        _, length, _, *heads = arrays[0].shape
         gpu = _GPU[min(4, arrays[0].dtype.itemsize)]
 
         def on(tiling: Callable[..., Any], **call: Any) -> Callable[..., Arrays]:
             return functools.partial(
-                kernel, dropout_rate=dropout_rate, tiling=tiling(*sizes), **call
+                kernel, dropout_rate=dropout_rate, tiling=tiling(length, *heads), **call
             )
 
         outputs: Arrays = jax.lax.platform_dependent(
