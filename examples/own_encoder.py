@@ -14,8 +14,8 @@ from bertjax.config import ModelConfig
 from bertjax.encoders import EncoderVariant
 from bertjax.models.attention import SelfAttention
 from bertjax.models.bert import LAYER_INPUT
-from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layer_norm import LayerNorm
+from bertjax.models.dropout import split_row_keys
+from bertjax.models.layer_norm import ResidualNorm
 from bertjax.models.layers import dense, gelu
 from bertjax.parameters import dense_parameters
 
@@ -38,14 +38,13 @@ class GatedLayer(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_states, visibility, row_keys=None):
-        rate = self.config.dropout_rate
         probability_keys, attention_keys, mlp_keys = split_row_keys(row_keys, 3)
         self.sow("intermediates", LAYER_INPUT, hidden_states)  # for `Encoder.inspect`
         attention = SelfAttention(self.config, name="attention")
-        y = dropout(attention(hidden_states, visibility, probability_keys), rate, attention_keys)
-        x = LayerNorm(self.config, name="attention_layer_norm")(hidden_states + y)
-        y = dropout(GatedFeedForward(self.config, name="mlp")(x), rate, mlp_keys)
-        return LayerNorm(self.config, name="mlp_layer_norm")(x + y)
+        y = attention(hidden_states, visibility, probability_keys)
+        x = ResidualNorm(self.config, name="attention_layer_norm")(hidden_states, y, attention_keys)
+        y = GatedFeedForward(self.config, name="mlp")(x)
+        return ResidualNorm(self.config, name="mlp_layer_norm")(x, y, mlp_keys)
 
 
 # What BERT does not have: how it is split over a mesh, and how often it is multiplied with.

@@ -153,6 +153,17 @@ class ModelConfig:
         },
         may_change=True,
     )
+    layer_norm: Literal["xla", "pallas"] = setting(
+        "xla",
+        "How dropout, residual sum and LayerNorm at the end of a sublayer are computed "
+        "(docs/design/residual_norm.md).",
+        values={
+            "xla": "by the compiler",
+            "pallas": "in one kernel in each direction, for GPUs and TPUs. It has been compiled "
+            "for both and has run on neither; hidden_size is a multiple of 64",
+        },
+        may_change=True,
+    )
     activation_layout: Literal["compiler", "row_major"] = setting(
         "compiler",
         "Memory layout of hidden states.",

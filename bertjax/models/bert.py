@@ -18,7 +18,7 @@ from bertjax.encoders import ENCODERS
 from bertjax.heads import resolve
 from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
-from bertjax.models.layer_norm import LayerNorm
+from bertjax.models.layer_norm import LayerNorm, ResidualNorm
 from bertjax.models.layers import dense, dense_gelu, hidden_rows, truncated_normal
 from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import path_name
@@ -114,11 +114,9 @@ class EncoderLayer(nn.Module):
         x = hidden_states
         self.sow("intermediates", LAYER_INPUT, x)
         y = SelfAttention(config, name="attention")(x, visibility, probability_keys)
-        y = dropout(y, config.dropout_rate, attention_keys)
-        x = LayerNorm(config, name="attention_layer_norm")(x + y)
+        x = ResidualNorm(config, name="attention_layer_norm")(x, y, attention_keys)
         y = FeedForward(config, name="mlp")(x)
-        y = dropout(y, config.dropout_rate, mlp_keys)
-        return LayerNorm(config, name="mlp_layer_norm")(x + y)
+        return ResidualNorm(config, name="mlp_layer_norm")(x, y, mlp_keys)
 
 
 class LayerStack(nn.Module):

@@ -45,7 +45,10 @@ def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> Mo
     else:
         attention = "xla"
     layout = config.activation_layout if backend == "gpu" else "compiler"
-    return dataclasses.replace(config, attention=attention, activation_layout=layout)
+    layer_norm = config.layer_norm if backend in ("gpu", "tpu") else "xla"
+    return dataclasses.replace(
+        config, attention=attention, layer_norm=layer_norm, activation_layout=layout
+    )
 
 
 def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
@@ -64,18 +67,27 @@ def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
             f"config.model.attention = 'rows' takes one row after the other, for one CPU device, "
             f"found {num_devices} of {backend!r}: set config.model.attention=xla"
         )
-    if config.attention != "pallas":
-        return
-    if backend not in ("cpu", "gpu", "tpu"):
+    if config.layer_norm == "pallas" and config.hidden_size % 64:
         raise ConfigError(
-            f"config.model.attention = 'pallas' has kernels for TPU and CUDA GPUs, the backend is "
-            f"{backend!r}: set config.model.attention=xla"
+            f"config.model.layer_norm = 'pallas' has a kernel for hidden sizes that are a multiple "
+            f"of 64, config.model.hidden_size is {config.hidden_size}: set "
+            "config.model.layer_norm=xla"
         )
-    if backend == "cpu":
-        _LOG.warning(
-            "config.model.attention = 'pallas' is interpreted on a CPU, which is for tests and "
-            "slow; config.model.attention=xla computes the same"
-        )
+    for name in ("attention", "layer_norm"):
+        if getattr(config, name) != "pallas":
+            continue
+        if backend not in ("cpu", "gpu", "tpu"):
+            raise ConfigError(
+                f"config.model.{name} = 'pallas' has kernels for TPU and CUDA GPUs, the backend is "
+                f"{backend!r}: set config.model.{name}=xla"
+            )
+        if backend == "cpu":
+            _LOG.warning(
+                "config.model.%s = 'pallas' is interpreted on a CPU, which is for tests and slow; "
+                "config.model.%s=xla computes the same",
+                name,
+                name,
+            )
 
 
 def apply_model(

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
+from bertjax.models.dropout import dropout
 from bertjax.models.layers import is_narrow
 
 
@@ -23,21 +24,41 @@ class LayerNorm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [..., d] to an array of the same shape."""
-        size = x.shape[-1]
+    def parameters(self, size: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias, [size] each."""
         scale = self.param("scale", nn.initializers.ones_init(), (size,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (size,), jnp.float32)
+        return scale, bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., d] to an array of the same shape."""
+        parameters = self.parameters(x.shape[-1])
         epsilon, dtype = self.config.layer_norm_eps, self.config.dtype
         if is_narrow(self.config):
-            return normalise(epsilon, dtype, x, scale, bias)
+            return normalise(epsilon, dtype, x, *parameters)
 
         # So that a scan over layers keeps x alone.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def plain(*arrays: jax.Array) -> jax.Array:
             return _forward(epsilon, dtype, *arrays)[0]
 
-        return cast(jax.Array, plain(x, scale, bias))
+        return cast(jax.Array, plain(x, *parameters))
+
+
+class ResidualNorm(LayerNorm):
+    """LayerNorm(x + dropout(y)), the end of a sublayer; the parameters are those of LayerNorm."""
+
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, y: jax.Array, row_keys: jax.Array | None
+    ) -> jax.Array:
+        """Maps x and y, [b, t, d], to an array of their shape; `row_keys` are the dropout's."""
+        config, rate = self.config, self.config.dropout_rate
+        if config.layer_norm == "xla" or self.is_initializing():
+            return super().__call__(x + dropout(y, rate, row_keys))
+        from bertjax.models.kernels.residual_norm import residual_norm  # imports Pallas, 0.2 s
+
+        parameters = self.parameters(x.shape[-1])
+        return residual_norm(x, y, *parameters, row_keys, rate, config.layer_norm_eps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -14,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
-from bertjax.parallel.partition import multiply_gathered, split_rows
+from bertjax.parallel.partition import RULES, is_split, multiply_gathered, split_rows
 
 
 def truncated_normal(config: ModelConfig) -> nn.initializers.Initializer:
@@ -199,10 +199,14 @@ def joint_dense(
     """
     layers = [dense(config, features, name).parameters(x.shape[-1]) for name in names]
     kernels, biases = zip(*layers, strict=True)
-    embed, heads = kernel_axes
-    multiply = multiply_gathered((embed, None, heads), prevent_cse=not config.scan_layers)
-    product = _times_kernel(x, jnp.stack(kernels, axis=1), config.dtype, multiply)
-    return _add_bias(product, jnp.stack(biases))
+    # Side by side, so that the biases are one vector, which cuBLAS adds in the product. If a mesh
+    # splits the features, they stay an axis of their own.
+    join = jnp.stack if is_split(RULES[kernel_axes[1]]) else jnp.concatenate
+    kernel, bias = join(kernels, axis=1), join(biases, axis=0)
+    axes = [kernel_axes[0], *[None] * bias.ndim]
+    multiply = multiply_gathered(axes, prevent_cse=not config.scan_layers)
+    product = _add_bias(_times_kernel(x, kernel, config.dtype, multiply), bias)
+    return product.reshape(*x.shape[:-1], len(names), features)
 
 
 def dense_gelu(

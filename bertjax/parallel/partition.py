@@ -139,6 +139,25 @@ def split_rows_and_heads(function: Callable[..., Arrays]) -> Callable[..., Array
         heads = {5: (None, None, "tensor"), 4: (None, "tensor"), 3: ("tensor",), 2: ()}[x.ndim]
         return PartitionSpec(_row_axes(), *heads)
 
+    return _on_each_device(function, spec)
+
+
+def on_own_rows(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
+    """Makes each device run `function` on its own rows, with whole parameters.
+
+    For kernels, as `split_rows_and_heads`. Arguments and results with one dimension are parameters,
+    the others arrays of rows [b, ...].
+    """
+
+    def spec(x: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+        return PartitionSpec(_row_axes()) if x.ndim > 1 else PartitionSpec()
+
+    return _on_each_device(function, spec)
+
+
+def _on_each_device(
+    function: Callable[..., Arrays], spec: Callable[[Any], PartitionSpec]
+) -> Callable[..., Arrays]:
     def call(*arrays: Any) -> Arrays:
         if _mesh_sizes() is None or not _divides(_row_axes(), arrays[0]):
             return function(*arrays)
