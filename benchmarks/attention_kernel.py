@@ -44,12 +44,26 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 import attention_reference
 
 RATE = 0.1
+
+
+def by_kernels(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility,
+    row_keys: jax.Array | None,
+    dropout_rate: float,
+) -> jax.Array:
+    """`fused_attention`, called like `dot_product_attention`."""
+    return fused_attention(jnp.stack((q, k, v), axis=2), visibility, row_keys, dropout_rate)
+
+
 PATHS: dict[str, Callable[..., jax.Array]] = {
     "xla": functools.partial(dot_product_attention, dropout_rate=RATE),
     "remat": jax.checkpoint(
         functools.partial(dot_product_attention, dropout_rate=RATE), prevent_cse=False
     ),
-    "pallas": functools.partial(fused_attention, dropout_rate=RATE),
+    "pallas": functools.partial(by_kernels, dropout_rate=RATE),
 }
 SHAPES = {  # layers, rows, length, heads, columns of a head
     "BASE, 64 x 128": (12, 64, 128, 12, 64),
@@ -212,7 +226,7 @@ def check_all() -> list[dict[str, Any]]:
                 )
                 expected = attention_reference.reference(q, k, v, gradient, segment_ids, keep, rate)
                 errors = {}
-                for path, attend in (("xla", dot_product_attention), ("pallas", fused_attention)):
+                for path, attend in (("xla", dot_product_attention), ("pallas", by_kernels)):
                     run = jax.jit(
                         functools.partial(both_passes, functools.partial(attend, dropout_rate=rate))
                     )
@@ -241,7 +255,7 @@ def check_all() -> list[dict[str, Any]]:
     keep = attention_reference.kept(keys, heads, length, RATE)
     zeros = jnp.zeros((rows, length, heads, columns), jnp.float32)
     ones = Visibility(jnp.ones((rows, length), jnp.int32))
-    attend = functools.partial(fused_attention, dropout_rate=RATE)
+    attend = functools.partial(by_kernels, dropout_rate=RATE)
     halves = []
     for begin in range(0, length, columns):  # heads no wider than those of a model
         # Equal scores, and values that tell the key: what a query gets is its line of the mask.
@@ -271,9 +285,7 @@ def both_passes(
     gradient: jax.Array,
 ) -> Any:
     """The output of an attention and its gradients."""
-    output, backward = jax.vjp(
-        lambda *x: attend(jnp.stack(x, axis=2), visibility, row_keys), q, k, v
-    )
+    output, backward = jax.vjp(lambda *x: attend(*x, visibility, row_keys), q, k, v)
     return output, *backward(gradient)
 
 

@@ -37,7 +37,12 @@ CASES = (
     ("minilm:384:32:span", "pallas"),
     ("minilm:384:32:span", "xla"),
 )
-LAYOUTS = ("compiler", "row_major")
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+VARIANTS: tuple[tuple[tuple[str, ...], str], ...] = (  # fields of the model, flags of XLA
+    (("activation_layout=compiler",), ""),
+    (("activation_layout=row_major",), ""),
+    (("activation_layout=row_major", "layer_norm=pallas"), NO_TRITON),
+)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +63,14 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield compile_case(args)
     if args.figures:
         for case, attention in CASES:
-            for layout in LAYOUTS:
-                fields = [f"--set=attention={attention}", f"--set=activation_layout={layout}"]
+            for others, flags in VARIANTS:
+                fields = [f"--set={x}" for x in (f"attention={attention}", *others)]
                 command = [sys.executable, "-m", "benchmarks.gpu_program", f"--case={case}"]
-                subprocess.run([*command, *fields, f"--output={args.output}"], check=True)
+                subprocess.run(
+                    [*command, *fields, f"--output={args.output}"],
+                    check=True,
+                    env=os.environ | {"XLA_FLAGS": flags},
+                )
         print(table(read_contents(args.output)))
 
 

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from benchmarks import gpu_variants
-from benchmarks.gpu_variants import NO_TRITON_GEMM, PINNED, Part
+from benchmarks.gpu_variants import NO_TRITON_GEMM, NORM, PINNED, Part
 from benchmarks.step_case import step_config
 
-BEST = {"from": "prediction", "fields": [PINNED], "flags": [NO_TRITON_GEMM]}
+BEST = {"from": "prediction", "fields": [PINNED, NORM], "flags": [NO_TRITON_GEMM]}
 PARTS = [part for parts in gpu_variants.leases().values() for part in parts]
 
 
@@ -63,7 +63,7 @@ def test_the_best_variant_is_measured_here_else_before_else_predicted(tmp_path, 
     assert found == {"from": "base_row_major", "fields": [PINNED], "flags": []}
     part = Part("x", "step_variant", "base:128:512", ("--repeat",), ("--b",), best=True)
     assert gpu_variants.settings(part, BEST) == (
-        ["--case=base:128:512", "--repeat", PINNED],
+        ["--case=base:128:512", "--repeat", PINNED, NORM],
         [NO_TRITON_GEMM, "--b"],
     )
 

@@ -65,8 +65,7 @@ def residual_norm(
 ) -> jax.Array:
     """LayerNorm(x + dropout(y)).
 
-    The mask is that of `dropout.dropout`, and the sum is rounded once where the plain formula
-    rounds twice.
+    The mask is that of `dropout.dropout`. The sum is not rounded before it is normalised.
 
     Args:
       x: [b, t, d], in the compute dtype; so is `y`.
@@ -240,9 +239,9 @@ def _forward_kernel(
         for columns in parts:
             y = y_ref[0, tokens, columns].astype(wide)
             y = _dropped(y, word_ref, first, columns, dropout_rate, tiling)
-            total = (x_ref[0, tokens, columns].astype(wide) + y).astype(total_ref.dtype)
-            total_ref[0, tokens, columns] = total
-            totals.append(total.astype(wide))
+            total = x_ref[0, tokens, columns].astype(wide) + y
+            total_ref[0, tokens, columns] = total.astype(total_ref.dtype)
+            totals.append(total)
         mean = _row_sum(totals) / size
         inverse = jax.lax.rsqrt(_row_sum([jnp.square(x - mean) for x in totals]) / size + epsilon)
         for total, columns in zip(totals, parts, strict=True):
