@@ -1,1 +1,1 @@
-"""Attention in Pallas kernels, for TPUs and GPUs."""
+"""Attention and the end of a sublayer in Pallas kernels, for TPUs and GPUs."""
