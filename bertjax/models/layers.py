@@ -14,6 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
+from bertjax.models.rounded_product import rounded_product
 from bertjax.parallel.partition import multiply_gathered, split_rows
 
 # Cheap functions are computed again in the backward pass, from their input. Otherwise a scan over
@@ -45,7 +46,7 @@ class Dense(nn.Module):
     features: int
     dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
-    dot_general: Callable[..., jax.Array] | None = None
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,8 +54,7 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        multiply: Any = self.dot_general or jax.lax.dot_general
-        y = multiply(
+        y = self.dot_general(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (((x.ndim - 1,), (0,)), ((), ())),
@@ -95,7 +95,9 @@ def dense(
       name: of the layer's parameters; None = Flax numbers them.
       kernel_axes: for a layer of the encoder, the logical axes of its kernel, which it gathers.
     """
-    multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
+    multiply = rounded_product if config.factors == "bfloat16" else jax.lax.dot_general
+    if kernel_axes:
+        multiply = multiply_gathered(kernel_axes, multiply, prevent_cse=not config.scan_layers)
     return Dense(
         features,
         dtype=jnp.dtype(config.dtype),
@@ -108,7 +110,7 @@ def dense(
 def output_layer(config: ModelConfig, features: int) -> Dense:
     """The last layer of a head: like `dense`, but in float32, so that logits are not rounded."""
     wide: Any = wide_dtype(config).name
-    return dense(dataclasses.replace(config, dtype=wide), features)
+    return dense(dataclasses.replace(config, dtype=wide, factors="compute"), features)
 
 
 def wide_dtype(config: ModelConfig) -> jnp.dtype:

@@ -15,6 +15,7 @@ from bertjax.models.layers import (
     product_precision,
     wide_dtype,
 )
+from bertjax.models.rounded_product import rounded_product
 from bertjax.parallel.partition import RULES, constrain, split_rows
 
 
@@ -31,13 +32,18 @@ class TiedDecoder(nn.Module):
         )
         # Split over the vocabulary even if the table is stored whole.
         table = constrain(word_table.astype(hidden_states.dtype), RULES["vocab"], None)
-        logits = jnp.einsum(
-            "bmd,vd->bmv",
-            hidden_states,
-            table,
-            precision=product_precision(hidden_states.dtype),
-            preferred_element_type=wide_dtype(self.config),
-        )
+        precision = product_precision(hidden_states.dtype)
+        if self.config.factors == "bfloat16":
+            columns = (((2,), (1,)), ((), ()))
+            logits = rounded_product(hidden_states, table, columns, precision)
+        else:
+            logits = jnp.einsum(
+                "bmd,vd->bmv",
+                hidden_states,
+                table,
+                precision=precision,
+                preferred_element_type=wide_dtype(self.config),
+            )
         return split_rows(logits + bias, None, RULES["vocab"])
 
 
