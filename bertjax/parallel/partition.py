@@ -115,12 +115,18 @@ def multiply_gathered(
         # Initialization traces with one row, which is not split.
         if sizes is None or sizes["fsdp"] == 1 or not _divides(rows := _row_axes(), x):
             return multiply(x, kernel)
+
+        def multiply_parts(x: jax.Array, part: jax.Array) -> jax.Array:
+            whole = jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
+            # For a product with a gradient of its own; others do this by themselves.
+            if others := tuple(axis for axis in rows if axis != "fsdp"):
+                whole = jax.lax.pcast(whole, others, to="varying")
+            return multiply(x, whole)
+
         # Manual over the axes of the rows; the compiler handles `tensor`.
         gathered: Callable[..., jax.Array] = jax.checkpoint(
             jax.shard_map(
-                lambda x, part: multiply(
-                    x, jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
-                ),
+                multiply_parts,
                 in_specs=(PartitionSpec(rows), at_rest),
                 out_specs=PartitionSpec(rows),
                 axis_names=set(rows),
