@@ -107,8 +107,8 @@ def _check_attention(config: ModelConfig, backend: str, num_devices: int) -> Non
 def _check_products(config: ModelConfig, backend: str) -> None:
     if config.dtype == "bfloat16" and backend == "cpu":
         _LOG.warning(
-            "config.model.dtype = 'bfloat16' on a CPU has been slower than float32 wherever it was "
-            "measured (docs/design/speed.md#on-a-cpu): set config.model.dtype=float32"
+            "config.model.dtype = 'bfloat16' on a CPU is not faster than float32 and on some much "
+            "slower (docs/design/speed.md#on-a-cpu): set config.model.dtype=float32"
         )
     if config.factors == "compute":
         return
