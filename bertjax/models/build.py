@@ -112,16 +112,16 @@ def _check_products(config: ModelConfig, backend: str) -> None:
         )
     if config.factors == "compute":
         return
+    if backend != "cpu":
+        raise ConfigError(
+            f"config.model.factors = {config.factors!r} is for CPUs, the backend is {backend!r}: "
+            "set config.model.factors=compute; config.model.dtype=bfloat16 has such factors too"
+        )
     if config.dtype != "float32":
         raise ConfigError(
             f"config.model.factors = {config.factors!r} rounds the factors of float32 products, "
             f"found config.model.dtype = {config.dtype!r}: set config.model.factors=compute, or "
             "config.model.dtype=float32"
-        )
-    if backend != "cpu":
-        raise ConfigError(
-            f"config.model.factors = {config.factors!r} is for CPUs, the backend is {backend!r}: "
-            "set config.model.factors=compute; config.model.dtype=bfloat16 has such factors too"
         )
     speed = speed_of_rounding()
     text, *values = (

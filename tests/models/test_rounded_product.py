@@ -173,7 +173,9 @@ def test_on_a_mesh_the_losses_are_those_of_one_device():
 def test_other_devices_and_dtypes_are_refused_by_name():
     for backend in ("gpu", "tpu"):
         with pytest.raises(ConfigError, match=rf"is for CPUs, the backend is '{backend}': set"):
-            check_backend(ROUNDED, backend, 1)
+            check_backend(
+                resolve_model(dataclasses.replace(ROUNDED, dtype="auto"), backend), backend, 1
+            )
     both = dataclasses.replace(ROUNDED, dtype="bfloat16")
     with pytest.raises(ConfigError, match=r"found config\.model\.dtype = 'bfloat16': set"):
         check_backend(both, "cpu", 1)
