@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from benchmarks.train_step import DEPTH, make_batch, make_config, make_packed_batches
 from bertjax.config import Config, ConfigError, ModelConfig, OptimizerConfig, closest
 from bertjax.heads import HEADS
-from bertjax.models import compute_dtype
+from bertjax.models import resolve_model
 from bertjax.objectives.objective import Objective, abstract_batch, make_objective
 from bertjax.parallel.sharding import make_mesh, replicated
 from bertjax.plan.program import make_state
@@ -36,7 +36,7 @@ REAL_SHARE = 0.45  # of the tokens of SQuAD's rows of 384: docs/design/speed.md
 
 
 def step_config(case: str, fields: Iterable[str] = (), backend: str = "") -> Config:
-    """The configuration of a case, `model.dtype` resolved, one microbatch.
+    """The configuration of a case, `model` resolved, one microbatch.
 
     Args:
       case: model:length:rows, and `packed` or `span` after it.
@@ -55,12 +55,12 @@ def step_config(case: str, fields: Iterable[str] = (), backend: str = "") -> Con
     recipe = "base" if name in SIZES else name
     length, rows = map(int, numbers)
     config = make_config(recipe, length, rows, DEPTH if kind == "packed" else 1)
-    dtype = compute_dtype(ModelConfig(), backend or jax.default_backend())
-    model = dataclasses.replace(config.model, dtype=dtype, **SIZES.get(name, {}))
+    model = dataclasses.replace(config.model, dtype="auto", **SIZES.get(name, {}))
     if kind == "span":
         model = dataclasses.replace(model, head="span", pooler=False)
         config = dataclasses.replace(config, optimizer=OptimizerConfig("adamw", warmup_steps=0))
     model = dataclasses.replace(model, **dict(map(_field, fields)))
+    model = resolve_model(model, backend or jax.default_backend())
     return dataclasses.replace(config, model=model, num_microbatches=1)
 
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.train_step --case=base:128:8 --peer=transformers
     python -m benchmarks.train_step --case=large:512:64:packed --peer=transformers
+    python -m benchmarks.train_step --case=small:128:16 --set=factors=bfloat16 \
+        --peer=transformers --peer_dtype=float32,bfloat16
 
 A case is recipe:length:rows. Each contender compiles and warms up; then they take turns, some
 steps each, and the fastest turn counts (identical runs on shared CPUs differ by a factor of two)
@@ -11,7 +13,9 @@ rows, all tokens real. With `:packed` rows are made of sentence pairs as long as
 
 transformers is timed twice: as it is, with the MLM logits of all positions, and with those of the
 masked positions only, which is the work that bertjax does. Each has its own count of operations,
-and bertjax a ratio to each. --peer_logits=masked leaves one out.
+and bertjax a ratio to each. --peer_logits=masked leaves one out. On a CPU the peer computes in
+float32; --peer_dtype=float32,bfloat16 times it in bfloat16 autocast too. --set=NAME=VALUE times
+bertjax once more with another value of a field of the model.
 
 Does not import TensorFlow, so that it runs where there is only JAX and PyTorch; on a GPU
 benchmarks.gpu_variants runs it. Writes benchmarks/results/train_step.json (or --output) and prints
@@ -39,6 +43,7 @@ DEPTH = 12  # pairs in a packed row, at most
 WARM_UP_STEPS = 3
 PEER = "transformers, "  # and which MLM logits it computes: the name of a contender
 LOGITS = ("all", "masked")  # positions
+DTYPES = ("float32", "bfloat16")  # of the peer on a CPU; the name of a contender has the second
 # Beside torch in one process: neither takes the whole memory at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
 
@@ -48,8 +53,14 @@ import numpy as np  # noqa: E402
 
 from bertjax.cli.recipes import load_recipe  # noqa: E402
 from bertjax.config import Config, Phase  # noqa: E402
+from bertjax.config.checks import validate  # noqa: E402
+from bertjax.config.overrides import with_overrides  # noqa: E402
 from bertjax.flops import flops_per_row, peak_flops  # noqa: E402
-from bertjax.models import compute_dtype, init_params  # noqa: E402
+from bertjax.models import (  # noqa: E402
+    check_backend,
+    init_params,
+    resolve_model,
+)
 from bertjax.objectives.objective import abstract_batch, make_objective  # noqa: E402
 from bertjax.parallel.sharding import make_mesh, replicated  # noqa: E402
 from bertjax.training.compilation import (  # noqa: E402
@@ -68,7 +79,7 @@ class Bertjax:
         """Draws parameters, compiles and takes the first steps.
 
         Args:
-          config: with one phase and `model.dtype` resolved.
+          config: with one phase and `model` resolved.
           batch: arrays of `abstract_batch`.
         """
         started = time.monotonic()
@@ -100,6 +111,7 @@ class Bertjax:
             "remat": config.model.remat,
             "microbatches": parts,
             "dtype": config.model.dtype,
+            "factors": config.model.factors,
             "optimizer": config.optimizer.name,
         }
         self.run(WARM_UP_STEPS)
@@ -120,12 +132,21 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--case", action="append", default=[], help="recipe:length:rows[:packed]")
     parser.add_argument("--attention", default="xla", help="of bertjax: xla, pallas or both")
+    parser.add_argument(
+        "--set", action="append", default=[], help="NAME=VALUE of the model: a contender more"
+    )
     parser.add_argument("--peer", choices=["transformers"], help="beside whom")
     parser.add_argument(
         "--peer_logits",
         type=comma_list,
         default=LOGITS,
         help="of which positions the peer computes MLM logits: all, masked or both",
+    )
+    parser.add_argument(
+        "--peer_dtype",
+        type=comma_list,
+        default=("float32",),
+        help="of the peer on a CPU: float32, bfloat16 or both",
     )
     parser.add_argument("--peer_eager", action="store_true", help="without torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
@@ -140,6 +161,10 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise UsageError(
             f"--peer_logits: {', '.join(sorted(unknown))}; expected all, masked or both"
         )
+    if unknown := set(args.peer_dtype) - {*DTYPES}:
+        raise UsageError(
+            f"--peer_dtype: {', '.join(sorted(unknown))}; expected float32, bfloat16 or both"
+        )
     done = []
     for case in args.case:
         result = measure_case(case, args)
@@ -152,16 +177,26 @@ def measure_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times all contenders on one case, in turns."""
     config, batch, peer_batch = make_case(case)
     contenders: dict[str, Any] = {}
-    for attention in args.attention.split(","):
-        model = dataclasses.replace(config.model, attention=attention)
-        name = f"bertjax, {attention}"
-        contenders[name] = Bertjax(dataclasses.replace(config, model=model), batch)
+    variants = {
+        f"bertjax, {attention}": {"model.attention": attention}
+        for attention in args.attention.split(",")
+    } | {f"bertjax, {field}": dict([f"model.{field}".split("=", 1)]) for field in args.set}
+    for name, fields in variants.items():
+        changed = with_overrides(config, fields)
+        validate(changed)
+        changed.model = resolve_model(changed.model, jax.default_backend())
+        check_backend(changed.model, jax.default_backend(), 1)
+        contenders[name] = Bertjax(changed, batch)
         print(f"{case}: {name}: {contenders[name].compile_seconds:.0f} s to start", flush=True)
     if args.peer:
         from benchmarks.train_step_peer import make_contenders
 
         peers = make_contenders(
-            config.model, peer_batch, args.peer_logits, compiled=not args.peer_eager
+            config.model,
+            peer_batch,
+            args.peer_logits,
+            args.peer_dtype,
+            compiled=not args.peer_eager,
         )
         for name, peer in peers.items():
             print(f"{case}: {name}: {peer.compile_seconds:.0f} s to start", flush=True)
@@ -291,10 +326,9 @@ def make_case(case: str) -> tuple[Config, dict[str, np.ndarray], dict[str, np.nd
 def make_config(recipe: str, length: int, rows: int, depth: int = 1) -> Config:
     """The recipe with one phase of such rows, of so many pairs at most, on one device."""
     config = load_recipe(recipe)
-    dtype = compute_dtype(config.model, jax.default_backend())
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, dtype=dtype),
+        model=resolve_model(config.model, jax.default_backend()),
         phases=(Phase(1_000_000, length, rows, packing_depth=depth),),
     )
 
@@ -369,9 +403,7 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             cells.append(
                 (
                     result["case"],
-                    f"transformers, {result['peer_mode']}, {name.removeprefix(PEER)} positions"
-                    if name.startswith(PEER)
-                    else name,
+                    _peer_in_words(name, result["peer_mode"]) if name.startswith(PEER) else name,
                     f"{run['sequences_per_second']:,.4g}",
                     f"{run['rows_per_second']:,.4g}",
                     f"{run['rows_per_second_median']:,.4g}",
@@ -385,6 +417,11 @@ def lines(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 )
             )
     return cells
+
+
+def _peer_in_words(name: str, mode: str) -> str:
+    logits, *dtype = name.removeprefix(PEER).split(", ")
+    return ", ".join(["transformers", mode, f"{logits} positions", *dtype])
 
 
 def queued(result: Mapping[str, Any]) -> bool:

@@ -40,7 +40,13 @@ class Transformers:
     """One way to take steps; `run` takes them."""
 
     def __init__(
-        self, training: Training, batch: Mapping[str, np.ndarray], *, logits: str, compiled: bool
+        self,
+        training: Training,
+        batch: Mapping[str, np.ndarray],
+        *,
+        logits: str,
+        dtype: str,
+        compiled: bool,
     ):
         """Compiles and takes the first steps.
 
@@ -49,6 +55,7 @@ class Transformers:
             parameters, whose values do not change how long a step takes.
           batch: arrays of `abstract_batch`.
           logits: of the MLM head: of "all" positions or of the "masked" ones.
+          dtype: "float32", or "bfloat16" for autocast; a GPU has the latter always.
           compiled: torch.compile; otherwise eager.
         """
         started = time.monotonic()
@@ -56,12 +63,13 @@ class Transformers:
         device = training.model.device
         self._on_gpu = device.type == "cuda"
         self._peak_bytes = 0
+        self._autocast = self._on_gpu or dtype == "bfloat16"
         self.settings = {
             "package": f"transformers {version('transformers')}, torch {torch.__version__}",
             "attention": "sdpa",
             "mlm_logits": logits,
             "torch.compile": compiled,
-            "dtype": "bfloat16 autocast" if self._on_gpu else "float32",
+            "dtype": "bfloat16 autocast" if self._autocast else "float32",
             "optimizer": "torch.optim.AdamW(fused=True), clip_grad_norm_",
             "threads": torch.get_num_threads(),
         }
@@ -80,7 +88,7 @@ class Transformers:
         if self._on_gpu:  # the peak is that of this contender's steps
             torch.cuda.reset_peak_memory_stats()
         for _ in range(num_steps):
-            with torch.autocast("cuda", torch.bfloat16, enabled=self._on_gpu):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self._autocast):
                 loss = self._forward(**self._inputs).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -97,16 +105,26 @@ class Transformers:
 
 
 def make_contenders(
-    model: ModelConfig, batch: Mapping[str, np.ndarray], logits: Sequence[str], *, compiled: bool
+    model: ModelConfig,
+    batch: Mapping[str, np.ndarray],
+    logits: Sequence[str],
+    dtypes: Sequence[str] = ("float32",),
+    *,
+    compiled: bool,
 ) -> dict[str, Transformers]:
-    """A contender for each of `logits`, on one model and optimiser, by "transformers, LOGITS".
+    """A contender for each of `logits` and `dtypes`, on one model and optimiser.
+
+    Their names are "transformers, LOGITS", and "transformers, LOGITS, bfloat16" on CPUs.
 
     One model, because a GPU would otherwise have to hold the parameters and moments of each. What
     the first compiles may start the next faster, from torch's cache.
     """
     training = make_training(model)
     return {
-        f"transformers, {which}": Transformers(training, batch, logits=which, compiled=compiled)
+        f"transformers, {which}" + (f", {dtype}" if dtype != "float32" else ""): Transformers(
+            training, batch, logits=which, dtype=dtype, compiled=compiled
+        )
+        for dtype in dtypes
         for which in logits
     }
 

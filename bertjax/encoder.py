@@ -17,7 +17,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ from bertjax.heads import EMBED, FILL_MASK, HEADS, INPUTS, NEXT_SENTENCE, SCORE,
 from bertjax.models import (
     BertEncoder,
     apply_model,
-    compute_dtype,
+    check_backend,
     make_model,
     name_outputs,
     without_gradients,
@@ -110,7 +110,7 @@ class Encoder:
       model: the Flax module that `config.head` names, for use with `model.apply`.
       params: its parameters, nested dict of jax.Array in float32.
       tokenizer: see `bertjax.data.tokenizers.tokenizer`.
-      config: `ModelConfig`, its dtype resolved.
+      config: `ModelConfig`, resolved.
       labels: names of the labels of a classification or tagging head, where they are known.
       task: the fields of `TaskConfig` that a bertjax model was fine-tuned with, else None.
       can: what the model can be asked, the default of `predict` first: "fill-mask",
@@ -128,7 +128,7 @@ class Encoder:
         """Puts the parameters onto the default device.
 
         Args:
-          config: with a resolved dtype.
+          config: resolved.
           params: nested dict of arrays.
           tokenizer: with as many pieces as the word table has rows.
           labels: of a classification or tagging head.
@@ -650,7 +650,10 @@ def _at_least(size: int, sizes: Sequence[int], most: int) -> int:
 
 
 def load(
-    path: str | Path, tokenizer: str | Path | Tokenizer | None = None, dtype: Any = "float32"
+    path: str | Path,
+    tokenizer: str | Path | Tokenizer | None = None,
+    dtype: Any = "float32",
+    factors: Literal["compute", "bfloat16"] = "compute",
 ) -> Encoder:
     """Loads a model: `encode`, `fill_mask` and `next_sentence` of `Encoder` run it.
 
@@ -661,6 +664,8 @@ def load(
       tokenizer: a folder with one, where it does not lie with the weights.
       dtype: of the computation: float32 or bfloat16, by name or as of JAX, or "auto" = bfloat16 on
         GPU and TPU.
+      factors: "bfloat16" rounds the factors of products with weights, for CPUs that multiply it
+        faster than float32; the log says whether this one does.
 
     Returns:
       The `Encoder`, on JAX's default device.
@@ -670,16 +675,19 @@ def load(
         tensor.
       TokenizerError: there is no tokenizer, or not the one of the weights.
       CheckpointError: a bertjax checkpoint is corrupt.
-      ValueError: `dtype` is another.
+      ConfigError: the device or the dtype does not go with `factors`.
+      ValueError: `dtype` or `factors` is another.
     """
     name: Any = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if name not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype={dtype!r}: expected "float32", "bfloat16" or "auto"')
+    if factors not in ("compute", "bfloat16"):
+        raise ValueError(f'factors={factors!r}: expected "compute" or "bfloat16"')
     given = load_folder(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     weights = read_weights(path, given)
     assert weights.tokenizer is not None
     backend = jax.default_backend()
-    config = dataclasses.replace(weights.config, dtype=name)
-    config = dataclasses.replace(config, dtype=compute_dtype(config, backend))
+    config = dataclasses.replace(weights.config, dtype=name, factors=factors)
     config = without_gradients(config, backend, num_devices=1)
+    check_backend(config, backend, num_devices=1)
     return Encoder(config, weights.params, weights.tokenizer, weights.labels, weights.task)

@@ -64,7 +64,7 @@ class Scorer:
         """Compiles nothing yet.
 
         Args:
-          config: of the model, with a resolved dtype.
+          config: of the model, resolved.
           tokenizer: of the model.
           batches: how rows are put together.
         """

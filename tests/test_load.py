@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 import bertjax
 from bertjax.checkpoints.checkpoint import CheckpointError
+from bertjax.config import ConfigError
 from bertjax.data.tokenizers.tokenizer import TokenizerError, load_tokenizer
 from bertjax.encoder import Encoder, HeadError
 from bertjax.models import init_params
@@ -92,6 +93,24 @@ def test_the_computation_may_be_in_bfloat16(dtype):
 def test_another_dtype_is_refused():
     with pytest.raises(ValueError, match="dtype='bf16': expected"):
         bertjax.load(FOLDER / "encoder", dtype="bf16")
+
+
+def test_factors_may_be_rounded(tmp_path, caplog):
+    weights = read_weights(FOLDER / "encoder")
+    trained = dataclasses.replace(weights.config, factors="bfloat16", attention="auto")
+    write_checkpoint(dataclasses.replace(weights, config=trained), tmp_path / "run")
+    plain, rounded = (bertjax.load(tmp_path / "run", factors=x) for x in ("compute", "bfloat16"))
+    assert "config.model.factors = 'bfloat16'" in caplog.text
+    assert plain.config.factors == "compute"  # as dtype, not what it was trained with
+    assert plain.config.attention == "rows"
+    ours, exact = (x.embed("a good value") for x in (rounded, plain))
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, exact, atol=0.02)
+    assert not np.array_equal(ours, exact)
+    with pytest.raises(ValueError, match="factors='bf16': expected"):
+        bertjax.load(FOLDER / "encoder", factors="bf16")
+    with pytest.raises(ConfigError, match=r"found config\.model\.dtype = 'bfloat16'"):
+        bertjax.load(FOLDER / "encoder", dtype="bfloat16", factors="bfloat16")
 
 
 def test_longer_texts_are_cut_with_one_warning(bert, caplog):

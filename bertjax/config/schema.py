@@ -20,7 +20,7 @@ from bertjax.errors import ConfigError, closest
 from bertjax.heads import HEADS
 
 # Choices that other packages use; those of a single field stand at the field.
-Attention = Literal["xla", "pallas", "rows"]
+Attention = Literal["xla", "auto", "pallas", "rows"]
 Direction = Literal["bidirectional", "left_to_right"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
@@ -138,6 +138,16 @@ class ModelConfig:
         values={"auto": "float32 on CPUs, bfloat16 elsewhere"},
         may_change=True,
     )
+    factors: Literal["compute", "bfloat16"] = setting(
+        "compute",
+        "Dtype to which the factors of products with weights are rounded; sums and results keep "
+        "dtype.",
+        values={
+            "compute": "dtype, not rounded",
+            "bfloat16": "for CPUs that multiply it faster than float32 (docs/design/speed.md)",
+        },
+        may_change=True,
+    )
     scan_layers: bool = setting(
         False,
         "Compile one layer and loop over it. The program compiles faster and runs slower.",
@@ -148,6 +158,7 @@ class ModelConfig:
         "How attention is computed (docs/design/attention.md).",
         values={
             "xla": "compiled by XLA like the rest of the model",
+            "auto": "pallas on GPUs and TPUs, xla on CPUs",
             "pallas": "Pallas kernels, for TPUs and CUDA GPUs",
             "rows": "one row of the batch after the other, for one CPU device",
         },

@@ -106,7 +106,7 @@ class Scorer:
 
         Args:
           examples: to score.
-          model: with its dtype resolved.
+          model: resolved.
           mesh: of the devices that compute.
         """
         self._examples, self._mesh = examples, mesh
@@ -203,7 +203,7 @@ class FineTuning:
           training: with labels.
           evaluation: with labels.
           tokenizer: that made both.
-          config: a `FineTuningConfig` with `model.dtype` resolved.
+          config: a `FineTuningConfig` with `model` resolved.
           workdir: of the run.
           mesh: of the devices that compute.
           initial_hash: `params_sha256` of the model that `config.init_from` names; "" = a run is

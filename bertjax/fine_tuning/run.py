@@ -171,7 +171,7 @@ def _score_step(config: FineTuningConfig, folder: Path, step: int, evaluation: E
     """Scores the checkpoint of a step."""
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        model = loop.with_dtype(config).model
+        model = loop.with_resolved_model(config).model
         checkpoint = resolve(CheckpointDirectory(folder).step_path(step))
         params = checkpoint.restore_params(with_shardings(abstract_params(model), mesh))
         return Scorer(evaluation, model, mesh).run(params)

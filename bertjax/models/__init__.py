@@ -8,6 +8,7 @@ from bertjax.models.build import (
     compute_dtype,
     init_params,
     make_model,
+    resolve_model,
     without_gradients,
 )
 from bertjax.models.causal import BertForCausalLM
@@ -38,6 +39,7 @@ __all__ = [
     "init_params",
     "make_model",
     "name_outputs",
+    "resolve_model",
     "split_row_keys",
     "without_gradients",
 ]

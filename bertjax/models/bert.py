@@ -211,18 +211,19 @@ def cast_layer(params: Mapping[str, Any], config: ModelConfig) -> Any:
 class BertEncoder(nn.Module):
     """Embeddings, layers and pooler: the part of the model that fine-tuning takes over.
 
-    `config.dtype` must be resolved (see `compute_dtype`).
+    `config` must be resolved (see `resolve_model`).
     """
 
     config: ModelConfig
 
     def setup(self) -> None:
         """Declares the parts; the attribute names are the first parts of the parameter paths."""
-        if self.config.dtype == "auto":
-            raise ValueError(
-                "model.dtype is 'auto', which depends on the backend: resolve it with "
-                "dataclasses.replace(config, dtype=compute_dtype(config, backend))"
-            )
+        for name in ("dtype", "attention"):
+            if getattr(self.config, name) == "auto":
+                raise ValueError(
+                    f"model.{name} is 'auto', which depends on the backend: resolve it with "
+                    "resolve_model(config, backend)"
+                )
         self.embeddings = resolve(ENCODERS[self.config.encoder].embeddings)(self.config)
         self.encoder = LayerStack(self.config)
         if self.config.pooler:
@@ -253,7 +254,7 @@ class BertEncoder(nn.Module):
           first, which sees no other.
 
         Raises:
-          ValueError: rows longer than `max_positions`, `dtype` not resolved, a number of keys that
+          ValueError: rows longer than `max_positions`, `config` not resolved, a number of keys that
             is not b, or both or neither of attention_mask and packing.
         """
         if (attention_mask is None) == (packing is None):

@@ -13,13 +13,14 @@ from flax import linen as nn
 
 from bertjax.config import Attention, ConfigError, Dtype, ModelConfig
 from bertjax.heads import HEADS, resolve
+from bertjax.models.rounded_product import bfloat16_instructions, speed_of_rounding
 from bertjax.parallel.partition import gather_params
 
 _LOG = logging.getLogger(__name__)
 
 
 def make_model(config: ModelConfig) -> nn.Module:
-    """Returns the module that `config.head` names; `config.dtype` must be resolved to call it."""
+    """Returns the module that `config.head` names; to call it, `config` must be resolved."""
     return cast(nn.Module, resolve(HEADS[config.head].module)(config))
 
 
@@ -35,8 +36,23 @@ def compute_dtype(config: ModelConfig, backend: str) -> Dtype:
     return "float32" if backend == "cpu" else "bfloat16"
 
 
+def resolve_model(config: ModelConfig, backend: str) -> ModelConfig:
+    """Replaces "auto" by what it means on a JAX backend ("cpu", "gpu", "tpu").
+
+    Returns:
+      The same model with `dtype` of `compute_dtype`. `attention` "auto" becomes pallas on GPUs and
+      TPUs and xla on others, also on one CPU device: with gradients, rows are no faster there.
+    """
+    attention: Attention = config.attention
+    if attention == "auto":
+        attention = "pallas" if backend in ("gpu", "tpu") else "xla"
+    dtype = compute_dtype(config, backend)
+    return dataclasses.replace(config, dtype=dtype, attention=attention)
+
+
 def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> ModelConfig:
-    """The same model, with attention and layout that a backend can run without gradients."""
+    """The same model, resolved, with what a backend can run and is fast without gradients."""
+    config = resolve_model(config, backend)
     attention: Attention
     if backend == "cpu" and num_devices == 1:
         attention = "rows"
@@ -52,16 +68,26 @@ def without_gradients(config: ModelConfig, backend: str, num_devices: int) -> Mo
 
 
 def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
-    """Checks that a JAX backend has the attention and layout; warns where they are slow.
+    """Checks that a JAX backend has what the model asks for; warns where it is slow.
+
+    Args:
+      config: resolved.
+      backend: "cpu", "gpu" or "tpu".
+      num_devices: of all processes.
 
     Raises:
-      ConfigError: the backend does not have one of them.
+      ConfigError: the backend does not have it.
     """
     if config.activation_layout != "compiler" and backend != "gpu":
         raise ConfigError(
             f"config.model.activation_layout = {config.activation_layout!r} has been compiled for "
             f"GPUs alone, the backend is {backend!r}: set config.model.activation_layout=compiler"
         )
+    _check_attention(config, backend, num_devices)
+    _check_products(config, backend)
+
+
+def _check_attention(config: ModelConfig, backend: str, num_devices: int) -> None:
     if config.attention == "rows" and (backend != "cpu" or num_devices > 1):
         raise ConfigError(
             f"config.model.attention = 'rows' takes one row after the other, for one CPU device, "
@@ -90,6 +116,39 @@ def check_backend(config: ModelConfig, backend: str, num_devices: int) -> None:
             )
 
 
+def _check_products(config: ModelConfig, backend: str) -> None:
+    if config.dtype == "bfloat16" and backend == "cpu":
+        _LOG.warning(
+            "config.model.dtype = 'bfloat16' on a CPU is not faster than float32 and on some much "
+            "slower (docs/design/speed.md#on-a-cpu): set config.model.dtype=float32"
+        )
+    if config.factors == "compute":
+        return
+    if backend != "cpu":
+        raise ConfigError(
+            f"config.model.factors = {config.factors!r} is for CPUs, the backend is {backend!r}: "
+            "set config.model.factors=compute; config.model.dtype=bfloat16 has such factors too"
+        )
+    if config.dtype != "float32":
+        raise ConfigError(
+            f"config.model.factors = {config.factors!r} rounds the factors of float32 products, "
+            f"found config.model.dtype = {config.dtype!r}: set config.model.factors=compute, or "
+            "config.model.dtype=float32"
+        )
+    speed = speed_of_rounding()
+    text, *values = (
+        "config.model.factors = %r: products with rounded factors run %.2f times as fast as "
+        "float32 on this processor (%s)",
+        config.factors,
+        speed,
+        bfloat16_instructions(),
+    )
+    if speed < 1:
+        _LOG.warning(f"{text}; config.model.factors=compute is faster and more exact", *values)
+    else:
+        _LOG.info(text, *values)
+
+
 def apply_model(
     model: nn.Module, params: Mapping[str, Any], *inputs: Any, mutable: Any = False
 ) -> Any:
@@ -109,7 +168,7 @@ def init_params(config: ModelConfig, seed: int | jax.Array) -> dict[str, Any]:
     """
     # The forward pass of initialization only declares shapes; one token of one row is enough.
     ids = jnp.zeros((1, 1), jnp.int32)
-    model = make_model(dataclasses.replace(config, dtype="float32"))
+    model = make_model(dataclasses.replace(config, dtype="float32", attention="xla"))
     inputs = HEADS[config.head].inputs
     variables = model.init(jax.random.key(seed), *(ids for _ in inputs))
     return cast(dict[str, Any], variables["params"])

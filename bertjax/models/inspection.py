@@ -20,7 +20,7 @@ def inspect_layers(
     """Runs the model without dropout and returns the values of its layers. Pure; may be compiled.
 
     Args:
-      model: its dtype resolved.
+      model: resolved.
       params: of any model, with `embeddings` and `encoder`.
       *inputs: input_ids, token_type_ids and attention_mask, each [b, t].
 

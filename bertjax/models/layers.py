@@ -14,6 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from bertjax.config import ModelConfig
+from bertjax.models.rounded_product import rounded_product
 from bertjax.parallel.partition import RULES, is_split, multiply_gathered, split_rows
 
 
@@ -43,7 +44,7 @@ class Dense(nn.Module):
     dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
     finish: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    dot_general: Callable[..., jax.Array] | None = None
+    dot_general: Callable[..., jax.Array] = jax.lax.dot_general
 
     @nn.compact
     def parameters(self, size: int) -> tuple[jax.Array, jax.Array]:
@@ -60,19 +61,14 @@ class Dense(nn.Module):
 
 
 def _times_kernel(
-    x: jax.Array,
-    kernel: jax.Array,
-    dtype: DTypeLike,
-    dot_general: Callable[..., jax.Array] | None,
+    x: jax.Array, kernel: jax.Array, dtype: DTypeLike, dot_general: Callable[..., jax.Array]
 ) -> jax.Array:
-    multiply: Any = dot_general or jax.lax.dot_general
-    product: jax.Array = multiply(
+    return dot_general(
         x.astype(dtype),
         kernel.astype(dtype),
         (((x.ndim - 1,), (0,)), ((), ())),
         precision=product_precision(dtype),
     )
-    return product
 
 
 @jax.custom_vjp
@@ -109,7 +105,9 @@ def dense(
       kernel_axes: for a layer of the encoder, the logical axes of its kernel, which it gathers.
       finish: (product, bias) -> output, see `Dense`.
     """
-    multiply = kernel_axes and multiply_gathered(kernel_axes, prevent_cse=not config.scan_layers)
+    multiply = _product(config)
+    if kernel_axes:
+        multiply = multiply_gathered(kernel_axes, multiply, prevent_cse=not config.scan_layers)
     return Dense(
         features,
         dtype=jnp.dtype(config.dtype),
@@ -123,7 +121,7 @@ def dense(
 def output_layer(config: ModelConfig, features: int) -> Dense:
     """The last layer of a head: like `dense`, but in float32, so that logits are not rounded."""
     wide: Any = wide_dtype(config).name
-    return dense(dataclasses.replace(config, dtype=wide), features)
+    return dense(dataclasses.replace(config, dtype=wide, factors="compute"), features)
 
 
 def wide_dtype(config: ModelConfig) -> jnp.dtype:
@@ -176,6 +174,11 @@ wide_product.defvjp(
 )
 
 
+def _product(config: ModelConfig) -> Callable[..., jax.Array]:
+    """In place of `jax.lax.dot_general`."""
+    return rounded_product if config.factors == "bfloat16" else jax.lax.dot_general
+
+
 def joint_dense(
     config: ModelConfig,
     x: jax.Array,
@@ -204,7 +207,7 @@ def joint_dense(
     join = jnp.stack if is_split(RULES[kernel_axes[1]]) else jnp.concatenate
     kernel, bias = join(kernels, axis=1), join(biases, axis=0)
     axes = [kernel_axes[0], *[None] * bias.ndim]
-    multiply = multiply_gathered(axes, prevent_cse=not config.scan_layers)
+    multiply = multiply_gathered(axes, _product(config), prevent_cse=not config.scan_layers)
     product = _add_bias(_times_kernel(x, kernel, config.dtype, multiply), bias)
     return product.reshape(*x.shape[:-1], len(names), features)
 

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from bertjax.config import ModelConfig
 from bertjax.models.layer_norm import LayerNorm
-from bertjax.models.layers import dense_gelu, hidden_rows, wide_product
+from bertjax.models.layers import dense_gelu, hidden_rows, product_precision, wide_product
+from bertjax.models.rounded_product import rounded_product
 from bertjax.parallel.partition import RULES, constrain, is_split, split_rows
 
 
@@ -31,7 +32,12 @@ class TiedDecoder(nn.Module):
         is_copied = hidden_states.dtype != word_table.dtype
         more = -size % 128 if is_copied and not is_split(RULES["vocab"]) else 0
         table = jnp.pad(table, ((0, more), (0, 0)))
-        logits = wide_product("bmd,vd->bmv", hidden_states, table) + jnp.pad(bias, (0, more))
+        if self.config.factors == "bfloat16":
+            precision = product_precision(hidden_states.dtype)
+            logits = rounded_product(hidden_states, table, (((2,), (1,)), ((), ())), precision)
+        else:
+            logits = wide_product("bmd,vd->bmv", hidden_states, table)
+        logits += jnp.pad(bias, (0, more))
         return split_rows(logits[..., :size], None, RULES["vocab"])
 
 

@@ -76,7 +76,7 @@ def causal_sums(
     with the targets and dropped.
 
     Args:
-      config: of the model, `dtype` resolved.
+      config: of the model, resolved.
       params: of the model.
       batch: the arrays of `causal_fields`.
       row_keys: typed PRNG keys [b] for dropout, or None = deterministic.

@@ -74,7 +74,7 @@ def pretraining_sums(
     """Runs the model on a batch or microbatch and computes the sums for loss and metrics.
 
     Args:
-      model: with `config.dtype` resolved.
+      model: resolved.
       params: the tree of `init_params`.
       batch: input_ids, token_type_ids, attention_mask [b, t]; masked_positions, masked_ids,
         masked_weights [b, m]; next_sentence_labels, row_weights [b]. Rows that only pad the batch

@@ -87,8 +87,12 @@ def gather_params(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
-    """`jax.lax.dot_general` of rows [b, ...] by a kernel that is stored split over `fsdp`.
+def multiply_gathered(
+    axes: Sequence[str | None],
+    product: Callable[..., jax.Array] = jax.lax.dot_general,
+    **checkpoint: Any,
+) -> Any:
+    """A product of rows [b, ...] and a kernel that is stored split over `fsdp`.
 
     Each device gathers the kernel for the product, and again in the backward pass. The kernel's
     gradient is summed and split at once (a reduce-scatter). The compiler alone would stack the
@@ -97,6 +101,7 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
 
     Args:
       axes: the kernel's logical axes.
+      product: of rows and the whole kernel, with the arguments of `jax.lax.dot_general`.
       **checkpoint: settings of `jax.checkpoint`.
     """
     embed = axes.index("embed")
@@ -104,18 +109,24 @@ def multiply_gathered(axes: Sequence[str | None], **checkpoint: Any) -> Any:
 
     def dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
         def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return jax.lax.dot_general(x, kernel, dimensions, precision)
+            return product(x, kernel, dimensions, precision)
 
         sizes = _mesh_sizes()
         # Initialization traces with one row, which is not split.
         if sizes is None or sizes["fsdp"] == 1 or not _divides(rows := _row_axes(), x):
             return multiply(x, kernel)
+
+        def multiply_parts(x: jax.Array, part: jax.Array) -> jax.Array:
+            whole = jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
+            # For a product with a gradient of its own; others do this by themselves.
+            if others := tuple(axis for axis in rows if axis != "fsdp"):
+                whole = jax.lax.pcast(whole, others, to="varying")
+            return multiply(x, whole)
+
         # Manual over the axes of the rows; the compiler handles `tensor`.
         gathered: Callable[..., jax.Array] = jax.checkpoint(
             jax.shard_map(
-                lambda x, part: multiply(
-                    x, jax.lax.all_gather(part, "fsdp", axis=embed, tiled=True)
-                ),
+                multiply_parts,
                 in_specs=(PartitionSpec(rows), at_rest),
                 out_specs=PartitionSpec(rows),
                 axis_names=set(rows),

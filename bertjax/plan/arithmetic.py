@@ -73,7 +73,7 @@ def estimate(
     """Estimates one phase; with `num_microbatches` 0 takes the smallest number that fits.
 
     Args:
-      config: with `model.dtype` resolved.
+      config: with `model` resolved.
       phase: to estimate.
       sizes: of the mesh's axes.
       hbm_bytes: memory of one chip.

@@ -20,7 +20,7 @@ class RunPlan:
     """Memory, arithmetic and speed of a recipe on a topology.
 
     Attributes:
-      config: the recipe, its dtype resolved.
+      config: the recipe, its model resolved.
       target: the topology.
       phases: memory, arithmetic, collectives and bound of each phase.
       advice: for each phase that does not fit, settings that would.

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bertjax import models
 from bertjax.config import Config, ModelConfig, Phase
-from bertjax.models import check_backend, compute_dtype
 from bertjax.objectives.objective import abstract_batch, make_objective
 from bertjax.plan import collectives, hlo, work
 from bertjax.plan.topology import Target
@@ -46,13 +46,14 @@ class Program:
 
 
 def resolve_model(config: Config, target: Target) -> ModelConfig:
-    """The model with the dtype that training would compute in on the target."""
-    check_backend(config.model, target.backend, target.num_chips)
-    return dataclasses.replace(config.model, dtype=compute_dtype(config.model, target.backend))
+    """The model as training would compute it on the target."""
+    model = models.resolve_model(config.model, target.backend)
+    models.check_backend(model, target.backend, target.num_chips)
+    return model
 
 
 def make_state(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of the training state; `config.model.dtype` must be resolved."""
+    """Shapes and shardings of the training state; `config.model` must be resolved."""
     return abstract_state(config.model, make_optimizer(config.optimizer, config.total_steps), mesh)
 
 
@@ -60,7 +61,7 @@ def compile_phase(config: Config, phase: Phase, mesh: Mesh, memory: int | None) 
     """Compiles the step that `bertjax.train` would run in the phase.
 
     Args:
-      config: with `model.dtype` resolved.
+      config: with `model` resolved.
       phase: to compile.
       mesh: of the devices that the program is for.
       memory: bytes available to a program on one device; None = ask the device.

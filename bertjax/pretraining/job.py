@@ -37,7 +37,7 @@ class Pretraining:
         """Opens the stores.
 
         Args:
-          config: with `model.dtype` resolved.
+          config: with `model` resolved.
           workdir: of the run.
           mesh: of the devices that compute.
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from bertjax.config import Config, ConfigError, Phase
 from bertjax.flops import peak_flops
 from bertjax.models.layers import product_precision
+from bertjax.models.rounded_product import speed_of_rounding
 from bertjax.objectives.objective import Objective, make_objective
 from bertjax.parallel.compile_once import compile_once
 from bertjax.parallel.sharding import replicated
@@ -69,7 +70,7 @@ def compile_train_step(
     that the memory seldom decides and runs are alike.
 
     Args:
-      config: of the run, with `model.dtype` resolved.
+      config: of the run, with `model` resolved.
       phase: has the rows of a batch and their length.
       objective: what the step minimises.
       optimizer: what the step updates with.
@@ -258,6 +259,8 @@ def estimate_step_seconds(config: Config, phase: Phase, mesh: Mesh) -> tuple[flo
     source = f"the peak of {device.device_kind}"
     if rate is None:
         rate = _matmul_flops_here(config.model.dtype)
+        if config.model.factors == "bfloat16":
+            rate *= max(1.0, speed_of_rounding())
         source = "the rate of a matrix product timed here"
         if device.platform == "cpu":  # simulated devices share the cores that were timed
             rate /= len(mesh.local_devices)

@@ -26,7 +26,7 @@ from bertjax.config import Config
 from bertjax.config.checks import validate
 from bertjax.errors import EXIT_FAILED, BertjaxError
 from bertjax.flops import mfu
-from bertjax.models import check_backend, compute_dtype
+from bertjax.models import check_backend, resolve_model
 from bertjax.objectives.objective import abstract_batch
 from bertjax.parallel import distributed
 from bertjax.parallel.sharding import check_fits_mesh, make_mesh, replicated
@@ -81,7 +81,7 @@ def run(
       config: the recipe.
       workdir: folder of checkpoints, tokenizer, metrics, curves and summary; made if missing. A
         path, or gs://BUCKET/FOLDER.
-      open_job: (config with `model.dtype` resolved, workdir, mesh) -> what to train.
+      open_job: (config with `model` resolved, workdir, mesh) -> what to train.
       optimizer: instead of the one that `config.optimizer` describes; to resume, give it again.
       shares_programs: whether later runs of this process may need the same train step with other
         learning rates: it is then compiled once (see `rate_table`).
@@ -110,6 +110,8 @@ def run(
     place = open_workdir(workdir)
     mesh = make_mesh(config.mesh)
     check_fits_mesh(config, mesh)
+    resolved = with_resolved_model(config)
+    check_backend(resolved.model, jax.default_backend(), jax.device_count())
     # One process holds the lock for all of them: they share the workdir.
     writes = jax.process_index() == 0
     lock = lock_workdir(place.path) if writes else contextlib.nullcontext()
@@ -117,7 +119,7 @@ def run(
     try:
         with PreemptionGuard(deferred=several) as guard, lock, jax.set_mesh(mesh):
             distributed.check_shared(place.path)
-            job = open_job(with_dtype(config), place, mesh)
+            job = open_job(resolved, place, mesh)
             distributed.check_alike(job.fingerprints)
             keep = config.checkpoint.keep
             with (
@@ -162,10 +164,9 @@ def run(
         return TrainingResult(place.path, 0, {}, preempted=True, state=None)
 
 
-def with_dtype(config: Config) -> Config:
-    """The configuration with the dtype that "auto" means on these devices."""
-    dtype = compute_dtype(config.model, jax.default_backend())
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+def with_resolved_model(config: Config) -> Config:
+    """The configuration with what "auto" in `config.model` means on these devices."""
+    return dataclasses.replace(config, model=resolve_model(config.model, jax.default_backend()))
 
 
 class _Trainer:
@@ -184,8 +185,7 @@ class _Trainer:
     ):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.job, self.checkpoints = job, checkpoints
-        self.resolved = with_dtype(config)
-        check_backend(config.model, jax.default_backend(), jax.device_count())
+        self.resolved = with_resolved_model(config)
         self.model = self.resolved.model
         self.phases = Phases(config)
         self.row_flops = [job.objective.row_flops(phase) for phase in config.resolved_phases()]
@@ -221,6 +221,8 @@ class _Trainer:
             jax.devices()[0].device_kind,
             " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         )
+        if config.model.attention == "auto":
+            _LOG.info("config.model.attention = 'auto' is %r here", self.model.attention)
         if jax.default_backend() == "gpu" and "deterministic_ops" not in os.environ.get(
             "XLA_FLAGS", ""
         ):

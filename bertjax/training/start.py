@@ -106,7 +106,7 @@ def start(
 
     Args:
       config: the recipe.
-      model: `config.model` with its dtype resolved.
+      model: `config.model`, resolved.
       source: what must be as it was for the run to resume.
       optimizer: whose state is restored or initialized.
       checkpoints: of the run.

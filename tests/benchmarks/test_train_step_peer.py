@@ -94,9 +94,12 @@ def test_operations_are_those_that_torch_counts(batch, logits):
 def test_contenders_take_steps_of_one_model(batch):
     """In turns: each sees what the other learned, and says which logits it computes."""
     contenders = train_step_peer.make_contenders(
-        NO_DROPOUT, batch, train_step.LOGITS, compiled=False
+        NO_DROPOUT, batch, train_step.LOGITS, train_step.DTYPES, compiled=False
     )
-    assert [*contenders] == [train_step.PEER + logits for logits in train_step.LOGITS]
-    assert [c.settings["mlm_logits"] for c in contenders.values()] == [*train_step.LOGITS]
-    losses = [c.run(1) for _ in range(8) for c in contenders.values()]
+    names = [train_step.PEER + logits for logits in train_step.LOGITS]
+    assert [*contenders] == names + [f"{name}, bfloat16" for name in names]
+    assert [c.settings["mlm_logits"] for c in contenders.values()] == 2 * [*train_step.LOGITS]
+    dtypes = [c.settings["dtype"] for c in contenders.values()]
+    assert dtypes == 2 * ["float32"] + 2 * ["bfloat16 autocast"]
+    losses = [c.run(1) for _ in range(4) for c in contenders.values()]
     assert losses == sorted(losses, reverse=True)

@@ -36,10 +36,11 @@ def test_shares_and_ratios_are_of_the_operations_and_times_of_each():
                 "bertjax, xla": run([1.0, 2.0, 3.0], 20.0),
                 "transformers, all": run([2.0, 6.0, 7.0], 60.0),
                 "transformers, masked": run([1.5, 4.0, 5.0], 21.0, tokens=500),
+                "transformers, masked, bfloat16": run([1.0, 1.0], 21.0),
             },
         }
     )
-    ours, all_, masked = result["runs"].values()
+    ours, all_, masked, _ = result["runs"].values()
     assert (ours["mfu_of_peak"], ours["share_of_measured_matmul"]) == (0.2, 0.4)
     assert (all_["mfu_of_peak"], all_["share_of_measured_matmul"]) == (0.3, 0.6)
     assert (masked["mfu_of_peak"], masked["share_of_measured_matmul"]) == (0.14, 0.28)
@@ -56,6 +57,7 @@ def test_shares_and_ratios_are_of_the_operations_and_times_of_each():
         "bertjax, xla",
         "transformers, compiled, all positions",
         "transformers, compiled, masked positions",
+        "transformers, compiled, masked positions, bfloat16",
     ]
     assert cells[0][-2:] == ("2.00 (3.00)", "3.00 (4.00)")
 

@@ -100,7 +100,8 @@ def test_the_warmup_ends_before_the_decay_begins():
 # and, where it may change, marked in schema.py.
 MAY_CHANGE = """
 num_steps init_from continue_from num_microbatches profile
-model.dtype model.scan_layers model.attention model.layer_norm model.activation_layout model.remat
+model.dtype model.factors model.scan_layers model.attention model.layer_norm
+model.activation_layout model.remat
 data.store data.stores data.eval_store data.num_threads data.prefetch_batches
 mesh.data mesh.fsdp mesh.tensor
 checkpoint.every_steps checkpoint.every_minutes checkpoint.keep

@@ -372,7 +372,7 @@ def test_dtype_is_resolved_by_the_caller():
     assert compute_dtype(config, "gpu") == compute_dtype(config, "tpu") == "bfloat16"
     assert compute_dtype(dataclasses.replace(config, dtype="bfloat16"), "cpu") == "bfloat16"
     ids = jnp.zeros((1, 4), jnp.int32)
-    with pytest.raises(ValueError, match=r"dtype is 'auto'.*compute_dtype"):
+    with pytest.raises(ValueError, match=r"dtype is 'auto'.*resolve_model"):
         jax.eval_shape(
             BertEncoder(config).apply, {"params": abstract_params(config)}, ids, ids, ids
         )

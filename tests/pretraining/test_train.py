@@ -533,6 +533,24 @@ def test_a_run_of_a_version_whose_held_out_rows_had_the_masks_of_training(
     assert "do not compare with those before" in caplog.text
 
 
+@pytest.mark.slow
+def test_with_rounded_factors_and_auto_a_run_is_the_plain_one_but_for_rounding(
+    store, whole_run, tmp_path, caplog
+):
+    workdir = tmp_path / "run"
+    with caplog.at_level(logging.INFO, "bertjax"):
+        pretrain(micro(store, num_steps=9, model__attention="auto"), workdir)
+        assert "config.model.attention = 'auto' is 'xla' here" in caplog.text
+        assert computed(workdir) == computed(whole_run)[: len(read(workdir))]
+        rounded = micro(store, model__factors="bfloat16", model__attention="auto")
+        pretrain(rounded, workdir)
+    assert "config.model.factors changed since the checkpoint: 'compute', now" in caplog.text
+    assert "times as fast as float32 on this processor" in caplog.text
+    ours, theirs = (read(folder)[9]["loss"] for folder in (workdir, whole_run))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours != theirs
+
+
 def test_two_runs_on_one_workdir_are_refused(store, tmp_path):
     with loop.lock_workdir(tmp_path), pytest.raises(WorkdirInUseError, match="is in use by"):
         pretrain(micro(store), tmp_path)
