@@ -135,6 +135,11 @@ def _check_products(config: ModelConfig, backend: str) -> None:
             f"found config.model.dtype = {config.dtype!r}: set config.model.factors=compute, or "
             "config.model.dtype=float32"
         )
+    if config.attention == "pallas":
+        raise ConfigError(
+            f"config.model.factors = {config.factors!r} is for CPUs, and config.model.attention = "
+            "'pallas' has kernels for GPUs and TPUs: set config.model.attention=xla"
+        )
     speed = speed_of_rounding()
     text, *values = (
         "config.model.factors = %r: products with rounded factors run %.2f times as fast as "

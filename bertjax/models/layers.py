@@ -105,7 +105,7 @@ def dense(
       kernel_axes: for a layer of the encoder, the logical axes of its kernel, which it gathers.
       finish: (product, bias) -> output, see `Dense`.
     """
-    multiply = _product(config)
+    multiply = rounded_product if config.factors == "bfloat16" else jax.lax.dot_general
     if kernel_axes:
         multiply = multiply_gathered(kernel_axes, multiply, prevent_cse=not config.scan_layers)
     return Dense(
@@ -174,11 +174,6 @@ wide_product.defvjp(
 )
 
 
-def _product(config: ModelConfig) -> Callable[..., jax.Array]:
-    """In place of `jax.lax.dot_general`."""
-    return rounded_product if config.factors == "bfloat16" else jax.lax.dot_general
-
-
 def joint_dense(
     config: ModelConfig,
     x: jax.Array,
@@ -207,7 +202,7 @@ def joint_dense(
     join = jnp.stack if is_split(RULES[kernel_axes[1]]) else jnp.concatenate
     kernel, bias = join(kernels, axis=1), join(biases, axis=0)
     axes = [kernel_axes[0], *[None] * bias.ndim]
-    multiply = multiply_gathered(axes, _product(config), prevent_cse=not config.scan_layers)
+    multiply = multiply_gathered(axes, jax.lax.dot_general, prevent_cse=not config.scan_layers)
     product = _add_bias(_times_kernel(x, kernel, config.dtype, multiply), bias)
     return product.reshape(*x.shape[:-1], len(names), features)
 

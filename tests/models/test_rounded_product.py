@@ -177,6 +177,8 @@ def test_other_devices_and_dtypes_are_refused_by_name():
                 resolve_model(dataclasses.replace(ROUNDED, dtype="auto"), backend), backend, 1
             )
     both = dataclasses.replace(ROUNDED, dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"'pallas' has kernels .*: set .*attention=xla"):
+        check_backend(dataclasses.replace(ROUNDED, attention="pallas"), "cpu", 1)
     with pytest.raises(ConfigError, match=r"found config\.model\.dtype = 'bfloat16': set"):
         check_backend(both, "cpu", 1)
 
