@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 from benchmarks.harness import Benchmark  # noqa: E402
 from bertjax.config import (  # noqa: E402
     Direction,
+    LookupGradient,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -63,6 +64,7 @@ class Run:
     scan_layers: bool
     num_microbatches: int = 1
     direction: Direction = "bidirectional"  # left_to_right learns the next token
+    lookup_gradient: LookupGradient = "scatter"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +102,10 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     ((2, 2, 2), 1),
                 )
             ),
+            *(
+                Run(mesh, "bert_adamw", True, parts, lookup_gradient="sorted")
+                for mesh, parts in (((8, 1, 1), 1), ((4, 1, 2), 2), ((1, 8, 1), 2), ((2, 2, 2), 2))
+            ),
         ]
     else:
         runs = [
@@ -129,7 +135,12 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     """Trains and says how it went."""
-    model = dataclasses.replace(model, scan_layers=run.scan_layers, direction=run.direction)
+    model = dataclasses.replace(
+        model,
+        scan_layers=run.scan_layers,
+        direction=run.direction,
+        lookup_gradient=run.lookup_gradient,
+    )
     if run.direction == "left_to_right":
         model = dataclasses.replace(model, head="causal", next_sentence=False, pooler=False)
     mesh = make_mesh(MeshConfig(*run.mesh), jax.devices()[: int(np.prod(run.mesh))])

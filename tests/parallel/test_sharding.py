@@ -74,7 +74,7 @@ def test_meshes_and_microbatches_give_the_same_losses():
     )
     assert result.returncode == 0, result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(runs) == 13
+    assert len(runs) == 17
     for run in runs:
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
@@ -84,10 +84,14 @@ def test_meshes_and_microbatches_give_the_same_losses():
 
 
 @pytest.mark.slow
-def test_a_step_moves_only_what_its_mesh_asks_for():
+@pytest.mark.parametrize("lookup_gradient", ["scatter", "sorted"])
+def test_a_step_moves_only_what_its_mesh_asks_for(lookup_gradient):
     """Data-parallel steps add gradients up; fsdp gathers parameters; nothing goes all to all."""
     result = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", COLLECTIVES, lookup_gradient],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     data, fsdp, tensor, all_three = (set(line.split()) for line in result.stdout.splitlines())
@@ -99,7 +103,7 @@ def test_a_step_moves_only_what_its_mesh_asks_for():
 
 
 COLLECTIVES = """
-import functools, re
+import functools, re, sys
 from benchmarks import meshes
 import jax
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
@@ -111,7 +115,7 @@ from bertjax.training.step import train_step
 
 model = ModelConfig(
     vocab_size=99, hidden_size=32, num_layers=2, num_heads=8, intermediate_size=64,
-    max_positions=16, dtype="float32", scan_layers=True,
+    max_positions=16, dtype="float32", scan_layers=True, lookup_gradient=sys.argv[1],
 )
 optimizer = make_optimizer(OptimizerConfig(), 100)
 objective = make_objective(model)
