@@ -49,6 +49,7 @@ NO_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 KERNELS, PINNED = "--set=attention=pallas", "--set=activation_layout=row_major"
 NORM = "--set=layer_norm=pallas"
+SORTED = "--set=lookup_gradient=sorted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,23 @@ def leases() -> dict[int, tuple[Part, ...]]:
             against="base_both",
         ),
         profile,
+        Part(
+            "lookup_checked",
+            "lookup_gradient",
+            seconds=25,
+            prediction="sorted: the same to the bit, off by 3e-7; 0.3 to 0.8 ms more",
+        ),
+        # Without flags: the same program takes the same kernels, which earlier parts have chosen.
+        variant(
+            "base_sorted_lookup",
+            base,
+            KERNELS,
+            SORTED,
+            "--repeat",
+            seconds=50,
+            prediction="0.3 to 0.8 ms more; the same to the bit without a flag",
+            against="base",
+        ),
         variant(
             "base_deterministic",
             base,
@@ -528,6 +546,12 @@ def in_words(name: str, result: Any) -> list[str]:
         differ = len(result["steps_that_differ"])
         return [
             f"{differ} of {result['steps_compared']} steps differ, {len(result['kills'])} kills"
+        ]
+    if name == "lookup_checked":
+        return [
+            f"{path}: {1e3 * x['seconds']:.3f} ms, off by {x['largest_error']:.1e}, "
+            f"{'the same' if x['same_to_the_bit'] else 'not the same'} to the bit"
+            for path, x in result["paths"].items()
         ]
     if isinstance(result, dict):  # of attention_kernel, by chip
         return [

@@ -387,6 +387,15 @@ class MeshConfig:
         at_least=1,
         values=_FILLS,
     )
+    shard_optimizer: bool = setting(
+        False,
+        "Split the optimizer's state and update over data, too: each device updates its part of "
+        "the parameters, and all gather them (docs/design/mesh.md).",
+    )
+
+    def axes(self) -> dict[str, int]:
+        """Devices by axis."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclasses.dataclass(slots=True)

@@ -15,7 +15,9 @@ from bertjax.models.bert import Embeddings
 from bertjax.models.lookup import add_rows_by_id, look_up
 
 WIDTH = 4
-SORTED = ModelConfig(vocab_size=211, hidden_size=WIDTH, num_heads=1, dtype="float32", lookup_gradient="sorted")
+SORTED = ModelConfig(
+    vocab_size=211, hidden_size=WIDTH, num_heads=1, dtype="float32", lookup_gradient="sorted"
+)
 SCATTER = dataclasses.replace(SORTED, lookup_gradient="scatter")
 RNG = np.random.default_rng(0)
 IDS = {
