@@ -8,8 +8,8 @@ adds up the runs inside blocks by products:
     ids        7 7 3 | 9 3 7   ->  sorted  3 3 7 | 7 7 9
     in blocks  (3: 2 rows) (7: 1 row) | (7: 2 rows) (9: 1 row)
 
-A run that lies inside its block is complete. The first and the last run of a block may reach into the
-next block. They are a sorted list again, of two entries per block, and are added up in the same
+A run that lies inside its block is complete. The first and the last run of a block may reach into
+the next block. They are a sorted list again, of two entries per block, and are added up in the same
 way. In the end each row of the table is written once.
 """
 
