@@ -5,7 +5,7 @@
     python -m benchmarks.gpu_variants --lease=1 --compile     # for an H100, without owning one
 
 Lease 1 asks which switches help: kernels checked, rates of the device, BASE as it is and with
-each switch, a profile, exactness, LARGE, fine-tuning. Lease 2 times the best of them on every
+each switch, a profile, exactness, LARGE. Lease 2 times the best of them on every
 shape, beside transformers, and kills and resumes a run. The best is the fastest of BASE in
 benchmarks/results/gpu_variants_lease1.json, or without that file all switches that are predicted
 to help. Each part is a process of its own, so that each has the memory to itself; steps that are
