@@ -33,6 +33,7 @@ import numpy as np  # noqa: E402
 from benchmarks.harness import Benchmark  # noqa: E402
 from bertjax.config import (  # noqa: E402
     Direction,
+    LookupGradient,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -63,6 +64,8 @@ class Run:
     scan_layers: bool
     num_microbatches: int = 1
     direction: Direction = "bidirectional"  # left_to_right learns the next token
+    lookup_gradient: LookupGradient = "scatter"
+    shard_optimizer: bool = False
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +103,14 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     ((2, 2, 2), 1),
                 )
             ),
+            *(
+                Run(mesh, "bert_adamw", True, parts, lookup_gradient="sorted")
+                for mesh, parts in (((8, 1, 1), 1), ((4, 1, 2), 2), ((1, 8, 1), 2), ((2, 2, 2), 2))
+            ),
+            Run((2, 1, 1), "lamb", True, shard_optimizer=True),
+            Run((4, 1, 1), "lamb", True, shard_optimizer=True),
+            Run((8, 1, 1), "bert_adamw", True, 2, shard_optimizer=True),
+            Run((2, 2, 2), "bert_adamw", True, shard_optimizer=True),
         ]
     else:
         runs = [
@@ -129,10 +140,17 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     """Trains and says how it went."""
-    model = dataclasses.replace(model, scan_layers=run.scan_layers, direction=run.direction)
+    model = dataclasses.replace(
+        model,
+        scan_layers=run.scan_layers,
+        direction=run.direction,
+        lookup_gradient=run.lookup_gradient,
+    )
     if run.direction == "left_to_right":
         model = dataclasses.replace(model, head="causal", next_sentence=False, pooler=False)
-    mesh = make_mesh(MeshConfig(*run.mesh), jax.devices()[: int(np.prod(run.mesh))])
+    mesh = make_mesh(
+        MeshConfig(*run.mesh, run.shard_optimizer), jax.devices()[: int(np.prod(run.mesh))]
+    )
     # A rate at which the loss falls smoothly: a larger one makes rounding grow from step to step.
     config = OptimizerConfig(name=run.optimizer, learning_rate=2e-3, warmup_steps=2)
     optimizer = make_optimizer(config, 100)
@@ -140,17 +158,24 @@ def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
     params = init_params(model, 0)
     placed = jax.device_put(params, parameter_shardings(params, mesh))
     opt_state = optimizer.transformation.init(placed)
+    shardings = state_shardings(opt_state, placed, mesh, run.shard_optimizer)
     state = TrainState(
         step=jax.device_put(jnp.int32(0), replicated(mesh)),
         params=placed,
-        opt_state=jax.device_put(opt_state, state_shardings(opt_state, placed, mesh)),
+        opt_state=jax.device_put(opt_state, shardings),
     )
     batch = jax.device_put(make_batch(model.vocab_size), row_sharding(mesh))
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     losses = []
     with jax.set_mesh(mesh):
         step = jax.jit(
-            functools.partial(train_step, objective, optimizer, run.num_microbatches),
+            functools.partial(
+                train_step,
+                objective,
+                optimizer,
+                run.num_microbatches,
+                shard_optimizer=run.shard_optimizer,
+            ),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated(mesh)),
         )
@@ -166,6 +191,7 @@ def measure(run: Run, model: ModelConfig, steps: int) -> dict[str, Any]:
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "sharded_share": sharded_share(state.params),
+        "sharded_share_of_optimizer": sharded_share(state.opt_state),
         "rematerialised": "Involuntary full rematerialization" in "".join(messages),
         "compile_seconds": round(seconds, 1),
     }

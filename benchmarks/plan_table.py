@@ -21,9 +21,11 @@ from benchmarks.harness import RESULTS, Benchmark, Contents, Record, read_conten
 
 RESULT = RESULTS / "plan.json"
 FSDP = "--config.mesh.data=1 --config.mesh.fsdp=16"
+SPLIT = "--config.mesh.shard_optimizer=true"
 # recipe, phase (0 = length 128, 1 = length 512), topology, slices, other flags
 ROWS: list[tuple[str, int, str, int, str]] = [
     ("base", 0, "v5e:4x4", 1, ""),
+    ("base", 0, "v5e:4x4", 1, SPLIT),
     ("base", 1, "v5e:4x4", 1, ""),
     ("large", 1, "v5e:4x4", 1, ""),
     ("base", 0, "v6e:4x4", 1, ""),

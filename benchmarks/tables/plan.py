@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import read_contents
-from benchmarks.plan_table import COMMANDS, RESULT, command
+from benchmarks.plan_table import COMMANDS, RESULT, SPLIT, command
 
 BEFORE = RESULT.with_name("plan_before.json")  # of earlier steps, with the commit of each
 UNROLLED = "2026-11-24T11:47"  # commit b006613
@@ -46,7 +46,8 @@ def row(result: dict[str, Any]) -> str:
         str(phase["max_length"]),
         result["topology"] + slices,
         str(result["chips"]),
-        " x ".join(str(size) for size in phase["mesh"].values()),
+        " x ".join(str(size) for size in phase["mesh"].values())
+        + ", optimizer split" * (SPLIT in command(result)),
         str(phase["num_microbatches"]),
         f"{phase['peak_bytes_per_chip'] / 1e9:.2f} of {phase['hbm_bytes_per_chip'] / 1e9:.2f}",
         "yes" if phase["fits"] else f"no, {missing:.2f} GB too much; would: {would}",

@@ -1,7 +1,5 @@
 """Checks of a configuration that need neither devices nor data."""
 
-import dataclasses
-
 from bertjax.config import (
     Config,
     ConfigError,
@@ -68,7 +66,7 @@ def validate(config: Config) -> None:
     )
     _require_positions("config.eval", config.eval.max_length, model)
     _validate_phases(config)
-    axes = dataclasses.asdict(config.mesh)
+    axes = config.mesh.axes()
     _require(
         list(axes.values()).count(-1) <= 1,
         f"config.mesh = {axes}: only one axis can be -1 (filled with the remaining devices)",

@@ -24,6 +24,7 @@ Attention = Literal["xla", "auto", "pallas", "rows"]
 Direction = Literal["bidirectional", "left_to_right"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Gelu = Literal["tanh", "erf"]
+LookupGradient = Literal["scatter", "sorted"]
 Masking = Literal["token", "whole_word", "span"]
 MASKINGS: tuple[Masking, ...] = typing.get_args(Masking)
 DecayShape = Literal["linear", "1-sqrt"]
@@ -181,6 +182,15 @@ class ModelConfig:
         values={
             "compiler": "the compiler chooses",
             "row_major": "pinned to [b, t, d], for GPUs",
+        },
+        may_change=True,
+    )
+    lookup_gradient: LookupGradient = setting(
+        "scatter",
+        "How the gradients of the word table, and of the positions of packed rows, are added up.",
+        values={
+            "scatter": "as the compiler does; on GPUs in an order that changes from run to run",
+            "sorted": "in the order of the sorted ids, the same in every run",
         },
         may_change=True,
     )
@@ -377,6 +387,15 @@ class MeshConfig:
         at_least=1,
         values=_FILLS,
     )
+    shard_optimizer: bool = setting(
+        False,
+        "Split the optimizer's state and update over data, too: each device updates its part of "
+        "the parameters, and all gather them (docs/design/mesh.md).",
+    )
+
+    def axes(self) -> dict[str, int]:
+        """Devices by axis."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclasses.dataclass(slots=True)

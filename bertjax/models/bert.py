@@ -20,6 +20,7 @@ from bertjax.models.attention import SelfAttention
 from bertjax.models.dropout import dropout, split_row_keys
 from bertjax.models.layer_norm import LayerNorm, ResidualNorm
 from bertjax.models.layers import dense, dense_gelu, hidden_rows, truncated_normal
+from bertjax.models.lookup import look_up
 from bertjax.models.visibility import Visibility
 from bertjax.parallel.partition import path_name
 from bertjax.parameters import line_of
@@ -68,11 +69,11 @@ class Embeddings(nn.Module):
             )
         # The lookups stay in float32, so that gradients of a frequent token's row add up in float32
         # with any compute dtype.
-        x = jnp.take(self.word.embedding, input_ids, axis=0)
+        x = look_up(self.config, self.word.embedding, input_ids)
         if position_ids is None:
             x += self.position.embedding[:length]
         else:
-            x += jnp.take(self.position.embedding, position_ids, axis=0)
+            x += look_up(self.config, self.position.embedding, position_ids)
         # A product with a one-hot matrix: with a gather, the gradient of two table rows would be a
         # scatter of all tokens onto two rows. HIGHEST keeps the product exact.
         types = jax.nn.one_hot(token_type_ids, self.config.num_token_types, dtype=x.dtype)

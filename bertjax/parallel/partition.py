@@ -63,6 +63,52 @@ def parameter_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int
     return PartitionSpec(*spec)
 
 
+def update_spec(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:
+    """The sharding of the parameter at `path` in its update, if that is split over `data` (ZeRO-1).
+
+    The first dimension that is whole between steps, and that `data` divides, is split. Without one
+    each device updates the whole parameter.
+
+    Raises:
+      ValueError: as `logical_axes`.
+    """
+    spec = [*parameter_spec(path, shape, mesh_sizes)]
+    dimension = _update_dimension(path, shape, mesh_sizes)
+    if dimension >= 0:
+        spec[dimension] = "data"
+    return PartitionSpec(*spec)
+
+
+def _update_dimension(path: str, shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> int:
+    """The dimension that `data` splits in the update; -1 = none."""
+    spec = parameter_spec(path, shape, mesh_sizes)
+    for i, axis in enumerate(spec):
+        whole = axis is None or mesh_sizes[axis] == 1
+        if whole and shape[i] % mesh_sizes["data"] == 0:
+            return i
+    return -1
+
+
+def split_update(tree: Any) -> Any:
+    """Constrains gradients, or parameters, to the split of `update_spec`.
+
+    What is computed of them is split then. Norms stay those of whole tensors: the compiler adds
+    them up over the parts.
+
+    Args:
+      tree: of all parameters.
+    """
+    sizes = _mesh_sizes()
+    if sizes is None or sizes["data"] == 1:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.lax.with_sharding_constraint(
+            x, update_spec(path_name(path), x.shape, sizes)
+        ),
+        tree,
+    )
+
+
 def gather_params(params: Any) -> Any:
     """Gathers parameters outside the layers for a step: whole over `fsdp`.
 
@@ -183,15 +229,18 @@ def _on_each_device(
     return call
 
 
-def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def sum_over_data(
+    function: Callable[[Any, Any], Any], scatter_gradients: bool = False
+) -> Callable[[Any, Any], Any]:
     """Makes each part of `data` run `function` on its own rows, and sums the results once.
 
     For gradients that add up in a loop: the compiler alone would sum them over all devices in each
     iteration.
 
     Args:
-      function: (parameters, tree of rows [n, b, ...]) -> tree of sums over the rows. Inside it
-        there is no axis `data`, and the other axes are as outside.
+      function: (parameters, tree of rows [n, b, ...]) -> (gradients, tree of other sums over the
+        rows). Inside it there is no axis `data`, and the other axes are as outside.
+      scatter_gradients: leave each device its part of the gradients' sum, see `update_spec`.
     """
 
     def call(params: Any, rows: Any) -> Any:
@@ -199,10 +248,27 @@ def sum_over_data(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
         # With all three axes XLA's partitioner aborts (jax 0.10.2), so the compiler decides then.
         if sizes is None or sizes["data"] == 1 or min(sizes["fsdp"], sizes["tensor"]) > 1:
             return function(params, rows)
+        dimensions = jax.tree_util.tree_map_with_path(
+            lambda path, x: (
+                _update_dimension(path_name(path), x.shape, sizes) if scatter_gradients else -1
+            ),
+            params,
+        )
+
+        def add(gradient: jax.Array, dimension: int) -> Any:
+            if dimension < 0:
+                return jax.lax.psum(gradient, "data")
+            return jax.lax.psum_scatter(gradient, "data", scatter_dimension=dimension, tiled=True)
+
+        def run(params: Any, rows: Any) -> Any:
+            gradients, others = function(params, rows)
+            return jax.tree.map(add, gradients, dimensions), jax.lax.psum(others, "data")
+
+        spec = jax.tree.map(lambda i: PartitionSpec(*[None] * i, *["data"] * (i >= 0)), dimensions)
         return jax.shard_map(
-            lambda params, rows: jax.lax.psum(function(params, rows), "data"),
+            run,
             in_specs=(PartitionSpec(), PartitionSpec(None, "data")),
-            out_specs=PartitionSpec(),
+            out_specs=(spec, PartitionSpec()),
             axis_names={"data"},
             check_vma=False,  # with it the gradients of each iteration would be summed
         )(params, rows)

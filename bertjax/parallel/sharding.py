@@ -5,7 +5,6 @@ With several slices, each takes its part of `data`, the axis that communicates l
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertjax.config import Config, ConfigError, MeshConfig
-from bertjax.parallel.partition import AXES, ROWS, parameter_spec, path_name
+from bertjax.parallel.partition import AXES, ROWS, parameter_spec, path_name, update_spec
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -27,7 +26,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         divide `data`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
+    sizes = config.axes()
     fixed = math.prod(size for size in sizes.values() if size != -1)
     shape = [len(devices) // fixed if sizes[axis] == -1 else sizes[axis] for axis in AXES]
     if math.prod(shape) != len(devices):
@@ -88,18 +87,20 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, params: Any, mesh: Mesh, shard_optimizer: bool = False) -> Any:
     """Returns a tree like an optimizer state with a `NamedSharding` at each leaf.
 
-    An array with a parameter's shape, and a path that ends with the parameter's, has its sharding.
-    All others are whole on each device: counts, and the row and column means of factored moments,
-    which are as small as biases.
+    An array with a parameter's shape, and a path that ends with the parameter's, has its sharding,
+    or with `shard_optimizer` that of its update. All others are whole on each device: counts, and
+    the row and column means of factored moments, which are as small as biases.
 
     Args:
       state: the optimizer state for `params`: arrays or shapes, in any structure.
       params: nested dicts of arrays or shapes.
       mesh: with the axes of `partition.AXES`.
+      shard_optimizer: whether the state is split over `data`, too.
     """
+    spec = update_spec if shard_optimizer else parameter_spec
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -107,7 +108,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
         for i in range(len(words)):
             name = "/".join(words[i:])
             if shapes.get(name) == leaf.shape:
-                return NamedSharding(mesh, parameter_spec(name, leaf.shape, dict(mesh.shape)))
+                return NamedSharding(mesh, spec(name, leaf.shape, dict(mesh.shape)))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, state)

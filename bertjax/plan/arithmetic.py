@@ -16,7 +16,6 @@ from jax.sharding import AbstractMesh
 
 from bertjax.config import Config, ConfigError, MeshConfig, Phase
 from bertjax.objectives.objective import make_objective
-from bertjax.parallel.partition import AXES
 from bertjax.parallel.sharding import check_fits_mesh
 from bertjax.parameters import shapes
 from bertjax.plan.collectives import Collective
@@ -51,7 +50,7 @@ def mesh_sizes(config: MeshConfig, num_chips: int, num_slices: int = 1) -> dict[
       ConfigError: the axes do not multiply to the number of chips, or `data` does not divide over
         the slices.
     """
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = config.axes()
     fixed = math.prod(size for size in sizes.values() if size != -1)
     filled = {axis: num_chips // fixed if size == -1 else size for axis, size in sizes.items()}
     if math.prod(filled.values()) != num_chips:
@@ -138,7 +137,11 @@ def _collectives(
     whole = shard * sizes["fsdp"]
     add("all-gather", "fsdp", 2 * parts, whole)
     add("reduce-scatter", "fsdp", parts, whole)
-    add("all-reduce", "data", parts, shard)
+    if config.mesh.shard_optimizer:
+        add("reduce-scatter", "data", parts, shard)
+        add("all-gather", "data", 1, shard_bytes)  # the new parameters, in float32
+    else:
+        add("all-reduce", "data", parts, shard)
     rows = phase.global_batch_size // (sizes["data"] * sizes["fsdp"])
     layer = rows / parts * phase.max_length * config.model.hidden_size * itemsize
     passes = 6 if config.model.remat == "layer" else 4  # two sublayers, forward and backward
@@ -152,5 +155,6 @@ def _state_bytes(config: Config, mesh: Any) -> tuple[int, int]:
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
         for path, shape in shapes(config.model).items()
     }
-    state = lay_out_state(params, make_optimizer(config.optimizer, config.total_steps), mesh)
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    state = lay_out_state(params, optimizer, mesh, config.mesh.shard_optimizer)
     return bytes_a_device(state.params), bytes_a_device(state)

@@ -54,7 +54,8 @@ def resolve_model(config: Config, target: Target) -> ModelConfig:
 
 def make_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the training state; `config.model` must be resolved."""
-    return abstract_state(config.model, make_optimizer(config.optimizer, config.total_steps), mesh)
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    return abstract_state(config.model, optimizer, mesh, config.mesh.shard_optimizer)
 
 
 def compile_phase(config: Config, phase: Phase, mesh: Mesh, memory: int | None) -> Program:
@@ -107,7 +108,9 @@ def read_program(
         flops=work.matmul_flops(module),
         hbm_bytes=work.memory_bytes(module),
         collectives=found,
-        checks=check_program(module, found, mesh, len(read), len(set(slices)))
+        checks=check_program(
+            module, found, mesh, len(read), len(set(slices)), config.mesh.shard_optimizer
+        )
         | check_activations(module, mesh, rows, phase, config.model, shapes),
         num_microbatches=num_microbatches,
         compile_seconds=compile_seconds,
@@ -120,6 +123,7 @@ def check_program(
     mesh: Mesh,
     num_state_arrays: int,
     num_slices: int = 1,
+    shard_optimizer: bool = False,
 ) -> dict[str, bool | str]:
     """Checks of a step's state and collectives: see docs/design/plan.md.
 
@@ -130,6 +134,7 @@ def check_program(
       num_state_arrays: number of the first arguments, which the step may overwrite.
       num_slices: with several, an all-reduce has three stages: scatter inside each slice, reduce
         between slices, gather again.
+      shard_optimizer: whether the update is split over `data`.
 
     Returns:
       Name -> True, or what was found instead.
@@ -153,7 +158,7 @@ def check_program(
         checks["fsdp gathers parameters and scatters gradients"] = (
             not absent or f"the compiler left no {' and no '.join(sorted(absent))}"
         )
-    elif mesh.shape["tensor"] == 1:
+    elif mesh.shape["tensor"] == 1 and not (shard_optimizer and mesh.shape["data"] > 1):
         others = kinds - {"all-reduce"}
         if num_slices > 1:
             others -= {"reduce-scatter", "all-gather"}

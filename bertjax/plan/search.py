@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ class Layout:
         return (
             f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
             f"--config.mesh.tensor={mesh.tensor} --config.model.remat={self.config.model.remat}"
+            + " --config.mesh.shard_optimizer=true"
+            * mesh.shard_optimizer
         )
 
 
@@ -108,17 +111,18 @@ class SearchResult:
             f"{recipe} on {self.target.name}{slices}: {self.target.num_chips} x "
             f"{self.target.device_kind}; {len(self.layouts)} layouts, {self.refused} more do not "
             "divide",
-            f"{'data x fsdp x tensor':<22}{'remat':<11}{'microbatches':<14}{'GB/chip':<11}"
-            f"{'bound, h':<10}{'limit':<10}source",
+            f"{'data x fsdp x tensor':<22}{'optimizer':<11}{'remat':<11}{'microbatches':<14}"
+            f"{'GB/chip':<11}{'bound, h':<10}{'limit':<10}source",
         ]
         for layout in self.layouts[:_SHOWN]:
             sizes = " x ".join(str(size) for size in layout.plans[0].mesh.values())
+            optimizer = "split" if layout.config.mesh.shard_optimizer else "whole"
             parts = ", ".join(str(plan.num_microbatches) for plan in layout.plans)
             peak = max(plan.peak_bytes for plan in layout.plans) / 1e9
             limits = {plan.roofline.limit for plan in layout.plans if plan.roofline}
             hours = f"{layout.seconds / 3600:.2f}" if math.isfinite(layout.seconds) else "-"
             lines.append(
-                f"{sizes:<22}{layout.config.model.remat:<11}{parts:<14}"
+                f"{sizes:<22}{optimizer:<11}{layout.config.model.remat:<11}{parts:<14}"
                 f"{peak:<11.2f}{hours if layout.fits else 'no fit':<10}"
                 f"{', '.join(sorted(limits)):<10}{layout.plans[0].source}"
             )
@@ -195,13 +199,11 @@ def _candidates(config: Config, target: Target) -> Iterator[Config]:
         for fsdp in range(1, in_slice // tensor + 1):
             if in_slice % (fsdp * tensor):
                 continue
-            mesh = MeshConfig(
-                data=in_slice // (fsdp * tensor) * target.num_slices, fsdp=fsdp, tensor=tensor
-            )
-            for remat in REMATS:
+            data = in_slice // (fsdp * tensor) * target.num_slices
+            for remat, split in itertools.product(REMATS, (False, True) if data > 1 else (False,)):
                 yield dataclasses.replace(
                     config,
-                    mesh=mesh,
+                    mesh=MeshConfig(data, fsdp, tensor, split),
                     num_microbatches=0,
                     model=dataclasses.replace(config.model, remat=remat),
                 )
@@ -219,4 +221,5 @@ def _rank(layout: Layout) -> tuple[float, ...]:
         REMATS.index(layout.config.model.remat),
         max(plan.num_microbatches for plan in layout.plans),
         mesh.fsdp,
+        mesh.shard_optimizer,
     )

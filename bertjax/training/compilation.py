@@ -130,6 +130,7 @@ def compile_train_step(
     while True:
         parts = candidates[0]
         started = time.monotonic()
+        settings: Any = {"shard_optimizer": config.mesh.shard_optimizer}
         jit = functools.partial(
             jax.jit,
             out_shardings=(jax.tree.map(lambda x: x.sharding, abstract_state), replicated(mesh)),
@@ -137,10 +138,12 @@ def compile_train_step(
         compiled = None
         try:
             if rates is None:
-                step = functools.partial(train_step, objective, optimizer, parts)
+                step = functools.partial(train_step, objective, optimizer, parts, **settings)
                 compiled = jit(step, donate_argnums=0).lower(abstract_state, batch, key).compile()
             else:
-                step = functools.partial(_tabled_train_step, objective, optimizer, parts)
+                step = functools.partial(
+                    _tabled_train_step, objective, optimizer, parts, **settings
+                )
                 lowered = jit(step, donate_argnums=1).lower(rates, abstract_state, batch, key)
                 compiled = compile_once(lowered, mesh)
             needed = sum(program_bytes(compiled).values()) + waiting
@@ -184,11 +187,12 @@ def _tabled_train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    **settings: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """`train_step` with the learning rates of a table."""
     assert optimizer.with_schedule is not None
     tabled = optimizer.with_schedule(lambda step: rates[step])
-    return train_step(objective, tabled, num_microbatches, state, batch, key)
+    return train_step(objective, tabled, num_microbatches, state, batch, key, **settings)
 
 
 def _does_not_fit(phase: Phase, rows: int, needed: int, memory: int, parts: int) -> DoesNotFitError:

@@ -51,6 +51,7 @@ from bertjax.training.preemption import Preempted, PreemptionGuard, wait_until_r
 from bertjax.training.result import TrainingResult
 from bertjax.training.since_logged import SinceLogged
 from bertjax.training.start import abstract_state, devices_in_words, progress_record, start
+from bertjax.training.step import TrainState
 from bertjax.training.workdir import Workdir, open_workdir
 from bertjax.version import __version__
 from bertjax.weights.bertjax_checkpoint import workdir_of
@@ -365,7 +366,7 @@ class _Trainer:
             step_function, parts = self._compile_phase(index, memory, before)
             first_step = self.continued.step if self.continued else 0
             if self.step == first_step:  # found out now, and not after days
-                state = abstract_state(self.model, self.optimizer, self.mesh)
+                state = self._abstract_state()
                 for later in range(index + 1, self.phases.index(self.config.last_step - 1) + 1):
                     phase = self.phases[later]
                     batch = abstract_batch(self.job.objective, phase, self.mesh)
@@ -378,6 +379,11 @@ class _Trainer:
             )
         self.num_microbatches[index] = parts
         return step_function
+
+    def _abstract_state(self) -> TrainState:
+        return abstract_state(
+            self.model, self.optimizer, self.mesh, self.config.mesh.shard_optimizer
+        )
 
     def _memory_bytes(self) -> int:
         """Memory of a device that the run may use; what its state takes already is part of it."""
@@ -395,7 +401,7 @@ class _Trainer:
             phase,
             self.job.objective,
             self.optimizer,
-            abstract_state(self.model, self.optimizer, self.mesh),
+            self._abstract_state(),
             abstract_batch(self.job.objective, phase, self.mesh),
             self.mesh,
             memory,

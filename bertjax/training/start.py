@@ -117,7 +117,7 @@ def start(
       ConfigError: the workdir's run, or the steps of `continue_from`, had other settings or another
         store; `init_from` is another model or has another vocabulary.
     """
-    abstract = abstract_state(model, optimizer, mesh)
+    abstract = abstract_state(model, optimizer, mesh, config.mesh.shard_optimizer)
     newest, continued = checkpoints.latest(), None
     if newest is None and config.continue_from:
         newest = continued = _open_continued(config.continue_from)
@@ -165,18 +165,22 @@ def start(
     return Start(state, 0.0, {}, {}, 0)
 
 
-def abstract_state(model: ModelConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: ModelConfig, optimizer: Optimizer, mesh: Mesh, shard_optimizer: bool = False
+) -> TrainState:
     """A state of `jax.ShapeDtypeStruct` with shardings; allocates nothing."""
-    return lay_out_state(abstract_params(model), optimizer, mesh)
+    return lay_out_state(abstract_params(model), optimizer, mesh, shard_optimizer)
 
 
-def lay_out_state(params: Any, optimizer: Optimizer, mesh: Any) -> TrainState:
+def lay_out_state(
+    params: Any, optimizer: Optimizer, mesh: Any, shard_optimizer: bool = False
+) -> TrainState:
     """The same, from the parameters' shapes: nested dicts, or one dict by path."""
     opt_state = jax.eval_shape(optimizer.transformation.init, params)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
         params=with_shardings(params, mesh),
-        opt_state=_lay_out(opt_state, state_shardings(opt_state, params, mesh)),
+        opt_state=_lay_out(opt_state, state_shardings(opt_state, params, mesh, shard_optimizer)),
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from bertjax.objectives.objective import Objective, Sums, is_packed
-from bertjax.parallel.partition import ROWS, constrain, sum_over_data
+from bertjax.parallel.partition import ROWS, constrain, split_update, sum_over_data
 from bertjax.training.optimizer import Optimizer
 
 Tree = Any  # nested dicts of arrays
@@ -40,6 +40,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    shard_optimizer: bool = False,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One update on one global batch.
 
@@ -56,6 +57,8 @@ def train_step(
       state: before the update.
       batch: arrays whose first dimension is rows [b, ...].
       key: the run's key, the same at every step.
+      shard_optimizer: whether the update is split over `data` (Xu et al. 2020, "Automatic
+        Cross-Replica Sharding of Weight Update in Data-Parallel Training").
 
     Returns:
       The new state, and scalars of this step: `loss`, `learning_rate`, `grad_norm` (before
@@ -70,12 +73,17 @@ def train_step(
         return objective.loss(sums, denominators), sums
 
     gradient = jax.grad(loss_and_sums, has_aux=True)
-    if num_microbatches == 1:
+    if num_microbatches == 1 and not shard_optimizer:
         grads, sums = gradient(state.params, batch, row_keys)
     else:
         parts = jax.tree.map(functools.partial(_split_rows, num_microbatches), (batch, row_keys))
-        grads, sums = sum_over_data(functools.partial(_accumulate, gradient))(state.params, parts)
+        # Scattered by us: XLA alone would cut the products that make the gradients into loops.
+        add = sum_over_data(functools.partial(_accumulate, gradient), shard_optimizer)
+        grads, sums = add(state.params, parts)
 
+    if shard_optimizer:
+        # Gathered again by what reads the new parameters: the step's results are whole.
+        grads, state = split_update(grads), state._replace(params=split_update(state.params))
     state, info = apply_gradients(optimizer, state, grads)
     loss = objective.loss(sums, denominators)
     return state, {**info, "loss": loss, **_counts(batch), "sums": sums}
@@ -131,6 +139,8 @@ def _accumulate(gradient: Callable[..., Tree], params: Tree, parts: Tree) -> Tre
         return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
 
     first = jax.tree.map(lambda x: x[0], parts)
+    if len(jax.tree.leaves(parts)[0]) == 1:
+        return gradient(params, *first)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first)
     )

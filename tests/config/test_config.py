@@ -101,9 +101,9 @@ def test_the_warmup_ends_before_the_decay_begins():
 MAY_CHANGE = """
 num_steps init_from continue_from num_microbatches profile
 model.dtype model.factors model.scan_layers model.attention model.layer_norm
-model.activation_layout model.remat
+model.activation_layout model.remat model.lookup_gradient
 data.store data.stores data.eval_store data.num_threads data.prefetch_batches
-mesh.data mesh.fsdp mesh.tensor
+mesh.data mesh.fsdp mesh.tensor mesh.shard_optimizer
 checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 eval.every_steps eval.max_rows eval.mask_rate eval.masking eval.short_row_rate eval.max_length
 log.every_steps log.tensorboard

@@ -10,7 +10,13 @@ from bertjax.cli import recipes
 from bertjax.config import ConfigError, MeshConfig
 from bertjax.models import abstract_params
 from bertjax.parallel import sharding
-from bertjax.parallel.partition import gather_params, logical_axes, parameter_spec
+from bertjax.parallel.partition import (
+    AXES,
+    gather_params,
+    logical_axes,
+    parameter_spec,
+    update_spec,
+)
 from bertjax.parallel.sharding import make_mesh
 from bertjax.parameters import TABLE, line_of
 
@@ -63,6 +69,24 @@ def test_a_vocabulary_that_does_not_divide_is_whole_at_rest():
     assert spec == PartitionSpec("tensor", "fsdp")
 
 
+@pytest.mark.parametrize(
+    ("path", "shape", "sizes", "expected"),
+    [
+        ("encoder/layer_0/mlp/output/kernel", (64, 32), (4, 1, 1), ("data", "fsdp")),
+        ("encoder/layer_0/mlp/output/kernel", (64, 32), (4, 1, 2), ("tensor", "data")),
+        ("encoder/layer_0/mlp/output/kernel", (64, 32), (4, 2, 2), ("tensor", "fsdp")),
+        ("embeddings/word/embedding", (30_522, 32), (4, 1, 1), ("tensor", "data")),
+        ("mlm_head/output/bias", (30_522,), (4, 1, 1), ("tensor",)),
+        ("encoder/layer_0/mlp/output/bias", (32,), (4, 2, 2), ("data",)),
+    ],
+)
+def test_an_update_is_split_over_the_first_dimension_that_data_divides(
+    path, shape, sizes, expected
+):
+    sizes = dict(zip(AXES, sizes, strict=True))
+    assert update_spec(path, shape, sizes) == PartitionSpec(*expected)
+
+
 @pytest.mark.slow
 def test_meshes_and_microbatches_give_the_same_losses():
     """On 8 simulated devices: data, fsdp and tensor, dropout on, scanned, several parts and one."""
@@ -74,24 +98,33 @@ def test_meshes_and_microbatches_give_the_same_losses():
     )
     assert result.returncode == 0, result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(runs) == 13
+    assert len(runs) == 21
     for run in runs:
         assert run["last_loss"] < run["first_loss"] - 0.05, "it learns"
         assert run["largest_difference"] < 1e-5, run
         assert not run["rematerialised"], run
         # Under fsdp the rest are LayerNorm and biases; tensor alone keeps an odd vocabulary whole.
         assert run["sharded_share"] > 0.9 or run["mesh"][1] == 1, run
+        # All but the vocabulary of 99 and the two labels divide over `data`.
+        assert run["sharded_share_of_optimizer"] > 0.98 or not run["shard_optimizer"], run
 
 
 @pytest.mark.slow
-def test_a_step_moves_only_what_its_mesh_asks_for():
+@pytest.mark.parametrize(
+    ("lookup_gradient", "shard_optimizer"),
+    [("scatter", False), ("sorted", False), ("scatter", True)],
+)
+def test_a_step_moves_only_what_its_mesh_asks_for(lookup_gradient, shard_optimizer):
     """Data-parallel steps add gradients up; fsdp gathers parameters; nothing goes all to all."""
     result = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", COLLECTIVES, lookup_gradient, str(shard_optimizer)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     data, fsdp, tensor, all_three = (set(line.split()) for line in result.stdout.splitlines())
-    assert data == {"all-reduce"}
+    assert data - {"reduce-scatter"} == {"all-reduce", *["all-gather"] * shard_optimizer}
     # On CPU the compiler writes a reduce-scatter as an all-reduce.
     assert fsdp - {"reduce-scatter"} == {"all-gather", "all-reduce"}
     for kinds in (tensor, all_three):
@@ -99,7 +132,7 @@ def test_a_step_moves_only_what_its_mesh_asks_for():
 
 
 COLLECTIVES = """
-import functools, re
+import functools, re, sys
 from benchmarks import meshes
 import jax
 from bertjax.config import MeshConfig, ModelConfig, OptimizerConfig, Phase
@@ -111,18 +144,19 @@ from bertjax.training.step import train_step
 
 model = ModelConfig(
     vocab_size=99, hidden_size=32, num_layers=2, num_heads=8, intermediate_size=64,
-    max_positions=16, dtype="float32", scan_layers=True,
+    max_positions=16, dtype="float32", scan_layers=True, lookup_gradient=sys.argv[1],
 )
 optimizer = make_optimizer(OptimizerConfig(), 100)
 objective = make_objective(model)
+shard = sys.argv[2] == "True"
 for axes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
     mesh = sharding.make_mesh(MeshConfig(*axes), jax.devices())
     with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh)
+        state = abstract_state(model, optimizer, mesh, shard)
         whole = sharding.replicated(mesh)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
         step = jax.jit(
-            functools.partial(train_step, objective, optimizer, 2),
+            functools.partial(train_step, objective, optimizer, 2, shard_optimizer=shard),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
         )
         batch = abstract_batch(objective, Phase(1, 16, 16, 4), mesh)

@@ -377,7 +377,30 @@ def test_search_prefers_what_fits_and_is_faster():
     assert result.refused == 3  # 12 heads do not divide over tensor = 8, with any remat
     assert {plan.source for x in result.layouts for plan in x.plans} == {phase_plan.ARITHMETIC}
     assert "recommended: --config.mesh.data=" in result.to_text("base")
+    split = [x.config.mesh.shard_optimizer for x in result.layouts]
+    data = [x.config.mesh.data for x in result.layouts]
+    assert sum(split) == sum(x > 1 for x in data) / 2 > 0
+    assert all("--config.mesh.shard_optimizer=true" in x.flags for x in result.layouts[:1]) == (
+        result.layouts[0].config.mesh.shard_optimizer
+    )
     assert json.loads(json.dumps(result.to_json("base")))["recommended"]["flags"]
+
+
+def test_a_split_optimizer_takes_less_memory_and_other_collectives():
+    config = phase_plan.resolve(recipes.load_recipe("base"), gpu_target("a100:8"))
+    sizes, (phase, *_) = {"data": 8, "fsdp": 1, "tensor": 1}, config.resolved_phases()
+    whole = arithmetic.estimate(config, phase, sizes, 80 * 10**9)
+    config.mesh.shard_optimizer = True
+    split = arithmetic.estimate(config, phase, sizes, 80 * 10**9)
+    params = (whole.memory["arguments"] - 4) / 3  # two moments
+    saved = whole.memory["arguments"] - split.memory["arguments"]
+    # All but the vocabulary's bias and two outputs divide by 8.
+    assert saved == pytest.approx(2 * params * 7 / 8, rel=1e-3)
+    assert [(x.kind, x.axes) for x in whole.collectives] == [("all-reduce", ("data",))]
+    assert [(x.kind, x.axes) for x in split.collectives] == [
+        ("reduce-scatter", ("data",)),
+        ("all-gather", ("data",)),
+    ]
 
 
 def test_a_mesh_that_does_not_divide_is_refused():

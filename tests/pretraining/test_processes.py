@@ -106,11 +106,12 @@ def test_a_run_moves_from_eight_devices_to_four_to_one_to_two_processes(store, t
     run(store, staying, "--config.num_steps=20")
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     run(store, moving, *mesh, "--config.num_steps=5", devices=8)
-    run(store, moving, "--config.mesh.fsdp=4", "--config.num_steps=10", devices=4)
+    split = "--config.mesh.shard_optimizer=true"
+    run(store, moving, split, "--config.mesh.fsdp=2", "--config.num_steps=10", devices=4)
     run(store, moving, "--config.num_steps=15")
     # The tensor axis lies across the processes, so both read all rows of their group.
     mesh = ("--config.mesh.data=2", "--config.mesh.tensor=2")
-    run(store, moving, *mesh, "--config.num_steps=20", processes=2, devices=2)
+    run(store, moving, *mesh, split, "--config.num_steps=20", processes=2, devices=2)
     assert_same_run(moving, staying)
 
 
