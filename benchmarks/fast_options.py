@@ -2,8 +2,8 @@
 
     python -m benchmarks.fast_options --store=STORE --recipe=tiny --steps=50
 
-Off: plain attention, float32, scanned layers. On: attention by our kernels (interpreted where there is
-neither a TPU nor a GPU), bfloat16, unrolled layers. Each seed draws its own parameters, rows, masks and dropout, the
+Off: plain attention and LayerNorm, scattered lookups, float32, scanned layers. On: our kernels (interpreted where there is
+neither a TPU nor a GPU), sorted lookups, bfloat16, unrolled layers. Each seed draws its own parameters, rows, masks and dropout, the
 same for both. What the options change should be small beside what another seed does. Does not import
 TensorFlow, so that it runs where there is only JAX. Writes benchmarks/results/fast_options.json and .png.
 """  # noqa: E501
@@ -32,8 +32,20 @@ from bertjax.training.optimizer import make_optimizer
 from bertjax.training.step import TrainState, train_step
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "off": {"attention": "xla", "dtype": "float32", "scan_layers": True},
-    "on": {"attention": "pallas", "dtype": "bfloat16", "scan_layers": False},
+    "off": {
+        "attention": "xla",
+        "layer_norm": "xla",
+        "lookup_gradient": "scatter",
+        "dtype": "float32",
+        "scan_layers": True,
+    },
+    "on": {
+        "attention": "pallas",
+        "layer_norm": "pallas",
+        "lookup_gradient": "sorted",
+        "dtype": "bfloat16",
+        "scan_layers": False,
+    },
 }
 LAST = 10  # steps over which losses are compared
 
