@@ -8,7 +8,7 @@
     python -m experiments.direction page
 
 DATA is a folder with the corpora, tasks and BLiMP that README.md names. A part does what is missing
-and stops when its minutes are over; the same command goes on. Results are added to
+and stops when its minutes are over; the same command resumes it. Results are added to
 experiments/direction/results/SIZE.json as they come, and `page` makes README.md and its plots from
 them. `times` takes the time of a step of each arm, in turns: run it when nothing else runs.
 Exit codes: 0 the part is complete; 75 time is over or a signal came.
@@ -38,7 +38,7 @@ from benchmarks import blimp, harness
 from benchmarks.step_case import Runner
 from bertjax.config import ConfigError
 from bertjax.errors import EXIT_FINISHED, EXIT_PREEMPTED, EXIT_REFUSED, BertjaxError
-from bertjax.models import compute_dtype
+from bertjax.models import resolve_model
 from bertjax.reports.tracker import EVALS, SUMMARY, read_lines
 from experiments.direction import page
 from experiments.direction.arms import SIZES, Size, checkpoint_path, parts
@@ -254,9 +254,8 @@ def _times(size: Size, args: argparse.Namespace) -> bool:
 
 
 def _resolved(config: bertjax.Config) -> bertjax.Config:
-    """For `Runner`: with the dtype of this backend and one microbatch."""
-    dtype = compute_dtype(config.model, jax.default_backend())
-    model = dataclasses.replace(config.model, dtype=dtype)
+    """For `Runner`: with the model resolved for this backend, and one microbatch."""
+    model = resolve_model(config.model, jax.default_backend())
     return dataclasses.replace(config, model=model, num_microbatches=1)
 
 
