@@ -4,11 +4,11 @@
     python -m benchmarks.program_ceilings --topology=v5e:1x1      # for a TPU; needs libtpu
     python -m benchmarks.program_ceilings --update    # takes the present counts
 
-Compiles two layers of BASE with benchmarks.gpu_program or bertjax.plan, and compares with
-benchmarks/program_ceilings.json: a count may be 3 % larger, and ends with 1 if it is more. What
-raises a ceiling is a commit of its own that says why. A count that is 3 % smaller is said, so that
-the ceiling follows. Counts depend on the version of jax, which the file names; another one is
-compared, too, and said.
+Compiles two layers of BASE with benchmarks.gpu_program or bertjax.plan, and compares the counts
+with benchmarks/results/program_ceilings.json. The command ends with 1 if a count is more than 3 %
+above its ceiling. To raise a ceiling takes a commit of its own that says why. A count more than 3 %
+below is reported, so that the ceiling can be lowered. Counts depend on the version of jax, which
+the file names.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-FILE = Path(__file__).parent / "program_ceilings.json"
+from benchmarks.harness import Benchmark, UsageError, nested, read_contents
+
 ROOM = 0.03
 CASES, LAYERS = {"h100": "base:128:512", "tpu": "base:128:16"}, 2
 NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
@@ -83,49 +85,44 @@ def compare(
     return above, below
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compiles and compares, or updates."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.program_ceilings",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--topology", default="", help="of TPUs, such as v5e:1x1; else one H100")
     parser.add_argument("--update", action="store_true", help="take the present counts")
-    args = parser.parse_args(argv)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compiles and compares; with --update it yields the counts as ceilings."""
     chip = args.topology or "h100"
+    stored = read_contents(args.output) or {}
+    if not args.update and chip not in stored:
+        raise UsageError(f"{args.output} has no ceilings for {chip}; --update takes the counts")
     if args.topology:
         found = {name: compiled_for_tpu(chip, fields) for name, fields in TPU_CASES.items()}
     else:
         found = {name: compiled_for_h100(*case) for name, case in H100_CASES.items()}
-    stored = json.loads(FILE.read_text()) if FILE.exists() else {}
-    jax_version = version("jax")
+    for name, counts in found.items():
+        print(f"{name}: {', '.join(f'{count} {x:,g}' for count, x in counts.items())}")
     if args.update:
-        stored[chip] = {
-            "jax": jax_version,
-            "case": CASES.get(chip, CASES["tpu"]),
-            "layers": LAYERS,
-            "ceilings": found,
-        }
-        FILE.write_text(json.dumps(stored, indent=1) + "\n")
-        print(f"{FILE}: ceilings of {chip} are the present counts")
-        return 0
-    if chip not in stored:
-        print(f"{FILE} has no ceilings for {chip}; --update takes the present counts")
-        return 1
-    if stored[chip]["jax"] != jax_version:
-        print(f"the ceilings are of jax {stored[chip]['jax']}, this is jax {jax_version}")
+        case = CASES.get(chip, CASES["tpu"])
+        yield {"chip": chip, "case": case, "layers": LAYERS, "ceilings": found}
+        return
+    then, now = stored[chip]["versions"]["jax"], version("jax")
+    if then != now:
+        print(f"the ceilings are of jax {then}, this is jax {now}")
     failed = False
     for name, counts in found.items():
         above, below = compare(name, counts, stored[chip]["ceilings"][name])
-        print(f"{name}: {', '.join(f'{count} {x:,g}' for count, x in counts.items())}")
         for said in above:
             print(f"ABOVE ITS CEILING by more than {ROOM:.0%}: {said}")
         for said in below:
             print(f"below: {said}; --update lowers it")
         failed = failed or bool(above)
-    return int(failed)
+    if failed:
+        raise SystemExit("the program is larger than it was; see above")
 
+
+BENCHMARK = Benchmark(measure, "program_ceilings.json", options, device="none", keep=nested("chip"))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    BENCHMARK.main()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import program_ceilings
+from benchmarks.harness import RESULTS
 from benchmarks.step_case import step_config
 
 COUNTS = {"gigabytes": 40.0, "kernels": 300, "activation_transposes": 0}
@@ -26,20 +27,25 @@ def test_a_count_may_be_three_percent_larger(change, above, below):
 
 
 def test_ends_with_one_above_a_ceiling_and_update_takes_the_counts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(program_ceilings, "FILE", tmp_path / "ceilings.json")
     counts = dict(COUNTS)
     monkeypatch.setattr(program_ceilings, "compiled_for_h100", lambda *case: dict(counts))
-    assert program_ceilings.main([]) == 1
-    assert "no ceilings for h100; --update" in capsys.readouterr().out
-    assert program_ceilings.main(["--update"]) == 0
-    assert program_ceilings.main([]) == 0
+    output = f"--output={tmp_path / 'ceilings.json'}"
+    run = program_ceilings.BENCHMARK.main
+    with pytest.raises(SystemExit) as refused:
+        run([output])
+    assert refused.value.code == 2
+    assert "has no ceilings for h100; --update" in capsys.readouterr().err
+    run([output, "--update"])
+    run([output])
+    assert "ABOVE" not in capsys.readouterr().out
     counts["kernels"] = 400
-    assert program_ceilings.main([]) == 1
+    with pytest.raises(SystemExit, match="larger than it was"):
+        run([output])
     assert "ABOVE ITS CEILING by more than 3%" in capsys.readouterr().out
 
 
 def test_the_stored_ceilings_are_of_the_cases():
-    stored = json.loads(program_ceilings.FILE.read_text())
+    stored = json.loads((RESULTS / "program_ceilings.json").read_text())
     assert set(stored["h100"]["ceilings"]) == set(program_ceilings.H100_CASES)
     assert set(stored["v5e:1x1"]["ceilings"]) == set(program_ceilings.TPU_CASES)
     for fields, _ in program_ceilings.H100_CASES.values():
