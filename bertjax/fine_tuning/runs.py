@@ -262,6 +262,7 @@ def make_runs(
         head=task.head,
         num_labels=task.num_labels,
         pooler=HEADS[task.head].reads_pooled(their.next_sentence),
+        factors="compute",  # rounded factors are a matter of the processor that pre-trained
     )
     described = TaskConfig(
         name=task.name,

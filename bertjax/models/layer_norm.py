@@ -51,7 +51,7 @@ class ResidualNorm(LayerNorm):
     def __call__(  # type: ignore[override]
         self, x: jax.Array, y: jax.Array, row_keys: jax.Array | None
     ) -> jax.Array:
-        """Maps x and y, [b, t, d], to an array of their shape; `row_keys` are the dropout's."""
+        """Maps x and y [b, t, d] to an array of their shape; `row_keys` [b], None = no dropout."""
         config, rate = self.config, self.config.dropout_rate
         if config.layer_norm == "xla" or self.is_initializing():
             return super().__call__(x + dropout(y, rate, row_keys))
@@ -73,6 +73,9 @@ def normalise(
       x: [..., d].
       scale: float32 [d].
       bias: float32 [d].
+
+    Returns:
+      [..., d] in `dtype`.
     """
     return _forward(epsilon, dtype, x, scale, bias)[0]
 

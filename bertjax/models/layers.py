@@ -152,6 +152,14 @@ def wide_product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
     The gradient is rounded to the compute dtype, as any other factor. Otherwise both products of
     the backward pass would be of float32, for which GPUs take at least twice the time.
+
+    Args:
+      equation: of two factors, as for `jnp.einsum`.
+      x: the first factor.
+      y: the second one, in the dtype of x.
+
+    Returns:
+      The product, float32 or wider.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     precision = product_precision(x.dtype)
@@ -213,7 +221,7 @@ def dense_gelu(
     name: str | None = None,
     kernel_axes: tuple[str, str] | None = None,
 ) -> Dense:
-    """`dense` with GELU after it.
+    """`dense` with GELU after it; the arguments are those of `dense`.
 
     In 16 bits the backward pass keeps the product, and not its sum with the bias besides.
     """

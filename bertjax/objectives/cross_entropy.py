@@ -21,7 +21,7 @@ def weighted_sums(
     label is correct if no logit is larger than its own.
 
     Args:
-      logits: float32 [..., classes].
+      logits: float32 [..., classes], finite.
       labels: int32 [...].
       weights: float32 [...].
       at_once: whether to read the logits once, in both passes: for GPUs and TPUs. A CPU takes three

@@ -138,8 +138,9 @@ def _collectives(
     add("all-gather", "fsdp", 2 * parts, whole)
     add("reduce-scatter", "fsdp", parts, whole)
     if config.mesh.shard_optimizer:
-        add("reduce-scatter", "data", parts, shard)
-        add("all-gather", "data", 1, shard_bytes)  # the new parameters, in float32
+        # Gradients once, and the new parameters: both in float32.
+        add("reduce-scatter", "data", 1, shard_bytes)
+        add("all-gather", "data", 1, shard_bytes)
     else:
         add("all-reduce", "data", parts, shard)
     rows = phase.global_batch_size // (sizes["data"] * sizes["fsdp"])

@@ -51,8 +51,7 @@ class Layout:
         return (
             f"--config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
             f"--config.mesh.tensor={mesh.tensor} --config.model.remat={self.config.model.remat}"
-            + " --config.mesh.shard_optimizer=true"
-            * mesh.shard_optimizer
+            f" --config.mesh.shard_optimizer={str(mesh.shard_optimizer).lower()}"
         )
 
 

@@ -208,12 +208,13 @@ def test_a_row_of_padding_alone_stays_finite(params):
     assert all(np.isfinite(x).all() for x in logits)
 
 
-def all_equations(jaxpr):
-    """Those of the inner programs, too."""
+def equations(jaxpr, name=None):
+    """Every use of a primitive, or of all, in a program, those in its loops and kernels too."""
     for equation in jaxpr.eqns:
-        yield equation
+        if name in (None, equation.primitive.name):
+            yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from all_equations(inner)
+            yield from equations(inner, name)
 
 
 def test_wide_operations_are_float32_in_bfloat16(params):
@@ -221,7 +222,7 @@ def test_wide_operations_are_float32_in_bfloat16(params):
     inputs = [*make_inputs(), make_row_keys()]
     jaxpr = jax.make_jaxpr(BertForPreTraining(config).apply)({"params": params}, *inputs)
     dtypes: dict = {}
-    for equation in all_equations(jaxpr.jaxpr):
+    for equation in equations(jaxpr.jaxpr):
         dtypes.setdefault(equation.primitive.name, set()).update(
             str(variable.aval.dtype) for variable in equation.outvars
         )
@@ -296,8 +297,7 @@ def test_products_of_16_bits_have_16_bits_in_the_backward_pass():
     jaxpr = jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(x, y)
     products = [
         {str(variable.aval.dtype) for variable in equation.invars}
-        for equation in all_equations(jaxpr.jaxpr)
-        if equation.primitive.name == "dot_general"
+        for equation in equations(jaxpr.jaxpr, "dot_general")
     ]
     assert products == [{"bfloat16"}] * 3
 
@@ -578,6 +578,42 @@ def loss_function(config, inputs, row_keys):
     return loss
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"gelu": "erf", "scan_layers": True},
+        {"attention": "pallas", "layer_norm": "pallas"},
+    ],
+    ids=str,
+)
+def test_gradients_in_16_bits_are_those_of_float64_within_rounding(params, change):
+    """With dropout. The logits' products of the backward pass have factors of 16 bits."""
+    inputs, keys = make_inputs(), make_row_keys()
+    inputs[2] = jnp.ones_like(inputs[2])  # what padding attends to differs with the kernels
+    params = jax.tree.map(lambda x: x / 4, params)  # large kernels make large errors of each factor
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        exact = dataclasses.replace(SMALL, dtype="float64", gelu=change.get("gelu", SMALL.gelu))
+        expected = jax.device_get(jax.jit(jax.grad(loss_function(exact, inputs, keys)))(wide))
+    config = dataclasses.replace(SMALL, dtype="bfloat16", **change)
+    gradient = jax.grad(loss_function(config, inputs, keys))
+    ours = jax.device_get(jax.jit(gradient)(params))
+    whole = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(expected)))
+    for (path, found), theirs in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+    ):
+        error, size = np.linalg.norm(found - theirs), np.linalg.norm(theirs)
+        assert error < 0.05 * size + 1e-3 * whole, jax.tree_util.keystr(path)
+    logits = SMALL.vocab_size + -SMALL.vocab_size % 128
+    of_logits = [
+        {variable.aval.dtype.name for variable in equation.invars}
+        for equation in equations(jax.make_jaxpr(gradient)(params).jaxpr, "dot_general")
+        if any(logits in v.aval.shape for v in (*equation.invars, *equation.outvars))
+    ]
+    assert of_logits == [{"bfloat16"}] * 3
+
+
 @pytest.mark.slow
 def test_scan_and_remat_change_no_number(params):
     """In float64, where another mask bit would show and another order of sums does not."""
@@ -637,15 +673,6 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
     probabilities = 4 * 4 * SMALL.num_heads * 16 * 16 * 4  # layers, rows, heads, t, t, bytes
     assert none - attention > probabilities
     assert layer < attention - probabilities
-
-
-def equations(jaxpr, name):
-    """Every use of a primitive in a program, those in its loops and kernels too."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
-            yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner, name)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

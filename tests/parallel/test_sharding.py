@@ -124,7 +124,7 @@ def test_a_step_moves_only_what_its_mesh_asks_for(lookup_gradient, shard_optimiz
     )
     assert result.returncode == 0, result.stderr
     data, fsdp, tensor, all_three = (set(line.split()) for line in result.stdout.splitlines())
-    assert data - {"reduce-scatter"} == {"all-reduce", *["all-gather"] * shard_optimizer}
+    assert data == {"all-reduce", *["all-gather", "reduce-scatter"] * shard_optimizer}
     # On CPU the compiler writes a reduce-scatter as an all-reduce.
     assert fsdp - {"reduce-scatter"} == {"all-gather", "all-reduce"}
     for kinds in (tensor, all_three):

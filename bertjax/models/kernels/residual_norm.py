@@ -84,8 +84,9 @@ def residual_norm(
         dropout_rate, words = 0.0, jnp.zeros((b, 1, 2), jnp.uint32)
     else:
         words = jnp.stack(plane_words(row_keys, 1), axis=-1)
-    # Rows of a power of two of tokens: blocks of few tokens would have many partial sums.
-    more = ((0, 0), (0, -t % 16), (0, 0))
+    # Filled up to 16 tokens, since shorter blocks would write many partial sums, and long rows to
+    # 128, since a TPU holds a block in fast memory.
+    more = ((0, 0), (0, -t % (128 if t > 128 else 16)), (0, 0))
     padded = jnp.pad(x, more), jnp.pad(y, more)
     return _run(dropout_rate, epsilon, *padded, words, scale, bias)[:, :t]
 
