@@ -7,6 +7,7 @@ by hand.
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import json
 import math
@@ -259,12 +260,20 @@ def cost(size: Size, contents: Mapping[str, Any]) -> str:
 
 
 def plot(contents: Mapping[str, Any]) -> bytes:
+    """The picture of `draw`, PNG."""
+    target = io.BytesIO()
+    draw(contents).savefig(target, format="png", dpi=100)
+    return target.getvalue()
+
+
+def draw(contents: Mapping[str, Any]) -> Any:
     """A row of panels for each metric: against steps, predicted tokens and seconds.
 
     Bars are 95 % intervals of the means over the seeds; dots are the seeds.
-    """
-    import io
 
+    Returns:
+      A matplotlib Figure.
+    """
     from matplotlib.figure import Figure  # slow to import; a Figure has no global state
 
     found = points(contents)
@@ -276,14 +285,16 @@ def plot(contents: Mapping[str, Any]) -> bytes:
             for arm in ARMS:
                 own = [x for x in found if (x["metric"], x["arm"]) == (metric, arm)]
                 _line(panel, [x for x in own if x[axis] is not None], axis, arm)
+            # The dots decide: an interval of two seeds may be wider than the panel.
+            values = [x["value"] for x in found if x["metric"] == metric]
+            margin = 0.05 * (max(values) - min(values)) or 0.01
+            panel.set_ylim(min(values) - margin, max(values) + margin)
             panel.set_xlabel(label)
             panel.set_ylabel(METRICS[metric])
             panel.grid(alpha=0.3)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(ARMS), frameon=False)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=100)
-    return target.getvalue()
+    return figure
 
 
 def _line(panel: Any, own: Sequence[Mapping[str, Any]], axis: str, arm: str) -> None:
@@ -299,7 +310,6 @@ def _line(panel: Any, own: Sequence[Mapping[str, Any]], axis: str, arm: str) -> 
         [x[axis] for x in own], [x["value"] for x in own], ".", color=_COLOURS[arm], alpha=0.6
     )
     bars = [(at, one["interval"]) for at, one in zip(middle, found, strict=True) if one["interval"]]
-    limits = panel.get_ylim()
     panel.vlines(
         [at for at, _ in bars],
         [low for _, (low, _) in bars],
@@ -307,7 +317,6 @@ def _line(panel: Any, own: Sequence[Mapping[str, Any]], axis: str, arm: str) -> 
         color=_COLOURS[arm],
         alpha=0.3,
     )
-    panel.set_ylim(limits)  # an interval of two seeds may be wider than the panel
 
 
 def _picture(size: str, contents: Mapping[str, Any]) -> str:

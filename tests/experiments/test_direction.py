@@ -104,6 +104,17 @@ def test_a_page_is_made_of_any_results(tmp_path):
     assert text.count("Not run yet.") == 4
 
 
+def test_every_score_is_inside_its_panel():
+    panels = page.draw(results()).axes
+    assert len(panels) == 3
+    for panel in panels:
+        low, high = panel.get_ylim()
+        drawn = [y for line in panel.lines for y in line.get_ydata()]
+        assert len(drawn) == 4 + 8  # means and seeds
+        assert all(low < y < high for y in drawn)
+        assert high - low < 0.5  # intervals of two seeds are wider
+
+
 def test_seconds_are_steps_times_the_time_of_a_step():
     checkpoint = {"step": 1_600, "seconds": 999.0}
     assert page.seconds({}, "masked_15", checkpoint) == 999.0
