@@ -125,7 +125,8 @@ def test_stopped_and_continued_is_the_same_run(store, whole_runs, tmp_path, stop
     "options",
     [
         {"model__attention": "pallas", "model__dtype": "bfloat16", "data__packing_depth": 3}
-        | {"model__lookup_gradient": "sorted"},
+        | {"model__lookup_gradient": "sorted"}
+        | {"model__layer_norm": "pallas", "model__hidden_size": 64},
         {"model__scan_layers": True, "model__remat": "attention", "num_microbatches": 2},
     ],
 )
