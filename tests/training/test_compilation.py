@@ -33,9 +33,9 @@ def compile_step(rows, memory, monkeypatch, **changes):
     tried = []
     lower = compilation.train_step
 
-    def traced(objective, optimizer, parts, *arguments):
+    def traced(objective, optimizer, parts, *arguments, **settings):
         tried.append(parts)
-        return lower(objective, optimizer, parts, *arguments)
+        return lower(objective, optimizer, parts, *arguments, **settings)
 
     monkeypatch.setattr(compilation, "train_step", traced)
     with jax.set_mesh(mesh):
