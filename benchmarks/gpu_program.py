@@ -37,11 +37,11 @@ CASES = (
     ("minilm:384:32:span", "pallas"),
     ("minilm:384:32:span", "xla"),
 )
-NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 VARIANTS: tuple[tuple[tuple[str, ...], str], ...] = (  # fields of the model, flags of XLA
     (("activation_layout=compiler",), ""),
     (("activation_layout=row_major",), ""),
-    (("activation_layout=row_major", "layer_norm=pallas"), NO_TRITON),
+    (("activation_layout=row_major", "layer_norm=pallas"), NO_TRITON_GEMM),
 )
 
 

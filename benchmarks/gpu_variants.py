@@ -41,10 +41,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_program import NO_TRITON_GEMM
 from benchmarks.gpu_program import RESULT as PROGRAMS
 from benchmarks.harness import RESULTS, Benchmark, UsageError, device_elsewhere
 
-NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 NO_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer="
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 KERNELS, PINNED = "--set=attention=pallas", "--set=activation_layout=row_major"

@@ -24,16 +24,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_program import NO_TRITON_GEMM
 from benchmarks.harness import Benchmark, UsageError, nested, read_contents
 
 ROOM = 0.03
 CASES, LAYERS = {"h100": "base:128:512", "tpu": "base:128:16"}, 2
-NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 H100_CASES: dict[str, tuple[tuple[str, ...], str]] = {  # fields of the model, flags of XLA
     "attention kernels": (("attention=pallas", "activation_layout=row_major"), ""),
     "all kernels": (
         ("attention=pallas", "activation_layout=row_major", "layer_norm=pallas"),
-        NO_TRITON,
+        NO_TRITON_GEMM,
     ),
     "XLA's attention": (("activation_layout=row_major",), ""),
 }

@@ -1,9 +1,9 @@
 """Dropout, residual sum and LayerNorm as one kernel in each direction, in Pallas.
 
 Forward it reads x and y and writes their sum and the result; backward it reads the sum and the
-gradient and writes both gradients. What XLA makes of the same formulas reads and writes three times
-as much. The dropout mask is drawn again from `dropout.random_bits`, and kept nowhere. One source
-serves TPU (Mosaic) and GPU (Triton). docs/design/residual_norm.md derives the gradients.
+gradient and writes both gradients. The dropout mask is drawn again from `dropout.random_bits`, and
+kept nowhere. One source serves TPU (Mosaic) and GPU (Triton). docs/design/residual_norm.md derives
+the gradients.
 """
 
 from __future__ import annotations
